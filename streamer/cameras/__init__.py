@@ -1,0 +1,65 @@
+"""Cameras: one file a source, each imported only when it is chosen."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+
+class Camera(Protocol):
+    """A source of JPEG pictures at a rate of its own; opened by making it, closed by leaving `with`."""
+
+    def read(self) -> tuple[bytes, int]:
+        """Wait for the next picture.
+
+        Returns:
+            (JPEG, wall clock in ns since 1970 when it was captured)
+
+        Raises:
+            CameraError: there is none; the camera must be opened afresh.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def opener(source: str, *, name: str, size: tuple[int, int], fps: float, quality: int) -> Callable[[], Camera]:
+    """Import what a source needs, and return what opens it: to be called again whenever the camera has failed.
+
+    Args:
+        source: `picamera2`, `usb:N`, `file:PATH` or `pattern`.
+        name: shown on the test card.
+        size: (width, height) in pixels.
+        fps: frames per second that are wanted.
+        quality: of the JPEG, 1 to 100.
+
+    Returns:
+        A function that opens the camera, or raises CameraError.
+
+    Raises:
+        MissingExtraError: its library is not installed.
+    """
+    kind, _, argument = source.partition(":")
+    match kind:
+        case "picamera2":
+            from streamer.cameras.picamera2 import PiCamera
+
+            return partial(PiCamera, size, fps, quality)
+        case "usb":
+            from streamer.cameras.opencv import UsbCamera
+
+            return partial(UsbCamera, int(argument), size, fps, quality)
+        case "file":
+            from streamer.cameras.opencv import VideoFile
+
+            return partial(VideoFile, argument, size, fps, quality)
+        case _:
+            from streamer.cameras.pattern import Pattern
+
+            return partial(Pattern, name, size, fps, quality)

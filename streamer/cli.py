@@ -1,0 +1,498 @@
+"""The commands. Only this file prints, ends the process, handles signals and reads the environment."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import platform
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import streamer
+from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError
+from streamer.systemd import Notifier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import FrameType
+
+    from streamer.hub import Hub
+    from streamer.sender import Sender
+
+_USAGE = 2  # exit status for what the user can put right
+_FAILED = 1
+_LOOK_S = 1.0
+_DEMO_PORTS = range(8080, 8100)
+_log = logging.getLogger("streamer")
+
+
+class Signals:
+    """Turns SIGINT and SIGTERM into an event that the main thread waits for.
+
+    A `threading.Event` set by a handler can deadlock with its own wait; a pipe cannot.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._before: dict[signal.Signals, Any] = {}
+        self.caught = False
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._reader.close()
+        self._writer.close()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for at most `timeout_s` seconds; True when it is time to end."""
+        if not self.caught:
+            select.select([self._reader], [], [], timeout_s)
+        return self.caught
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self.caught = True
+
+
+def entry_point() -> None:
+    """Run the command line and end the process."""
+    sys.exit(main())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: without the program's name; by default those of the process.
+
+    Returns:
+        The exit status: 0 for done, 1 for failed, 2 for what the user can put right.
+    """
+    options = _parser().parse_args(arguments)
+    _set_up_logging()
+    try:
+        status: int = options.run(options)
+    except (ConfigError, MissingExtraError) as error:
+        return _complain(error, _USAGE)
+    except StreamerError as error:
+        return _complain(error, _FAILED)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read the output has gone; nothing is left to say it to, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    return status
+
+
+def _complain(error: StreamerError, status: int) -> int:
+    print(f"streamer: {error}", file=sys.stderr)
+    return status
+
+
+def _set_up_logging() -> None:
+    under_systemd = "JOURNAL_STREAM" in os.environ  # the journal has the time
+    form = "%(levelname)s: %(message)s" if under_systemd else "%(asctime)s %(levelname)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="streamer", description=streamer.__doc__)
+    parser.add_argument("--version", action="version", version=f"streamer {streamer.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    send = commands.add_parser("send", help="send a camera's pictures to a hub")
+    send.set_defaults(run=_send)
+    send.add_argument("--config", type=Path, metavar="FILE", help="YAML file; --print-config shows one with every key")
+    send.add_argument("--print-config", action="store_true", help="print the commented default file and end")
+    send.add_argument("--hub", action="append", dest="hubs", metavar="tcp://HOST:5555", help="again: a second choice")
+    send.add_argument("--publish", metavar="tcp://*:5555", help="instead of --hub: publish here, for subscribers")
+    send.add_argument("--name", help="the camera's name at the hub; this host's name by default")
+    send.add_argument("--camera", metavar="picamera2|usb:0|file:PATH|pattern")
+    send.add_argument("--size", metavar="640x480")
+    send.add_argument("--fps", metavar="30")
+    send.add_argument("--quality", metavar="85", help="of the JPEG, 1 to 100")
+
+    hub = commands.add_parser("hub", help="receive cameras, serve and show them")
+    hub.set_defaults(run=_hub)
+    hub.add_argument("--config", type=Path, metavar="FILE", help="YAML file; --print-config shows one with every key")
+    hub.add_argument("--print-config", action="store_true", help="print the commented default file and end")
+    hub.add_argument("--bind", metavar="tcp://*:5555", help="where senders connect to")
+    hub.add_argument(
+        "--subscribe", action="append", metavar="tcp://HOST:5555", help="a publishing sender, or again more"
+    )
+    hub.add_argument("--http", metavar="127.0.0.1:8080", help="where the page is served")
+    hub.add_argument("--display", metavar="none|windows", help="windows: one window a camera on this screen")
+
+    demo = commands.add_parser("demo", help="a hub and test cameras on this machine, no hardware needed")
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--cameras", type=int, default=8, metavar="8", help="how many, 1 to 64")
+    demo.add_argument("--display", choices=("none", "windows"), default="none")
+
+    status = commands.add_parser("status", help="print a table of a hub's cameras")
+    status.set_defaults(run=_status)
+    status.add_argument("names", nargs="*", metavar="NAME", help="only these cameras")
+    status.add_argument("--hub", default="http://127.0.0.1:8080", metavar="http://HOST:8080", help="the hub's page")
+    status.add_argument(
+        "--wait", type=float, metavar="SECONDS", help="until all are LIVE and moving; fail if not by then"
+    )
+    status.add_argument("--json", action="store_true", help="print the API's JSON instead of the table")
+    return parser
+
+
+# -- send
+
+
+def _send(options: argparse.Namespace) -> int:
+    from streamer import cameras
+    from streamer.config import SenderConfig, load, manual
+
+    if options.print_config:
+        print(manual(SenderConfig), end="")
+        return 0
+    flags = ("hubs", "publish", "name", "camera", "size", "fps", "quality")
+    config = load(SenderConfig, options.config, {flag: getattr(options, flag) for flag in flags})
+    if bool(config.hubs) == bool(config.publish):
+        place = f"{options.config}: hubs" if options.config else "--hub"
+        raise ConfigError(f"{place}: give a hub to send to, tcp://HOST:5555, or else an address to publish on")
+    name = config.name or socket.gethostname()
+    open_camera = cameras.opener(config.camera, name=name, size=config.size, fps=config.fps, quality=config.quality)
+
+    from streamer.sender import Feed, Sender
+
+    notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
+    with Signals() as signals, ExitStack() as open_parts:
+        open_parts.callback(notifier.close)
+        sender = Sender(
+            config.hubs,
+            name,
+            publish=config.publish,
+            in_flight_limit=config.in_flight_limit,
+            reply_timeout_s=config.reply_timeout_s,
+            every_s=1 / config.fps,
+        )
+        open_parts.callback(sender.close)
+        feed = Feed(open_camera, sender)
+        open_parts.callback(feed.close)
+        ready, pictures, turned = False, 0, 0.0
+        while not signals.wait(_LOOK_S if ready else 0.05):
+            failure = feed.failure or sender.failure
+            if failure:
+                raise CameraError(f"{name}: {type(failure).__name__}: {failure}")
+            # The watchdog is fed by pictures that move and a thread that goes round, never by the hub.
+            if feed.pictures > pictures and sender.turned > turned:
+                if not ready:
+                    notifier.ready()
+                    ready = True
+                notifier.watchdog()
+                pictures, turned = feed.pictures, sender.turned
+            if ready:
+                notifier.status(f"{pictures} pictures; " + (sender.statistics.hub or "no hub answers"))
+        notifier.stopping()
+    _summarise_sender(sender)
+    return 0
+
+
+def _summarise_sender(sender: Sender) -> None:
+    done = sender.statistics
+    print(f"{sender.name}: {done.frames} frames sent, {done.answered} answered, {done.dropped} dropped")
+    if done.last is None:
+        return
+    from streamer.codec import jpeg_size
+
+    width, height = jpeg_size(done.last)
+    rate = done.frames / done.elapsed_s if done.elapsed_s else 0.0
+    print(f"Last JPEG: {done.last.nbytes} bytes; last image: {width * height * 3} bytes ({width}x{height}), ", end="")
+    print(f"compression ratio {done.last.nbytes / (width * height * 3):.3f}")
+    print(f"Elapsed: {done.elapsed_s:.2f} s; {rate:.2f} frames/s")
+
+
+# -- hub
+
+
+def _hub(options: argparse.Namespace) -> int:
+    from streamer.config import HubConfig, load, manual
+
+    if options.print_config:
+        print(manual(HubConfig), end="")
+        return 0
+    flags = ("bind", "subscribe", "http", "display")
+    config = load(HubConfig, options.config, {flag: getattr(options, flag) for flag in flags})
+    if config.display == "windows" and platform.system() == "Linux" and not os.environ.get("DISPLAY"):
+        raise ConfigError("display: windows needs a screen, but DISPLAY is not set; run it on the desktop, or set none")
+
+    from streamer.hub import Hub
+    from streamer.wall import Wall
+
+    notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
+    with Signals() as signals, ExitStack() as open_parts:
+        open_parts.callback(notifier.close)
+        hub = Hub(
+            config.bind,
+            subscribe=config.subscribe,
+            cameras=config.cameras,
+            stale_after_s=config.stale_after_s,
+            gone_after_s=config.gone_after_s,
+        )
+        open_parts.callback(hub.close)
+        wall = Wall(hub, config.http.host, config.http.port)
+        open_parts.callback(wall.close)
+        print(f"hub: {hub.endpoint}", flush=True)
+        print(f"wall: {config.http._replace(port=wall.port).url}", flush=True)
+        notifier.ready()
+        fed = [hub.turned, wall.turned, 0.0]
+
+        def ended(timeout_s: float = 0.0) -> bool:
+            """Feed the watchdog while both loops go round; say whether it is time to end."""
+            if hub.failure:
+                raise StreamerError(f"the hub has failed: {hub.failure}")
+            now = time.monotonic()
+            if now - fed[2] >= _LOOK_S and hub.turned > fed[0] and wall.turned > fed[1]:
+                notifier.watchdog()
+                fed[:] = [hub.turned, wall.turned, now]
+            return signals.wait(timeout_s)
+
+        if config.display == "windows":
+            from streamer.windows import Windows
+
+            Windows(hub, config.cameras, rows=config.window_rows, width=config.window_width).run(ended)
+        else:
+            while not ended(_LOOK_S):
+                pass
+        notifier.stopping()
+    _summarise_hub(hub)
+    return 0
+
+
+def _summarise_hub(hub: Hub) -> None:
+    seen = [(status, frame) for status in hub.cameras() if (frame := hub.latest(status.name))]
+    frames, elapsed_s = sum(status.frames for status, _ in seen), hub.elapsed_s
+    rate = frames / elapsed_s if elapsed_s else 0.0
+    print(f"Frames received: {frames} from {len(seen)} cameras in {elapsed_s:.2f} s, {rate:.2f} frames/s")
+    head = (
+        "camera",
+        "frames",
+        "frames/s",
+        "dropped",
+        "lost",
+        "last payload",
+        "last image",
+        "compression ratio",
+    )
+    rows: list[tuple[str, ...]] = [head]
+    for status, frame in seen:
+        sent = len(frame.payload)
+        raw = frame.width * frame.height * 3 if frame.is_jpeg else sent
+        each = status.frames / elapsed_s if elapsed_s else 0.0
+        counts = str(status.frames), f"{each:.2f}", str(status.dropped), str(status.lost)
+        rows.append((status.name, *counts, f"{sent} bytes", f"{raw} bytes", f"{sent / raw:.3f}"))
+    if seen:
+        _print_table(rows)
+
+
+# -- demo
+
+
+def _demo(options: argparse.Namespace) -> int:
+    if not 1 <= options.cameras <= 64:
+        raise ConfigError(f"--cameras is {options.cameras}: it must be from 1 to 64")
+    names = [f"pi{number}" for number in range(1, options.cameras + 1)]
+    with Signals() as signals, ExitStack() as processes:
+        port = next((port for port in _DEMO_PORTS if _is_free(port)), 0)
+        arguments = ["--bind", "tcp://127.0.0.1:0", "--http", f"127.0.0.1:{port}", "--display", options.display]
+        hub = processes.enter_context(_Child("hub", *arguments))
+        endpoint, wall = hub.announced("hub: "), hub.announced("wall: ")
+        if not (endpoint and wall):
+            raise StreamerError("the demo's hub did not start; see above")
+        senders = [
+            processes.enter_context(_Child("send", "--hub", endpoint, "--name", name, "--camera", "pattern"))
+            for name in names
+        ]
+        processes.callback(_terminate, (hub, *senders))
+        print(f"{len(senders)} cameras are sending to {endpoint}", flush=True)
+        print(f"The wall: {wall}   (Ctrl-C ends it all)", flush=True)
+        while not signals.wait(_LOOK_S):
+            for child in (hub, *senders):
+                status = child.poll()
+                if child is hub and status == 0:  # somebody pressed q in a window
+                    return 0
+                if status is not None:
+                    raise StreamerError(f"the demo's '{child.command}' ended with status {status}; see above")
+    return 0
+
+
+class _Child:
+    """A command of this program as a process of its own, which never outlives this one."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.command = " ".join(arguments)
+        self._is_hub = arguments[0] == "hub"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "streamer", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if self._is_hub else subprocess.DEVNULL,
+            stderr=None if self._is_hub else subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # Ctrl-C is ours to pass on
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - there are no threads yet
+        )
+
+    def announced(self, prefix: str) -> str | None:
+        """Return what the process prints after `prefix` at the start of its next line."""
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        return line.removeprefix(prefix).strip() if line.startswith(prefix) else None
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def __enter__(self) -> _Child:
+        return self
+
+    def terminate(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+
+    def __exit__(self, *_: object) -> None:
+        self.terminate()
+        try:
+            rest, _ = self._process.communicate(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            rest, _ = self._process.communicate()
+        print(rest or "", end="")
+
+
+def _terminate(children: Iterable[_Child]) -> None:
+    """Tell all to end, so that they do so side by side."""
+    for child in children:
+        child.terminate()
+
+
+def _die_with_parent() -> None:
+    if platform.system() == "Linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+# -- status
+
+
+def _status(options: argparse.Namespace) -> int:
+    url = options.hub.rstrip("/") + "/api/cameras"
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--hub is {options.hub!r}: it must be the hub's page, as in http://hub:8080")
+    deadline = time.monotonic() + (options.wait or 0)
+    before: dict[str, int] = {}
+    while True:
+        rows, problem = _ask_hub(url)
+        if rows is not None and options.names:
+            known = {row["name"]: row for row in rows}
+            rows = [known.get(name) or _never_seen(name) for name in options.names]
+        moving = bool(rows) and all(
+            row["state"] == "LIVE" and before and row["frames"] > before.get(row["name"], 0) for row in rows or ()
+        )
+        if options.wait is None or moving or time.monotonic() >= deadline:
+            break
+        before = {row["name"]: row["frames"] for row in rows or ()}
+        time.sleep(0.5)
+    if rows is None:
+        raise StreamerError(problem)
+    if options.json:
+        print(json.dumps(rows))
+    else:
+        _print_cameras(rows)
+    return 0 if moving or options.wait is None else _FAILED
+
+
+def _never_seen(name: str) -> dict[str, Any]:
+    from streamer.presence import State, Status
+
+    row = Status(name, State.WAITING.value, 0.0, None, None, 0, 0, 0, None, None, 0.0, None)
+    return dict(vars(row))
+
+
+def _ask_hub(url: str) -> tuple[list[dict[str, Any]] | None, str]:
+    """Return the rows of the hub's table, or None and why there are none."""
+    # The hub is asked straight, whatever proxy the environment names.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=5) as answer:
+            return json.load(answer), ""
+    except (OSError, ValueError) as error:
+        return None, f"no hub answers at {url}: {getattr(error, 'reason', error)}"
+
+
+def _print_cameras(rows: Iterable[dict[str, Any]]) -> None:
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    head = (
+        "camera",
+        "state",
+        "fps",
+        "age s",
+        "latency ms",
+        "frames",
+        "dropped",
+        "lost",
+        "size",
+        "kB/s",
+        "address",
+    )
+    table: list[tuple[str, ...]] = [head]
+    for row in rows:
+        size = f"{row['width']}x{row['height']}" if row["width"] else "-"
+        table.append(
+            (
+                row["name"],
+                row["state"],
+                f"{row['fps']:.1f}",
+                number(row["age_s"], ".2f"),
+                number(row["latency_ms"], ".1f"),
+                str(row["frames"]),
+                str(row["dropped"]),
+                str(row["lost"]),
+                size,
+                f"{row['bytes_per_s'] / 1000:.0f}",
+                row["address"] or "-",
+            )
+        )
+    _print_table(table)
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows in aligned columns, the first one to the left and the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        cells[0] = row[0].ljust(widths[0])
+        print("  ".join(cells).rstrip())

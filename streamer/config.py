@@ -1,0 +1,254 @@
+"""YAML files and flags into frozen dataclasses; the commented files `sender.yml` and `hub.yml` here are the manual."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import yaml
+
+from streamer.errors import ConfigError
+from streamer.wire import is_camera_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+PORT = 5555
+_HOST = r"(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)"
+_CAMERA = re.compile(r"picamera2|pattern|usb:\d+|file:.+")
+Config = TypeVar("Config", bound="SenderConfig | HubConfig")
+
+
+class Size(NamedTuple):
+    """Of a picture, in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+class Address(NamedTuple):
+    """Where the hub's page listens."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """The address as a URL."""
+        return f"http://[{self.host}]:{self.port}/" if ":" in self.host else f"http://{self.host}:{self.port}/"
+
+
+def _number(low: float, high: float) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        if isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                value = None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    return check
+
+
+def _integer(low: int, high: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if isinstance(value, str) and value.isdecimal():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return check
+
+
+def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
+def _several(check: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    def check_all(value: Any) -> tuple[Any, ...]:
+        if value is None:
+            return ()
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(check(each) for each in values)
+
+    return check_all
+
+
+def _name(value: Any) -> str:
+    if not is_camera_name(value):
+        raise ValueError("1 to 64 letters, digits, dots, underscores or hyphens")
+    return str(value)
+
+
+def _size(value: Any) -> Size:
+    match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", str(value))
+    sides = [int(side) for side in match.groups()] if match else []
+    if not sides or any(side % 2 or not 16 <= side <= 8192 for side in sides):
+        raise ValueError("WIDTHxHEIGHT, even numbers from 16 to 8192, as in 640x480")
+    return Size(*sides)
+
+
+def _camera(value: Any) -> str:
+    if not isinstance(value, str) or not _CAMERA.fullmatch(value):
+        raise ValueError("picamera2, usb:N, file:PATH or pattern")
+    return value
+
+
+def _endpoint(host: str, example: str) -> Callable[[Any], str]:
+    pattern = re.compile(rf"tcp://{host}:(\d{{1,5}})|ipc://.+")
+
+    def check(value: Any) -> str:
+        match = pattern.fullmatch(value) if isinstance(value, str) else None
+        if match is None or (match[1] and not 1 <= int(match[1]) <= 65535):
+            raise ValueError(f"tcp://HOST:PORT with a port from 1 to 65535, as in {example}")
+        return str(value)
+
+    return check
+
+
+def _listener(value: Any) -> str:
+    # Port 0 is allowed: the system picks one.
+    match = re.fullmatch(rf"tcp://(?:\*|{_HOST}):(\d{{1,5}})|ipc://.+", value) if isinstance(value, str) else None
+    if match is None or (match[1] and int(match[1]) > 65535):
+        raise ValueError(f"tcp://ADDRESS:PORT with a port up to 65535, as in tcp://*:{PORT}")
+    return str(value)
+
+
+def _http(value: Any) -> Address:
+    match = re.fullmatch(r"(\[.+\]|[^:\s]+):(\d{1,5})", value) if isinstance(value, str) else None
+    try:
+        if match is None or int(match[2]) > 65535:
+            raise ValueError
+        host = match[1].strip("[]")
+        if host != "localhost":
+            ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError("ADDRESS:PORT of this machine, as in 127.0.0.1:8080 or 0.0.0.0:8080") from None
+    return Address(host, int(match[2]))
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(" or ".join(choices))
+        return str(value)
+
+    return check
+
+
+def _setting(check: Callable[[Any], Any], default: Any) -> Any:
+    return field(default=default, metadata={"check": check})
+
+
+@dataclass(frozen=True)
+class SenderConfig:
+    """What `streamer send` needs; each field is explained in `sender.yml`."""
+
+    name: str | None = _setting(_optional(_name), None)
+    hubs: tuple[str, ...] = _setting(_several(_endpoint(_HOST, f"tcp://hub:{PORT}")), ())
+    publish: str | None = _setting(_optional(_listener), None)
+    camera: str = _setting(_camera, "picamera2")
+    size: Size = _setting(_size, Size(640, 480))
+    fps: float = _setting(_number(0.1, 240), 30.0)
+    quality: int = _setting(_integer(1, 100), 85)
+    in_flight_limit: int = _setting(_integer(1, 16), 2)
+    reply_timeout_s: float = _setting(_number(0.1, 60), 1.0)
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """What `streamer hub` needs; each field is explained in `hub.yml`."""
+
+    bind: str = _setting(_listener, f"tcp://*:{PORT}")
+    subscribe: tuple[str, ...] = _setting(_several(_endpoint(_HOST, f"tcp://pi1:{PORT}")), ())
+    http: Address = _setting(_http, Address("127.0.0.1", 8080))
+    display: str = _setting(_one_of("none", "windows"), "none")
+    cameras: tuple[str, ...] = _setting(_several(_name), ())
+    stale_after_s: float = _setting(_number(0.5, 3600), 3.0)
+    gone_after_s: float = _setting(_number(1, 86400), 30.0)
+    window_rows: int = _setting(_integer(1, 16), 2)
+    window_width: int = _setting(_integer(64, 8192), 480)
+
+
+def load(cls: type[Config], path: Path | None, flags: Mapping[str, Any]) -> Config:
+    """Read a configuration.
+
+    Args:
+        cls: `SenderConfig` or `HubConfig`.
+        path: the YAML file; None for the defaults alone.
+        flags: values from the command line, which override the file's; None stands for a flag not given.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong; the text names file, line and key.
+    """
+    settings = {setting.name: setting.metadata["check"] for setting in fields(cls)}
+    values: dict[str, Any] = {}
+    for key, (value, place) in (_read(path) if path else {}).items():
+        if key not in settings:
+            near = difflib.get_close_matches(str(key), settings, 1, 0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"the keys are: {', '.join(settings)}"
+            raise ConfigError(f"{place}: unknown key '{key}'; {hint}")
+        values[key] = _checked(settings[key], value, f"{place}: {key}")
+    for key, value in flags.items():
+        if value is not None:
+            values[key] = _checked(settings[key], value, f"--{key.rstrip('s') if key == 'hubs' else key}")
+    config = cls(**values)
+    if isinstance(config, HubConfig) and config.gone_after_s <= config.stale_after_s:
+        raise ConfigError(
+            f"gone_after_s is {config.gone_after_s:g}: it must be greater than stale_after_s, {config.stale_after_s:g}"
+        )
+    return config
+
+
+def manual(cls: type[Config]) -> str:
+    """Return the commented default file of a configuration."""
+    return resources.files(__package__).joinpath("sender.yml" if cls is SenderConfig else "hub.yml").read_text()
+
+
+def _checked(check: Callable[[Any], Any], value: Any, place: str) -> Any:
+    try:
+        return check(value)
+    except ValueError as error:
+        raise ConfigError(f"{place} is {value!r}: it must be {error}") from error
+
+
+def _read(path: Path) -> dict[Any, tuple[Any, str]]:
+    """Read a YAML mapping: key to (value, place in the file)."""
+    loader = None
+    try:
+        loader = yaml.SafeLoader(path.read_text())
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{path}: must be a list of 'key: value' lines")
+        settings: dict[Any, tuple[Any, str]] = {}
+        for key_node, value_node in node.value:
+            place = f"{path}:{key_node.start_mark.line + 1}"
+            key = loader.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise ConfigError(f"{place}: the key {key!r} must be a word")
+            if key in settings:
+                raise ConfigError(f"{place}: the key '{key}' stands here a second time")
+            settings[key] = (loader.construct_object(value_node, deep=True), place)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        raise ConfigError(f"{place}: is not YAML: {getattr(error, 'problem', None) or error}") from error
+    finally:
+        if loader:
+            loader.dispose()
+    return settings

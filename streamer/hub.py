@@ -1,0 +1,245 @@
+"""The hub: receives every camera's frames in one thread, and keeps the newest of each for whoever looks.
+
+The hub is calm: it replies as soon as a frame is stored, always replies, never decodes or waits on the receiving
+thread, and counts what it refuses.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from streamer import wire
+from streamer.errors import TransportError, WireError
+from streamer.mailbox import Mailbox
+from streamer.presence import Presence, State
+from streamer.transport import Poller, Replier, Subscriber, Waker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from streamer.frame import Frame
+    from streamer.presence import Change, Status
+    from streamer.transport import Received
+
+_TICK_S = 0.25
+_TELL_S = 1.0
+# Messages taken before the clock is looked at and closing is noticed.
+_BATCH = 256
+_log = logging.getLogger(__name__)
+
+
+class Hub:
+    """Receives from any number of senders, ours and stock imagezmq ones, on one port.
+
+    Args:
+        bind: where senders connect to, `tcp://*:PORT`; None to only subscribe.
+        subscribe: publishing senders to connect to, `tcp://HOST:PORT`.
+        cameras: names that are shown as WAITING until they come.
+        stale_after_s: without a frame for so long a camera is STALE.
+        gone_after_s: without a frame for so long it is GONE.
+
+    Raises:
+        TransportError: `bind` cannot be bound, or an address is malformed.
+    """
+
+    def __init__(
+        self,
+        bind: str | None = "tcp://*:5555",
+        *,
+        subscribe: Iterable[str] = (),
+        cameras: Iterable[str] = (),
+        stale_after_s: float = 3.0,
+        gone_after_s: float = 30.0,
+    ) -> None:
+        self._presence = Presence(cameras, stale_after_s=stale_after_s, gone_after_s=gone_after_s)
+        self._lock = threading.Lock()  # of the presence table and the list of mailboxes
+        self._mailboxes: list[tuple[Mailbox[Frame], frozenset[str] | None]] = []
+        self._refused: Counter[tuple[str, str]] = Counter()
+        self._refused_told = time.monotonic()
+        self._closing = False
+        self._failure: Exception | None = None
+        self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
+        self._first = self._last = 0.0
+        self._waker = Waker()
+        self._replier = Replier(bind) if bind else None
+        self._subscriber: Subscriber | None = None
+        try:
+            for endpoint in subscribe:
+                self._subscriber = self._subscriber or Subscriber()
+                self._subscriber.connect(endpoint)
+        except TransportError:
+            self._close_ends()
+            raise
+        self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
+        self._thread.start()
+
+    @property
+    def endpoint(self) -> str | None:
+        """Where it listens, with the port that `*` or 0 became; None when it only subscribes."""
+        return self._replier.endpoint if self._replier else None
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield frames as they come, of each camera only the newest, until the hub is closed.
+
+        Raises:
+            TransportError: receiving has failed for good.
+        """
+        mailbox = self.open_mailbox()
+        try:
+            while True:
+                frame = mailbox.take(None)
+                if frame is None:
+                    break
+                yield frame
+        finally:
+            self.close_mailbox(mailbox)
+        if self._failure:
+            raise TransportError(f"the hub has failed: {self._failure}")
+
+    def latest(self, name: str) -> Frame | None:
+        """Return a camera's newest frame, or None when there is no such camera or it never came."""
+        with self._lock:
+            return self._presence.latest(name)
+
+    def cameras(self) -> list[Status]:
+        """Return a row for every camera, by name."""
+        with self._lock:
+            return self._presence.statuses(time.monotonic())
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from the first frame to the last."""
+        return self._last - self._first
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the receiving thread; None while it works."""
+        return self._failure
+
+    def open_mailbox(
+        self, cameras: Iterable[str] | None = None, on_ready: Callable[[], None] | None = None
+    ) -> Mailbox[Frame]:
+        """Open a mailbox that gets every new frame from now on, and at once the newest of each LIVE camera.
+
+        Args:
+            cameras: names to get frames of; None for all.
+            on_ready: called in the receiving thread when the mailbox is no longer empty; it must not block.
+        """
+        wanted = None if cameras is None else frozenset(cameras)
+        mailbox: Mailbox[Frame] = Mailbox(on_ready)
+        with self._lock:
+            if self._closing or self._failure:
+                mailbox.close()
+            for status in self._presence.statuses(time.monotonic()):
+                frame = self._presence.latest(status.name)
+                if frame and status.state == State.LIVE.value and (wanted is None or status.name in wanted):
+                    mailbox.put(status.name, frame)
+            self._mailboxes.append((mailbox, wanted))
+        return mailbox
+
+    def close_mailbox(self, mailbox: Mailbox[Frame]) -> None:
+        """Close it and send it nothing more."""
+        mailbox.close()
+        with self._lock:
+            self._mailboxes = [entry for entry in self._mailboxes if entry[0] is not mailbox]
+
+    def close(self) -> None:
+        """End at once, whatever the senders do."""
+        if self._closing:
+            return
+        self._closing = True
+        self._waker.wake()
+        self._thread.join()
+        self._waker.close()
+
+    def __enter__(self) -> Hub:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _close_ends(self) -> None:
+        if self._replier:
+            self._replier.close()
+        if self._subscriber:
+            self._subscriber.close()
+
+    def _run(self) -> None:
+        """Be the receiving thread, the only one that touches the sockets."""
+        try:
+            self._receive()
+        except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
+            self._failure = error
+            _log.exception("the hub has failed")
+        finally:
+            with self._lock:
+                for mailbox, _ in self._mailboxes:
+                    mailbox.close()
+            self._close_ends()
+
+    def _receive(self) -> None:
+        poller = Poller(self._waker)
+        for end in (self._replier, self._subscriber):
+            if end:
+                poller.watch(end)
+        ticked = 0.0
+        while not self._closing:
+            poller.wait(_TICK_S)
+            now = self.turned = time.monotonic()
+            for end in (self._replier, self._subscriber):
+                for _ in range(_BATCH if end else 0):
+                    received = end.receive() if end else None
+                    if received is None:
+                        break
+                    self._accept(received, now)
+            if now - ticked >= _TICK_S:
+                ticked = now
+                self._tick(now)
+
+    def _accept(self, received: Received, now: float) -> None:
+        """Store a frame, reply, and tell those who look; or say why not."""
+        try:
+            if received.parts is None:
+                raise WireError("a message must have two parts, header and payload")
+            frame = wire.parse(*received.parts, time.time_ns())
+            with self._lock:
+                change = self._presence.add(frame, received.address, now)
+                mailboxes = self._mailboxes
+        except WireError as error:
+            self._refuse(received, error)
+            return
+        if self._replier and received.route:
+            self._replier.reply(received.route, wire.OK)
+        self._first = self._first or now
+        self._last = now
+        for mailbox, wanted in mailboxes:
+            if wanted is None or frame.camera in wanted:
+                mailbox.put(frame.camera, frame)
+        if change:
+            _tell(change)
+
+    def _refuse(self, received: Received, error: WireError) -> None:
+        if self._replier and received.route:
+            self._replier.reply(received.route, wire.error_reply(error))
+        if len(self._refused) < 100:  # a stranger who varies his rubbish must not fill the memory
+            self._refused[received.address or "?", str(error)] += 1
+
+    def _tick(self, now: float) -> None:
+        with self._lock:
+            changes = self._presence.tick(now)
+        for change in changes:
+            _tell(change)
+        if self._refused and now - self._refused_told >= _TELL_S:
+            for (address, why), count in self._refused.items():
+                _log.warning("refused %d from %s: %s", count, address, why)
+            self._refused.clear()
+            self._refused_told = now
+
+
+def _tell(change: Change) -> None:
+    level = logging.INFO if change.after is State.LIVE else logging.WARNING
+    _log.log(level, "%s: %s, was %s", change.name, change.after.value, change.before.value)

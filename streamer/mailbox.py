@@ -1,0 +1,79 @@
+"""A newest-only mailbox: one slot a key, overwriting counts as a drop, taking is fair between the keys."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Item = TypeVar("Item")
+
+
+class Mailbox(Generic[Item]):
+    """Holds the newest item of each key until somebody takes it; any thread may put, any may take.
+
+    An item that is overwritten before it was taken is gone, and counted in `dropped`. The key that has waited longest
+    is served first, and overwriting keeps its place, so a busy camera cannot starve a slow one.
+
+    Args:
+        on_ready: called, in the putting thread, when the mailbox turns from empty to not empty. It must not block.
+    """
+
+    def __init__(self, on_ready: Callable[[], None] | None = None) -> None:
+        self._on_ready = on_ready
+        self._slots: dict[str, Item] = {}
+        self._changed = threading.Condition(threading.Lock())
+        self._closed = False
+        self.dropped = 0
+
+    def put(self, key: str, item: Item) -> None:
+        """Make `item` the newest of `key`. After `close` it is ignored."""
+        with self._changed:
+            if self._closed:
+                return
+            was_empty = not self._slots
+            if key in self._slots:
+                self.dropped += 1
+            self._slots[key] = item
+            if was_empty:
+                self._changed.notify()
+        if was_empty and self._on_ready is not None:
+            self._on_ready()
+
+    def take(self, timeout_s: float | None = 0.0) -> Item | None:
+        """Remove and return the newest item of the key that has waited longest.
+
+        Args:
+            timeout_s: how long to wait for one, in seconds; None waits until there is one or the mailbox closes.
+
+        Returns:
+            The item, or None when the time is over or the mailbox is closed.
+        """
+        with self._changed:
+            if not self._slots and not self._closed and timeout_s != 0.0:
+                self._changed.wait_for(lambda: self._slots or self._closed, timeout_s)
+            if not self._slots:
+                return None
+            key = next(iter(self._slots))
+            item = self._slots.pop(key)
+            if self._slots:  # another taker may wait for what is left
+                self._changed.notify()
+            return item
+
+    def __bool__(self) -> bool:
+        """Whether an item is waiting."""
+        return bool(self._slots)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Forget what is waiting and release every taker, for good."""
+        with self._changed:
+            self._closed = True
+            self._slots.clear()
+            self._changed.notify_all()

@@ -1,0 +1,250 @@
+"""Which cameras there are and how they do: states, rates, drops and losses; time is always passed in."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streamer.errors import WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from streamer.frame import Frame
+
+CAMERAS_MAX = 1024
+_RATE_WINDOW_S = 2.0
+
+
+class State(enum.Enum):
+    """What a viewer can rely on."""
+
+    WAITING = "WAITING"  # named by the hub's configuration, never seen
+    LIVE = "LIVE"  # frames come
+    STALE = "STALE"  # no frame for stale_after_s: the picture shown is old
+    GONE = "GONE"  # no frame for gone_after_s: nothing to show
+
+
+class Event(enum.Enum):
+    """What can happen to a camera."""
+
+    FRAME = "a frame came"
+    QUIET = "no frame for stale_after_s"
+    SILENT = "no frame for gone_after_s"
+
+
+# Every state and event has its row, so that no case is left to chance.
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.WAITING, Event.FRAME): State.LIVE,
+    (State.WAITING, Event.QUIET): State.WAITING,
+    (State.WAITING, Event.SILENT): State.WAITING,
+    (State.LIVE, Event.FRAME): State.LIVE,
+    (State.LIVE, Event.QUIET): State.STALE,
+    (State.LIVE, Event.SILENT): State.GONE,
+    (State.STALE, Event.FRAME): State.LIVE,
+    (State.STALE, Event.QUIET): State.STALE,
+    (State.STALE, Event.SILENT): State.GONE,
+    (State.GONE, Event.FRAME): State.LIVE,
+    (State.GONE, Event.QUIET): State.GONE,
+    (State.GONE, Event.SILENT): State.GONE,
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """One row of the hub's table; the field names are those of `/api/cameras`."""
+
+    name: str
+    state: str
+    fps: float
+    age_s: float | None
+    latency_ms: float | None
+    frames: int
+    dropped: int
+    lost: int
+    width: int | None
+    height: int | None
+    bytes_per_s: float
+    address: str | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A camera went from one state to another."""
+
+    name: str
+    before: State
+    after: State
+
+
+class _Rate:
+    """Frames and bytes per second, over windows of some seconds; falls towards 0 when nothing comes."""
+
+    __slots__ = ("_began", "_bytes", "_frames", "_last")
+
+    def __init__(self, now: float) -> None:
+        self._begin(now)
+
+    def _begin(self, now: float) -> None:
+        # The frame that opens a window is not counted in it: n + 1 frames are n intervals.
+        self._began = now
+        self._frames = 0
+        self._bytes = 0
+        self._last: tuple[float, float] | None = None
+
+    def add(self, size: int, now: float) -> None:
+        elapsed = now - self._began
+        if elapsed >= 2 * _RATE_WINDOW_S:  # it had stopped: an average over the pause would say nothing
+            self._begin(now)
+            return
+        self._frames += 1
+        self._bytes += size
+        if elapsed >= _RATE_WINDOW_S:
+            last = self._frames / elapsed, self._bytes / elapsed
+            self._begin(now)
+            self._last = last
+
+    def read(self, now: float) -> tuple[float, float]:
+        elapsed = now - self._began
+        if self._last is not None and elapsed < _RATE_WINDOW_S:
+            return self._last
+        return (self._frames / elapsed, self._bytes / elapsed) if elapsed > 0 else (0.0, 0.0)
+
+
+class _Camera:
+    """What is known of one camera."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state = State.WAITING
+        self.frame: Frame | None = None
+        self.seen = 0.0
+        self.frames = 0
+        self.lost = 0
+        self.address: str | None = None
+        self._rate: _Rate | None = None
+        self._dropped_before = 0  # by earlier starts of the sender
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
+        return self._dropped_before + self._dropped
+
+    def add(self, frame: Frame, address: str | None, now: float) -> None:
+        before = self.frame
+        if before is not None and frame.start != before.start:
+            self._dropped_before += self._dropped
+            self._dropped = 0
+        elif before is not None and frame.seq is not None and before.seq is not None and frame.seq > before.seq:
+            self.lost += frame.seq - before.seq - 1
+        self._dropped = max(self._dropped, frame.dropped or 0)
+        self.frame = frame
+        self.seen = now
+        self.frames += 1
+        self.address = address
+        if self._rate is None:
+            self._rate = _Rate(now)
+        else:
+            self._rate.add(len(frame.payload), now)
+
+    def status(self, now: float) -> Status:
+        frame = self.frame
+        if frame is None or self._rate is None:
+            return Status(self.name, self.state.value, 0.0, None, None, 0, 0, 0, None, None, 0.0, None)
+        fps, bytes_per_s = self._rate.read(now)
+        latency_ms = None if frame.captured_ns is None else round((frame.received_ns - frame.captured_ns) / 1e6, 1)
+        return Status(
+            name=self.name,
+            state=self.state.value,
+            fps=round(fps, 1),
+            age_s=round(max(0.0, now - self.seen), 3),
+            latency_ms=latency_ms,
+            frames=self.frames,
+            dropped=self.dropped,
+            lost=self.lost,
+            width=frame.width,
+            height=frame.height,
+            bytes_per_s=round(bytes_per_s),
+            address=self.address,
+        )
+
+
+class Presence:
+    """The table of all cameras. Not locked: one thread writes, and the caller locks for reading.
+
+    Args:
+        expected: names that are shown as WAITING until they come.
+        stale_after_s: without a frame for so long a camera is STALE.
+        gone_after_s: without a frame for so long it is GONE.
+    """
+
+    def __init__(self, expected: Iterable[str] = (), *, stale_after_s: float, gone_after_s: float) -> None:
+        self._stale_after_s = stale_after_s
+        self._gone_after_s = gone_after_s
+        self._expected = frozenset(expected)
+        self._cameras = {name: _Camera(name) for name in sorted(self._expected)}
+
+    def add(self, frame: Frame, address: str | None, now: float) -> Change | None:
+        """Take note of a frame.
+
+        Args:
+            frame: it.
+            address: where it came from, if known.
+            now: monotonic seconds.
+
+        Returns:
+            The change of state that it makes, if any.
+
+        Raises:
+            WireError: it is from a new camera and the table is full of cameras that are not gone.
+        """
+        camera = self._cameras.get(frame.camera)
+        if camera is None:
+            if len(self._cameras) >= CAMERAS_MAX:
+                self._make_room()
+            camera = self._cameras[frame.camera] = _Camera(frame.camera)
+        camera.add(frame, address, now)
+        return self._move(camera, Event.FRAME)
+
+    def tick(self, now: float) -> list[Change]:
+        """Age every camera to `now` (monotonic seconds) and return what changed."""
+        changes = []
+        for camera in self._cameras.values():
+            age_s = now - camera.seen
+            if age_s >= self._gone_after_s:
+                change = self._move(camera, Event.SILENT)
+            elif age_s >= self._stale_after_s:
+                change = self._move(camera, Event.QUIET)
+            else:
+                continue
+            if change is not None:
+                changes.append(change)
+        return changes
+
+    def latest(self, name: str) -> Frame | None:
+        """Return the newest frame of a camera, or None."""
+        camera = self._cameras.get(name)
+        return camera.frame if camera else None
+
+    def statuses(self, now: float) -> list[Status]:
+        """Return a row for every camera, by name; `now` in monotonic seconds."""
+        return [self._cameras[name].status(now) for name in sorted(self._cameras, key=natural)]
+
+    def _make_room(self) -> None:
+        gone = [c for c in self._cameras.values() if c.state is State.GONE and c.name not in self._expected]
+        if not gone:
+            raise WireError(f"the hub already has {CAMERAS_MAX} cameras")
+        del self._cameras[min(gone, key=lambda camera: camera.seen).name]
+
+    @staticmethod
+    def _move(camera: _Camera, event: Event) -> Change | None:
+        before = camera.state
+        after = camera.state = TRANSITIONS[before, event]
+        return Change(camera.name, before, after) if after is not before else None
+
+
+def natural(name: str) -> list[str | int]:
+    """Sort key that puts pi2 before pi10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,389 @@
+"""The sender: a camera's newest picture, over a window of unanswered requests, to the first hub that answers.
+
+The sender is brittle on purpose and the hub is calm: whatever is odd about a connection, the sender throws it away
+and makes a new one; nothing that waited for the old one is ever sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from streamer import wire
+from streamer.errors import CameraError, ConfigError, TransportError, WireError
+from streamer.mailbox import Mailbox
+from streamer.transport import Poller, Publisher, Requester, Waker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
+    from typing_extensions import Buffer
+
+    from streamer.cameras import Camera
+
+_BACKOFF_FIRST_S = 0.25
+_BACKOFF_MAX_S = 5.0
+_IDLE_S = 1.0
+_RETRY_FIRST_S = 0.5
+_RETRY_MAX_S = 10.0
+_REMIND_S = 60.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outgoing:
+    camera: str
+    payload: memoryview
+    dtype: str | None
+    shape: tuple[int, ...] | None
+    captured_ns: int
+
+    def header(self, seq: int, start: str, dropped: int, every_s: float | None) -> bytes:
+        extras = {"seq": seq, "start": start, "captured": self.captured_ns, "dropped": dropped, "every": every_s}
+        return wire.make_header(self.camera, dtype=self.dtype, shape=self.shape, extras=extras)
+
+
+@dataclass(frozen=True)
+class SenderStatistics:
+    """What a sender has done so far.
+
+    Attributes:
+        frames: sent, to all hubs.
+        answered: of these, those that a hub has replied to; 0 when publishing.
+        dropped: skipped because a newer picture came first.
+        bytes: of the payloads sent.
+        last: the last payload sent, or None.
+        elapsed_s: from the first frame sent to the last, in seconds.
+        hub: the endpoint that gets the frames now, or None while there is none.
+    """
+
+    frames: int
+    answered: int
+    dropped: int
+    bytes: int
+    last: memoryview | None
+    elapsed_s: float
+    hub: str | None
+
+
+class _Link:
+    """One hub, and the requests in flight to it. Not locked: it belongs to the sender's thread."""
+
+    def __init__(self, endpoint: str, in_flight_limit: int, reply_timeout_s: float) -> None:
+        self.end = Requester(endpoint)
+        self.answered = 0
+        self._in_flight_limit = in_flight_limit
+        self._reply_timeout_s = reply_timeout_s
+        self._in_flight = 0
+        self._moved = 0.0  # when a reply came, or the first request went out
+        self._resume = 0.0
+        self._backoff_s = 0.0
+        self._refused: bytes | None = None
+        # Counted for each hub on its own, so that a frame sent to another is no loss to this one.
+        self._seq = 0
+        self._start = secrets.token_hex(8)
+
+    def resting(self, now: float) -> bool:
+        """Whether it backs off from a hub that accepts connections and never replies."""
+        return now < self._resume
+
+    def usable(self, now: float) -> bool:
+        """Whether the hub is there, as far as one can know; it may still have all the frames it may have."""
+        return not self.resting(now) and self.end.connected()
+
+    @property
+    def has_credit(self) -> bool:
+        return self._in_flight < self._in_flight_limit
+
+    @property
+    def deadline(self) -> float | None:
+        """When to look again even if nothing comes."""
+        return self._moved + self._reply_timeout_s if self._in_flight else self._resume or None
+
+    def send(self, outgoing: _Outgoing, dropped: int, every_s: float | None, now: float) -> bool:
+        header = outgoing.header(self._seq, self._start, dropped, every_s)
+        if not self.end.send(header, outgoing.payload):
+            return False
+        self._seq += 1
+        if not self._in_flight:
+            self._moved = now
+        self._in_flight += 1
+        return True
+
+    def receive(self, now: float) -> None:
+        """Take the replies that are there: each is the credit for one more frame."""
+        while (reply := self.end.receive()) is not None:
+            self._in_flight = max(0, self._in_flight - 1)
+            self._moved = now
+            self._resume = self._backoff_s = 0.0
+            self.answered += 1
+            refused = reply if reply.startswith(wire.ERROR_PREFIX) else None
+            if refused and refused != self._refused:
+                why = refused.removeprefix(wire.ERROR_PREFIX).decode(errors="replace")
+                _log.warning("%s refuses the frames: %s", self.end.endpoint, why)
+            self._refused = refused
+
+    def overdue(self, now: float) -> bool:
+        return self._in_flight > 0 and now - self._moved >= self._reply_timeout_s
+
+    def reopen(self, now: float) -> None:
+        """Start afresh; a hub that keeps accepting and never replies is asked less and less often."""
+        self.end.reopen()
+        self._in_flight = 0
+        self._resume = now + self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
+        self._backoff_s = min(_BACKOFF_MAX_S, 2 * self._backoff_s or _BACKOFF_FIRST_S)
+
+
+class Sender:
+    """Sends pictures to a hub, newest first, and never makes the caller wait.
+
+    Args:
+        hubs: one endpoint or several, `tcp://HOST:PORT`; frames go to the first in the list that answers.
+        name: the camera's name; by default this host's.
+        publish: instead of hubs, an endpoint to bind and publish on, `tcp://*:PORT`.
+        in_flight_limit: frames without a reply, at most; 1 is imagezmq's lock-step.
+        reply_timeout_s: without a reply for so many seconds the socket is thrown away and opened afresh.
+        every_s: the interval between frames that is aimed at, in seconds; told to the hub.
+
+    Raises:
+        TransportError: an endpoint is malformed, or cannot be bound.
+        ConfigError: no endpoint, or both kinds; or the name is no camera name.
+    """
+
+    def __init__(
+        self,
+        hubs: str | Sequence[str] = (),
+        name: str | None = None,
+        *,
+        publish: str | None = None,
+        in_flight_limit: int = 2,
+        reply_timeout_s: float = 1.0,
+        every_s: float | None = None,
+    ) -> None:
+        endpoints = [hubs] if isinstance(hubs, str) else list(hubs)
+        if bool(endpoints) == bool(publish):
+            raise ConfigError("a sender needs either hubs or an address to publish on")
+        self.name = name or socket.gethostname()
+        if not wire.is_camera_name(self.name):
+            raise ConfigError(f"{self.name!r} is no camera name: 1 to 64 of A-Z a-z 0-9 . _ -")
+        self._every_s = every_s
+        self._reply_timeout_s = reply_timeout_s
+        self._waker = Waker()
+        self._mailbox: Mailbox[_Outgoing] = Mailbox(on_ready=None if publish else self._waker.wake)
+        self._closing = False
+        self._failure: Exception | None = None
+        self._unsent = 0  # taken from the mailbox in the very moment in which the hub left
+        self._frames = self._bytes = 0
+        self._first_sent = self._last_sent = 0.0
+        self._last: memoryview | None = None
+        self._hub: str | None = None
+        self._hubless_since: float | None = time.monotonic()
+        self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
+        self._links: list[_Link] = []
+        self._publisher: Publisher | None = None
+        try:
+            for endpoint in endpoints:
+                self._links.append(_Link(endpoint, in_flight_limit, reply_timeout_s))
+            if publish:
+                self._publisher = Publisher(publish)
+        except TransportError:
+            self._close_ends()
+            raise
+        self._thread = threading.Thread(target=self._run, name=f"sender-{self.name}", daemon=True)
+        self._thread.start()
+
+    def send(self, picture: Buffer | npt.NDArray[Any], *, captured_ns: int | None = None) -> None:
+        """Make `picture` the next to be sent, in place of one that still waits; returns at once.
+
+        Args:
+            picture: a whole JPEG as bytes, or an array of shape (height, width) or (height, width, channels). It is
+                kept, not copied: it must not be changed afterwards.
+            captured_ns: wall clock when the sensor was read, in ns since 1970; by default now.
+
+        Raises:
+            WireError: it is neither, or too large to be sent.
+            TransportError: the sender is closed, or has failed for good (out of file descriptors, say).
+        """
+        if self._closing or self._failure:
+            raise TransportError(f"the sender has failed: {self._failure}" if self._failure else "the sender is closed")
+        captured_ns = captured_ns or time.time_ns()
+        if hasattr(picture, "dtype"):
+            payload, dtype, shape = wire.array_to_send(cast("npt.NDArray[Any]", picture))
+            outgoing = _Outgoing(self.name, payload, dtype, shape, captured_ns)
+        else:
+            outgoing = _Outgoing(self.name, wire.jpeg_to_send(picture), None, None, captured_ns)
+        self._mailbox.put(self.name, outgoing)
+
+    @property
+    def statistics(self) -> SenderStatistics:
+        """What has been sent so far."""
+        return SenderStatistics(
+            frames=self._frames,
+            answered=sum(link.answered for link in self._links),
+            dropped=self._dropped,
+            bytes=self._bytes,
+            last=self._last,
+            elapsed_s=self._last_sent - self._first_sent,
+            hub=self._hub,
+        )
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the sender's thread; None while it works."""
+        return self._failure
+
+    def close(self) -> None:
+        """End at once, whatever the hub does; what was not sent is forgotten."""
+        if self._closing:
+            return
+        self._closing = True
+        self._mailbox.close()
+        self._waker.wake()
+        self._thread.join()
+        self._waker.close()
+
+    def __enter__(self) -> Sender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _close_ends(self) -> None:
+        for link in self._links:
+            link.end.close()
+        if self._publisher:
+            self._publisher.close()
+
+    def _count(self, outgoing: _Outgoing, now: float) -> None:
+        self._last = outgoing.payload
+        self._bytes += outgoing.payload.nbytes
+        self._frames += 1
+        self._first_sent = self._first_sent or now
+        self._last_sent = now
+
+    @property
+    def _dropped(self) -> int:
+        return self._mailbox.dropped + self._unsent
+
+    def _run(self) -> None:
+        """Be the sender's thread, the only one that touches the sockets."""
+        try:
+            if self._publisher:
+                self._publish(self._publisher)
+            else:
+                self._request()
+        except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
+            self._failure = error
+            _log.exception("%s: the sender has failed", self.name)
+        finally:
+            self._close_ends()
+
+    def _request(self) -> None:
+        poller = Poller(self._waker)
+        while not self._closing:
+            now = self.turned = time.monotonic()
+            for link in self._links:
+                link.receive(now)
+                if link.overdue(now):
+                    link.reopen(now)
+            usable = next((link for link in self._links if link.usable(now)), None)
+            self._tell(usable, now)
+            while usable and usable.has_credit and (outgoing := self._mailbox.take()):
+                if usable.send(outgoing, self._dropped, self._every_s, now):
+                    self._count(outgoing, now)
+                else:
+                    self._unsent += 1
+                    break
+            self._wait(poller, now, for_hub=usable is None and bool(self._mailbox))
+
+    def _wait(self, poller: Poller, now: float, *, for_hub: bool) -> None:
+        """Wait for a picture, a reply, a deadline, and `for_hub` also for a hub that can be sent to."""
+        deadlines = [link.deadline for link in self._links]
+        soonest = min((deadline for deadline in deadlines if deadline and deadline > now), default=now + _IDLE_S)
+        for link in self._links:
+            poller.watch(link.end, writable=for_hub and not link.resting(now))
+        poller.wait(min(_IDLE_S, soonest - now))
+        for link in self._links:
+            poller.forget(link.end)
+
+    def _publish(self, publisher: Publisher) -> None:
+        self._hub = publisher.endpoint
+        start, seq = secrets.token_hex(8), 0
+        while not self._closing:
+            outgoing = self._mailbox.take(_IDLE_S)
+            now = self.turned = time.monotonic()
+            if outgoing is not None:
+                publisher.send(outgoing.header(seq, start, self._dropped, self._every_s), outgoing.payload)
+                self._count(outgoing, now)
+                seq += 1
+
+    def _tell(self, link: _Link | None, now: float) -> None:
+        """Log a change of hub once, and the want of one once it has lasted."""
+        if link:
+            if link.end.endpoint != self._hub:
+                _log.info("%s: sending to %s", self.name, link.end.endpoint)
+            self._hub, self._hubless_since = link.end.endpoint, None
+            return
+        if self._hub:
+            self._hub, self._hubless_since = None, now
+        if self._hubless_since is not None and now - self._hubless_since >= self._reply_timeout_s:
+            self._hubless_since = None
+            endpoints = ", ".join(each.end.endpoint for each in self._links)
+            _log.warning("%s: no hub answers at %s; waiting for one", self.name, endpoints)
+
+
+class Feed:
+    """Runs a camera in a thread of its own, for ever: a camera that fails is told of, and opened again.
+
+    Args:
+        open_camera: opens it; raises CameraError when it cannot.
+        sender: gets the pictures.
+    """
+
+    def __init__(self, open_camera: Callable[[], Camera], sender: Sender) -> None:
+        self._open_camera = open_camera
+        self._sender = sender
+        self._stop = threading.Event()
+        self.works = threading.Event()  # set from the first picture on, cleared while the camera fails
+        self.pictures = 0  # so far; a watchdog may look whether it grows
+        self.failure: Exception | None = None
+        # A daemon, since a camera library that hangs in the kernel cannot be stopped.
+        self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Stop, and wait for the camera to close for at most `timeout_s` seconds."""
+        self._stop.set()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        delay_s, told, told_at = _RETRY_FIRST_S, "", 0.0
+        while not self._stop.is_set():
+            try:
+                with self._open_camera() as camera:
+                    while not self._stop.is_set():
+                        jpeg, captured_ns = camera.read()
+                        self._sender.send(jpeg, captured_ns=captured_ns)
+                        self.pictures += 1
+                        self.works.set()
+                        delay_s, told = _RETRY_FIRST_S, ""
+            except (CameraError, WireError) as error:
+                now = time.monotonic()
+                self.works.clear()
+                if str(error) != told or now - told_at >= _REMIND_S:
+                    _log.warning("%s: %s; trying again", self._sender.name, error)
+                    told, told_at = str(error), now
+                self._stop.wait(delay_s)
+                delay_s = min(_RETRY_MAX_S, 2 * delay_s)
+            except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
+                self.failure = error
+                self.works.clear()
+                _log.exception("%s: the camera's thread has failed", self._sender.name)
+                return

@@ -1,0 +1,407 @@
+"""The only place that touches ZMQ sockets: four small classes, one for each end of the two patterns.
+
+Every socket comes from `_open`, so that a reopened one is set up exactly as the first. None of the classes locks: a
+socket belongs to the thread that uses it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from streamer import wire
+from streamer.errors import TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from typing_extensions import Buffer
+
+# Over this size a copy costs more than letting libzmq hold the buffer: glibc maps fresh pages for it.
+_COPY_MAX_BYTES = 128 * 1024
+_REPLY_MAX_BYTES = 64 * 1024
+_PARTS_MAX = 8
+_LOOK_MS = 250  # how often a waiting requester looks whether its hub is still there
+_OPTIONS: dict[int, int] = {
+    zmq.LINGER: 0,  # closing never waits for a peer
+    zmq.IPV6: 1,
+    zmq.HEARTBEAT_IVL: 1000,
+    zmq.HEARTBEAT_TIMEOUT: 3000,
+    zmq.HEARTBEAT_TTL: 3000,
+    zmq.HANDSHAKE_IVL: 5000,
+    zmq.CONNECT_TIMEOUT: 3000,
+    zmq.RECONNECT_IVL: 100,
+    zmq.RECONNECT_IVL_MAX: 1000,
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 10,
+    zmq.TCP_KEEPALIVE_INTVL: 5,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+}
+
+
+def _open(context: zmq.Context[zmq.Socket[bytes]], kind: int, options: Mapping[Any, int]) -> zmq.Socket[bytes]:
+    """Make a socket: the factory of every socket in this package."""
+    socket = context.socket(kind)
+    for option, value in {**_OPTIONS, **options}.items():
+        socket.setsockopt(option, value)
+    return socket
+
+
+def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
+    """Bind, and return the address that it became (`*` and port 0 resolved)."""
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise TransportError(f"cannot listen on {endpoint}: {error.strerror}") from error
+    bound = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    return bound.replace("[::ffff:127.0.0.1]", "127.0.0.1").replace("[::]", "*").replace("0.0.0.0", "*")  # noqa: S104
+
+
+def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        raise TransportError(f"cannot connect to {endpoint}: {error.strerror}") from error
+
+
+def _option(socket: zmq.Socket[bytes], option: int) -> int:
+    value = socket.getsockopt(option)
+    assert isinstance(value, int)  # noqa: S101 - the type of the options asked for here
+    return value
+
+
+def _send(socket: zmq.Socket[bytes], parts: Sequence[Buffer]) -> bool:
+    """Send without waiting; False when the socket takes nothing now."""
+    try:
+        for part in parts[:-1]:
+            socket.send(part, zmq.DONTWAIT | zmq.SNDMORE)
+        payload = parts[-1]
+        socket.send(payload, zmq.DONTWAIT, copy=memoryview(payload).nbytes <= _COPY_MAX_BYTES)
+    except zmq.Again:
+        return False
+    return True
+
+
+def _address(part: zmq.Frame) -> str | None:
+    """Return the IP address of the peer that sent a part; None on a transport that has none."""
+    try:
+        address = part.get("Peer-Address")
+    except zmq.ZMQError:
+        return None
+    return str(address).removeprefix("::ffff:") or None
+
+
+class Waker:
+    """Wakes a thread that polls: a pipe, since a ZMQ socket may not be touched by two threads."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll for reading."""
+        return self._reader
+
+    def wake(self) -> None:
+        """Make the poll return, now or the next time; any thread may call it."""
+        with contextlib.suppress(BlockingIOError):  # full: it is awake already
+            os.write(self._writer, b"\0")
+
+    def clear(self) -> None:
+        """Forget the wakes so far."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._reader, 4096)
+
+    def close(self) -> None:
+        """Close both ends."""
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message as it came.
+
+    Attributes:
+        route: where a reply goes; empty for a subscriber, who cannot reply.
+        parts: the application's parts, without routing and delimiter; None when there is no message in them.
+        address: the peer's IP address, if known.
+    """
+
+    route: bytes
+    parts: tuple[bytes, memoryview] | None
+    address: str | None
+
+
+class Requester:
+    """The sending end of request and reply: a DEALER that speaks REQ's format, many requests in flight.
+
+    Args:
+        endpoint: of the hub, `tcp://HOST:PORT`.
+
+    Raises:
+        TransportError: the endpoint is malformed.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self.socket = self._fresh()
+        except TransportError:
+            self.context.term()
+            raise
+
+    def _fresh(self) -> zmq.Socket[bytes]:
+        # IMMEDIATE: without it frames queue for a hub that is not there, and are old when it comes.
+        options = {zmq.IMMEDIATE: 1, zmq.SNDHWM: 16, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: _REPLY_MAX_BYTES}
+        socket = _open(self.context, zmq.DEALER, options)
+        try:
+            _connect(socket, self.endpoint)
+        except TransportError:
+            socket.close()
+            raise
+        return socket
+
+    def reopen(self) -> None:
+        """Throw the socket away, with all that is queued or in flight, and open a fresh one."""
+        self.socket.close()
+        self.socket = self._fresh()
+
+    def connected(self) -> bool:
+        """Whether a hub has completed the handshake on this socket, and still holds the connection."""
+        return bool(_option(self.socket, zmq.EVENTS) & zmq.POLLOUT)
+
+    def send(self, header: bytes, payload: Buffer) -> bool:
+        """Send a request without waiting; False when the hub is away."""
+        return _send(self.socket, (b"", header, payload))
+
+    def receive(self) -> bytes | None:
+        """Return the next reply, or None when there is none now."""
+        try:
+            parts = self.socket.recv_multipart(zmq.DONTWAIT)
+        except zmq.Again:
+            return None
+        return parts[-1]
+
+    def ask(self, header: bytes, payload: Buffer) -> bytes:
+        """Send a request and wait for its reply, as REQ does; when the hub leaves in between, ask the next that comes.
+
+        A hub may take its time to reply for as long as its connection lives. Time-outs that a program has set on
+        `socket` (RCVTIMEO, SNDTIMEO) are kept.
+
+        Raises:
+            zmq.Again: such a time-out is over.
+        """
+        send_within_ms, receive_within_ms = _option(self.socket, zmq.SNDTIMEO), _option(self.socket, zmq.RCVTIMEO)
+        while True:
+            _await(self.socket, zmq.POLLOUT, send_within_ms)
+            asked = self.send(header, payload)
+            deadline = _Deadline(receive_within_ms)
+            while asked and self.connected():
+                if self.socket.poll(deadline.within(_LOOK_MS), zmq.POLLIN) and (reply := self.receive()) is not None:
+                    return reply
+                deadline.check()
+            self.reopen()
+            self.socket.setsockopt(zmq.SNDTIMEO, send_within_ms)
+            self.socket.setsockopt(zmq.RCVTIMEO, receive_within_ms)
+
+    def close(self) -> None:
+        """Close at once, whatever is in flight."""
+        self.socket.close()
+        self.context.term()
+
+
+class Replier:
+    """The receiving end of request and reply: a ROUTER, which serves stock REQ senders and ours on one port.
+
+    Args:
+        endpoint: to bind, `tcp://*:PORT`.
+
+    Raises:
+        TransportError: it cannot be bound.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        options = {zmq.RCVHWM: 16, zmq.SNDHWM: 64, zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES}
+        self.socket = _open(self.context, zmq.ROUTER, options)
+        try:
+            self.endpoint = _bind(self.socket, endpoint)
+        except TransportError:
+            self.context.term()
+            raise
+
+    def receive(self) -> Received | None:
+        """Return the next request, or None when there is none now. What is no request has no parts."""
+        parts = _receive_parts(self.socket)
+        if parts is None:
+            return None
+        route = parts[0].bytes
+        address = _address(parts[-1])
+        if len(parts) == 4 and not len(parts[1]):
+            return Received(route, (parts[2].bytes, parts[3].buffer), address)
+        return Received(route, None, address)
+
+    def wait(self) -> Received:
+        """Wait for the next request, for ever or as long as RCVTIMEO on `socket` says.
+
+        Raises:
+            zmq.Again: RCVTIMEO is over.
+        """
+        return _wait(self)
+
+    def reply(self, route: bytes, text: bytes) -> None:
+        """Reply to a request; a peer that has left, or reads no replies, misses it."""
+        _send(self.socket, (route, b"", text))
+
+    def close(self) -> None:
+        """Close at once."""
+        self.socket.close()
+        self.context.term()
+
+
+class Publisher:
+    """The sending end of publish and subscribe; by imagezmq's custom it is the sender that binds.
+
+    Args:
+        endpoint: to bind, `tcp://*:PORT`.
+
+    Raises:
+        TransportError: it cannot be bound.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = _open(self.context, zmq.PUB, {zmq.SNDHWM: 2})
+        try:
+            self.endpoint = _bind(self.socket, endpoint)
+        except TransportError:
+            self.context.term()
+            raise
+
+    def send(self, header: bytes, payload: Buffer) -> None:
+        """Send to every subscriber that keeps up; one that does not misses the frame."""
+        _send(self.socket, (header, payload))
+
+    def close(self) -> None:
+        """Close at once."""
+        self.socket.close()
+        self.context.term()
+
+
+class Subscriber:
+    """The receiving end of publish and subscribe: connects to any number of senders."""
+
+    def __init__(self) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = _open(self.context, zmq.SUB, {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES})
+        self.socket.subscribe(b"")
+
+    def connect(self, endpoint: str) -> None:
+        """Add a sender.
+
+        Raises:
+            TransportError: the endpoint is malformed.
+        """
+        _connect(self.socket, endpoint)
+
+    def receive(self) -> Received | None:
+        """Return the next message, or None when there is none now. What is no message has no parts."""
+        parts = _receive_parts(self.socket)
+        if parts is None:
+            return None
+        message = (parts[0].bytes, parts[1].buffer) if len(parts) == 2 else None
+        return Received(b"", message, _address(parts[-1]))
+
+    def wait(self) -> Received:
+        """Wait for the next message, for ever or as long as RCVTIMEO on `socket` says.
+
+        Raises:
+            zmq.Again: RCVTIMEO is over.
+        """
+        return _wait(self)
+
+    def close(self) -> None:
+        """Close at once."""
+        self.socket.close()
+        self.context.term()
+
+
+def _receive_parts(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
+    """Receive one message without waiting and without copying; parts beyond those that any message has are dropped."""
+    try:
+        parts = [socket.recv(zmq.DONTWAIT, copy=False)]
+    except zmq.Again:
+        return None
+    while parts[-1].more:
+        part = socket.recv(zmq.DONTWAIT, copy=False)
+        if len(parts) == _PARTS_MAX:
+            parts.pop()
+        parts.append(part)
+    return parts
+
+
+class _Deadline:
+    """A time-out in ZMQ's terms: milliseconds, -1 for never."""
+
+    def __init__(self, within_ms: int) -> None:
+        self._at = time.monotonic() + within_ms / 1000 if within_ms >= 0 else math.inf
+
+    def within(self, limit_ms: int) -> int:
+        """Return the milliseconds that are left, `limit_ms` at most."""
+        return math.ceil(min(limit_ms, max(0.0, (self._at - time.monotonic()) * 1000)))
+
+    def check(self) -> None:
+        """Raise zmq.Again when it is over."""
+        if time.monotonic() >= self._at:
+            raise zmq.Again
+
+
+def _await(socket: zmq.Socket[bytes], event: int, within_ms: int) -> None:
+    """Wait for an event of a socket; zmq.Again when it does not come in time."""
+    if not socket.poll(within_ms if within_ms >= 0 else None, event):
+        raise zmq.Again
+
+
+def _wait(end: Replier | Subscriber) -> Received:
+    within_ms = _option(end.socket, zmq.RCVTIMEO)
+    while (received := end.receive()) is None:
+        _await(end.socket, zmq.POLLIN, within_ms)
+    return received
+
+
+def out_of_step() -> zmq.ZMQError:
+    """Return the error that REQ and REP sockets raise when receiving and replying do not take turns."""
+    return zmq.ZMQError(zmq.EFSM)
+
+
+class Poller:
+    """Waits until a socket can be read, or written, or somebody wakes the thread."""
+
+    def __init__(self, waker: Waker) -> None:
+        self._waker = waker
+        self._poller = zmq.Poller()
+        self._poller.register(waker.fileno(), zmq.POLLIN)
+
+    def watch(self, end: Requester | Replier | Subscriber, *, writable: bool = False) -> None:
+        """Wake up when there is something to receive, and with `writable` also when a hub connects."""
+        self._poller.register(end.socket, zmq.POLLIN | (zmq.POLLOUT if writable else 0))
+
+    def forget(self, end: Requester) -> None:
+        """No longer watch it; to be called before it is reopened."""
+        self._poller.unregister(end.socket)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for at most `timeout_s` seconds; wakes that came before are answered at once."""
+        ready = self._poller.poll(max(0, round(timeout_s * 1000)))
+        if any(key == self._waker.fileno() for key, _ in ready):
+            self._waker.clear()

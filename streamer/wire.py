@@ -1,0 +1,251 @@
+"""imagezmq's messages and ours: a JSON header and a payload, checked on sending and on receiving.
+
+The format is imagezmq's (https://github.com/jeffbass/imagezmq, `imagezmq/imagezmq.py`): a request is
+`[header, payload]`, the header `{"msg": camera}` for a JPEG and `{"msg": camera, "dtype": …, "shape": …}` for a raw
+array; the reply is one part. Stock peers ignore the keys that we add: `seq`, `start`, `captured`, `dropped`, `every`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Any, cast
+
+from streamer import codec
+from streamer.errors import CodecError, WireError
+from streamer.frame import Frame
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+    from typing_extensions import Buffer
+
+HEADER_MAX_BYTES = 4 * 1024
+PAYLOAD_MAX_BYTES = 32 * 1024 * 1024
+PIXELS_MAX = 64_000_000
+OK = b"OK"
+ERROR_PREFIX = b"ERR "
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_NAMED_DTYPE = re.compile(r"(?:bool|(?:u?int|float|complex)(\d{1,3}))", re.ASCII)
+_SHORT_DTYPE = re.compile(r"[<>|=]?[biufc](\d{1,2})", re.ASCII)
+_INT_MAX = 2**63 - 1
+_DIMENSIONS_MAX = 8
+
+
+def is_camera_name(text: object) -> bool:
+    """Whether `text` may name a camera: 1 to 64 of the letters, digits, dot, underscore and hyphen."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
+def item_bytes(dtype: str) -> int:
+    """Give the bytes of one item of a plain numeric dtype, as numpy writes it (`uint8`, `float32`, `>u2`).
+
+    Raises:
+        WireError: another dtype; objects, strings and records are not pictures.
+    """
+    if named := _NAMED_DTYPE.fullmatch(dtype):
+        bits = int(named[1] or 8)
+        if bits in (8, 16, 32, 64, 128) and not (dtype.startswith("float") and bits == 8):
+            return bits // 8
+    elif (short := _SHORT_DTYPE.fullmatch(dtype)) and int(short[1]) in (1, 2, 4, 8, 16):
+        return int(short[1])
+    raise WireError(f"dtype {dtype[:32]!r} is no plain numeric type")
+
+
+def make_header(
+    message: object,
+    *,
+    dtype: str | None = None,
+    shape: tuple[int, ...] | None = None,
+    extras: Mapping[str, object] | None = None,
+) -> bytes:
+    """Write a header.
+
+    Args:
+        message: the camera's name; imagezmq's API allows any JSON value.
+        dtype: of a raw array; None for a JPEG.
+        shape: of a raw array; None for a JPEG.
+        extras: our optional keys; those that are None are left out.
+
+    Raises:
+        WireError: it is not JSON, or larger than a header may be.
+    """
+    header: dict[str, object] = {"msg": message}
+    if dtype is not None:
+        header |= {"dtype": dtype, "shape": shape}
+    if extras:
+        header |= {key: value for key, value in extras.items() if value is not None}
+    try:
+        packed = json.dumps(header, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WireError(f"the message cannot be written as JSON: {error}") from error
+    if len(packed) > HEADER_MAX_BYTES:
+        raise WireError(f"header of {len(packed)} bytes, at most {HEADER_MAX_BYTES} are allowed")
+    return packed
+
+
+def read_header(header: bytes) -> dict[str, Any]:
+    """Parse a header; the whole JSON is read, since spacing and key order differ between imagezmq's peers.
+
+    Returns:
+        A dict with `msg`, and `dtype` and `shape` both or neither.
+
+    Raises:
+        WireError: too long, not JSON, not an object, or without `msg`.
+    """
+    if len(header) > HEADER_MAX_BYTES:
+        raise WireError(f"header of {len(header)} bytes, at most {HEADER_MAX_BYTES} are allowed")
+    try:
+        fields = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise WireError("header is not JSON") from error
+    if not isinstance(fields, dict) or "msg" not in fields:
+        raise WireError("header is no JSON object with 'msg'")
+    if ("dtype" in fields) != ("shape" in fields):
+        raise WireError("header has only one of 'dtype' and 'shape'")
+    return fields
+
+
+def check_array(fields: Mapping[str, Any], length: int) -> tuple[str, tuple[int, ...]]:
+    """Check that a raw array's dtype and shape say how long its payload is.
+
+    Args:
+        fields: a header that has `dtype` and `shape`.
+        length: of the payload, in bytes.
+
+    Returns:
+        (dtype, shape)
+
+    Raises:
+        WireError: the fields have wrong types, or do not add up to `length`.
+    """
+    dtype, shape = fields["dtype"], fields["shape"]
+    if not isinstance(dtype, str):
+        raise WireError("dtype is no string")
+    if not isinstance(shape, list) or not 1 <= len(shape) <= _DIMENSIONS_MAX:
+        raise WireError(f"shape is no list of 1 to {_DIMENSIONS_MAX} sizes")
+    if not all(type(size) is int and 0 < size <= PAYLOAD_MAX_BYTES for size in shape):
+        raise WireError("shape has a size that is no positive integer")
+    expected = math.prod(shape) * item_bytes(dtype)
+    if expected != length:
+        raise WireError(f"dtype and shape make {expected} bytes, the payload has {length}")
+    check_length(length)
+    return dtype, tuple(shape)
+
+
+def check_jpeg(payload: bytes | memoryview) -> tuple[int, int]:
+    """Check that a payload starts and ends as a JPEG, and that its length and size are sane.
+
+    Returns:
+        (width, height) in pixels.
+
+    Raises:
+        WireError: it does not, or is not.
+    """
+    check_length(len(payload))
+    if len(payload) < 4 or payload[0] != 0xFF or payload[1] != 0xD8 or payload[-2] != 0xFF or payload[-1] != 0xD9:
+        raise WireError("payload is no whole JPEG: it must start with FF D8 and end with FF D9")
+    try:
+        width, height = codec.jpeg_size(payload)
+    except CodecError as error:
+        raise WireError(str(error)) from error
+    if not 0 < width * height <= PIXELS_MAX:
+        raise WireError(f"JPEG of {width} x {height} pixels, at most {PIXELS_MAX // 1_000_000} megapixels are allowed")
+    return width, height
+
+
+def check_length(length: int) -> None:
+    """Check that a payload, of `length` bytes, is not larger than a message may carry.
+
+    Raises:
+        WireError: it is.
+    """
+    if length > PAYLOAD_MAX_BYTES:
+        raise WireError(f"payload of {length} bytes, at most {PAYLOAD_MAX_BYTES} are allowed")
+
+
+def array_to_send(array: npt.NDArray[Any]) -> tuple[memoryview, str, tuple[int, ...]]:
+    """Make a raw array ready to be sent.
+
+    Returns:
+        (payload, dtype, shape); the payload is a view, or that of a contiguous copy when the array is not contiguous.
+
+    Raises:
+        WireError: it cannot be sent.
+    """
+    if not array.flags.c_contiguous:
+        array = array.copy()
+    dtype, shape = check_array({"dtype": str(array.dtype), "shape": list(array.shape)}, array.nbytes)
+    return memoryview(cast("Buffer", array)), dtype, shape
+
+
+def jpeg_to_send(jpeg: Buffer) -> memoryview:
+    """Return a view of a JPEG that may be sent.
+
+    Raises:
+        WireError: it is too large, or no JPEG.
+    """
+    payload = memoryview(jpeg).cast("B")
+    check_jpeg(payload)
+    return payload
+
+
+def parse(header: bytes, payload: bytes | memoryview, received_ns: int) -> Frame:
+    """Make the frame of a message, or refuse it.
+
+    Args:
+        header: the first part.
+        payload: the second part, one byte an item; kept, not copied.
+        received_ns: wall clock, ns since 1970.
+
+    Raises:
+        WireError: any rule of the format or limit is broken; the text says which.
+    """
+    fields = read_header(header)
+    camera = fields["msg"]
+    if not is_camera_name(camera):
+        raise WireError("camera name must be 1 to 64 of A-Z a-z 0-9 . _ -")
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+    if "dtype" in fields:
+        dtype, shape = check_array(fields, len(payload))
+        if len(shape) not in (2, 3):
+            raise WireError(f"an image has 2 or 3 dimensions, this array has {len(shape)}")
+        height, width = shape[0], shape[1]
+    else:
+        width, height = check_jpeg(payload)
+    start = fields.get("start")
+    if start is not None and not is_camera_name(start):
+        raise WireError("start must be 1 to 64 of A-Z a-z 0-9 . _ -")
+    every_s = fields.get("every")
+    if every_s is not None and not (type(every_s) in (int, float) and 0 < every_s < _INT_MAX):
+        raise WireError("every must be a positive number of seconds")
+    return Frame(
+        camera,
+        payload,
+        width,
+        height,
+        received_ns,
+        dtype,
+        shape,
+        _count(fields, "seq"),
+        start,
+        _count(fields, "captured"),
+        _count(fields, "dropped"),
+        every_s,
+    )
+
+
+def error_reply(error: WireError) -> bytes:
+    """Write the reply that tells a peer why its message was refused."""
+    return ERROR_PREFIX + str(error).encode()
+
+
+def _count(fields: Mapping[str, Any], key: str) -> int | None:
+    value = fields.get(key)
+    if value is not None and not (type(value) is int and 0 <= value <= _INT_MAX):
+        raise WireError(f"{key} must be an integer from 0")
+    return value
