@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from contextlib import ExitStack
@@ -318,8 +319,10 @@ def _demo(options: argparse.Namespace) -> int:
     names = [f"pi{number}" for number in range(1, options.cameras + 1)]
     with Signals() as signals, ExitStack() as processes:
         port = next((port for port in _DEMO_PORTS if _is_free(port)), 0)
-        arguments = ["--bind", "tcp://127.0.0.1:0", "--http", f"127.0.0.1:{port}", "--display", options.display]
-        hub = processes.enter_context(_Child("hub", *arguments))
+        config = Path(processes.enter_context(tempfile.TemporaryDirectory())) / "hub.yml"
+        config.write_text(json.dumps({"cameras": names}))  # which is YAML too
+        places = ("--bind", "tcp://127.0.0.1:0", "--http", f"127.0.0.1:{port}")
+        hub = processes.enter_context(_Child("hub", *places, "--display", options.display, "--config", str(config)))
         endpoint, wall = hub.announced("hub: "), hub.announced("wall: ")
         if not (endpoint and wall):
             raise StreamerError("the demo's hub did not start; see above")
@@ -331,12 +334,14 @@ def _demo(options: argparse.Namespace) -> int:
         print(f"{len(senders)} cameras are sending to {endpoint}", flush=True)
         print(f"The wall: {wall}   (Ctrl-C ends it all)", flush=True)
         while not signals.wait(_LOOK_S):
-            for child in (hub, *senders):
-                status = child.poll()
-                if child is hub and status == 0:  # somebody pressed q in a window
-                    return 0
-                if status is not None:
-                    raise StreamerError(f"the demo's '{child.command}' ended with status {status}; see above")
+            status = hub.poll()
+            if status == 0:  # somebody pressed q in a window
+                break
+            if status is not None:
+                raise StreamerError(f"the demo's hub ended with status {status}; see above")
+            for sender in [sender for sender in senders if sender.poll() is not None]:
+                print(f"'{sender.command}' has ended with status {sender.poll()}", flush=True)
+                senders.remove(sender)
     return 0
 
 
@@ -374,10 +379,10 @@ class _Child:
     def __exit__(self, *_: object) -> None:
         self.terminate()
         try:
-            rest, _ = self._process.communicate(timeout=5)
+            rest = self._process.communicate(timeout=5)[0]
         except subprocess.TimeoutExpired:
             self._process.kill()
-            rest, _ = self._process.communicate()
+            rest = self._process.communicate()[0]
         print(rest or "", end="")
 
 

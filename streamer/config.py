@@ -80,7 +80,7 @@ def _several(check: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
         if value is None:
             return ()
         values = value if isinstance(value, list | tuple) else [value]
-        return tuple(check(each) for each in values)
+        return tuple(_checked(check, each) for each in values)
 
     return check_all
 
@@ -199,10 +199,10 @@ def load(cls: type[Config], path: Path | None, flags: Mapping[str, Any]) -> Conf
             near = difflib.get_close_matches(str(key), settings, 1, 0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"the keys are: {', '.join(settings)}"
             raise ConfigError(f"{place}: unknown key '{key}'; {hint}")
-        values[key] = _checked(settings[key], value, f"{place}: {key}")
+        values[key] = _setting_value(settings[key], value, f"{place}: {key}")
     for key, value in flags.items():
         if value is not None:
-            values[key] = _checked(settings[key], value, f"--{key.rstrip('s') if key == 'hubs' else key}")
+            values[key] = _setting_value(settings[key], value, f"--{key.rstrip('s') if key == 'hubs' else key}")
     config = cls(**values)
     if isinstance(config, HubConfig) and config.gone_after_s <= config.stale_after_s:
         raise ConfigError(
@@ -216,18 +216,30 @@ def manual(cls: type[Config]) -> str:
     return resources.files(__package__).joinpath("sender.yml" if cls is SenderConfig else "hub.yml").read_text()
 
 
-def _checked(check: Callable[[Any], Any], value: Any, place: str) -> Any:
+class _RejectedError(Exception):
+    """A value, or one of a list, is not what it must be."""
+
+
+def _checked(check: Callable[[Any], Any], value: Any) -> Any:
     try:
         return check(value)
     except ValueError as error:
-        raise ConfigError(f"{place} is {value!r}: it must be {error}") from error
+        raise _RejectedError(f"is {value!r}: it must be {error}") from error
+
+
+def _setting_value(check: Callable[[Any], Any], value: Any, place: str) -> Any:
+    try:
+        return _checked(check, value)
+    except _RejectedError as error:
+        raise ConfigError(f"{place} {error}") from error
 
 
 def _read(path: Path) -> dict[Any, tuple[Any, str]]:
     """Read a YAML mapping: key to (value, place in the file)."""
     loader = None
+    place = f"{path}"
     try:
-        loader = yaml.SafeLoader(path.read_text())
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
         if node is None:
             return {}
@@ -244,10 +256,12 @@ def _read(path: Path) -> dict[Any, tuple[Any, str]]:
             settings[key] = (loader.construct_object(value_node, deep=True), place)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # Not all are YAMLErrors: PyYAML lets through what it meets on a date like 2026-99-99.
         mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        raise ConfigError(f"{place}: is not YAML: {getattr(error, 'problem', None) or error}") from error
+        place = f"{path}:{mark.line + 1}" if mark else place
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise ConfigError(f"{place}: is not YAML: {problem}") from error
     finally:
         if loader:
             loader.dispose()

@@ -18,7 +18,8 @@ class Mailbox(Generic[Item]):
     is served first, and overwriting keeps its place, so a busy camera cannot starve a slow one.
 
     Args:
-        on_ready: called, in the putting thread, when the mailbox turns from empty to not empty. It must not block.
+        on_ready: called when the mailbox turns from empty to not empty, by the thread that puts, and when it is closed.
+            It must not block.
     """
 
     def __init__(self, on_ready: Callable[[], None] | None = None) -> None:
@@ -77,3 +78,5 @@ class Mailbox(Generic[Item]):
             self._closed = True
             self._slots.clear()
             self._changed.notify_all()
+        if self._on_ready is not None:
+            self._on_ready()

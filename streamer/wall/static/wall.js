@@ -36,7 +36,9 @@ class Tile {
   async play() {
     while (tiles.get(this.name) === this || !tiles.has(this.name)) {
       const began = performance.now();
-      if (this.state !== "LIVE" || document.hidden || !(await this.load())) {
+      // Of a camera that is stale the last picture is wanted, once.
+      const wanted = this.state === "LIVE" || (this.state === "STALE" && !this.image.src);
+      if (!wanted || document.hidden || !(await this.load())) {
         await pause(RETRY_MS / 4);
       }
       await pause(Math.max(0, PICTURE_EVERY_MS - (performance.now() - began)));

@@ -1,0 +1,41 @@
+# make demo | test | lab | lab-down | lint | clean. Each does its own set-up.
+
+PYTHON ?= python3
+SUITE ?= trixie
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHONS := streamer tests playbooks roles
+
+.PHONY: demo test lint lab lab-down clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/demo          ## eight cameras, the hub and its page, in this terminal
+	@$(BIN)/streamer demo
+
+test: $(VENV)/test lint     ## everything, the nine-host lab included where it can run
+	@$(BIN)/pytest
+
+lint: $(VENV)/test
+	@$(BIN)/ruff check $(PYTHONS)
+	@$(BIN)/ruff format --check $(PYTHONS)
+	@$(BIN)/mypy
+	@$(BIN)/yamllint --strict .
+	@$(BIN)/ansible-lint --offline --profile production
+
+lab:                        ## nine Debian hosts on this machine, to deploy to; SUITE=bookworm for the older Debian
+	@$(PYTHON) tests/lab/lab.py up --suite $(SUITE)
+
+lab-down:
+	@$(PYTHON) tests/lab/lab.py down
+
+clean: lab-down             ## also what was downloaded and built
+	rm -rf $(VENV) .lab build dist .mypy_cache .pytest_cache .ruff_cache .ansible
+
+# The environments: made once, and again when what they are made from changes.
+$(VENV)/demo: pyproject.toml
+	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub
+	@touch $@
+
+$(VENV)/test: pyproject.toml tests/environment.sh
+	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv,fleet,test python3-venv libgl1 libglib2.0-0 xvfb openssh-client
+	@touch $@ $(VENV)/demo

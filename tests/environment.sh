@@ -1,0 +1,38 @@
+#!/bin/sh
+# Makes the virtual environment that `make` runs in: environment.sh PYTHON VENV EXTRAS [DEBIAN-PACKAGE ...]
+# As root on Debian or Ubuntu the packages that are missing are installed; otherwise it is said which ones are.
+set -eu
+python=$1 venv=$2 extras=$3
+shift 3
+
+command -v "$python" >/dev/null || { echo "make: $python is not installed; Python 3.11 or later is needed" >&2; exit 2; }
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  { echo "make: $("$python" --version) is too old; Python 3.11 or later is needed" >&2; exit 2; }
+"$python" -c 'import ensurepip' 2>/dev/null || set -- python3-venv "$@"
+
+missing=
+if command -v dpkg-query >/dev/null; then
+  for package; do
+    case $(dpkg-query -W -f '${Status}' "$package" 2>/dev/null) in
+      *" installed") ;;
+      *) missing="$missing $package" ;;
+    esac
+  done
+fi
+if [ -n "$missing" ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "Installing Debian packages:$missing"
+    apt-get -qq update
+    # shellcheck disable=SC2086 # a list of words
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $missing >/dev/null
+  elif ! "$python" -c 'import ensurepip' 2>/dev/null; then
+    echo "make: Python cannot make virtual environments here; first: sudo apt install$missing" >&2
+    exit 2
+  else
+    echo "Not installed, so what needs them is skipped:$missing"
+  fi
+fi
+
+echo "Making $venv with the extras $extras (the first time takes a minute)"
+[ -x "$venv/bin/pip" ] || "$python" -m venv "$venv"
+"$venv/bin/pip" install --quiet --disable-pip-version-check --editable ".[$extras]"

@@ -1,0 +1,377 @@
+"""The commands as real processes: what they print, how they end, what systemd hears from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import streamer
+from streamer import cli
+from tests.conftest import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ENDS_WITHIN_S = 2.0
+NOWHERE = "tcp://127.0.0.1:9"  # the discard port: nobody listens
+
+
+class Command:
+    """A running `streamer …`, with its output in files, so that it can be read while it runs."""
+
+    def __init__(self, place: Path, *arguments: str, **environment: str) -> None:
+        place.mkdir(exist_ok=True)
+        self._out, self._err = place / f"{time.monotonic_ns()}.out", place / f"{time.monotonic_ns()}.err"
+        with self._out.open("w") as out, self._err.open("w") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "streamer", *arguments],
+                stdout=out,
+                stderr=err,
+                env={**os.environ, **environment},
+            )
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def said(self, pattern: str) -> str:
+        """Wait until the output has a match, and return its first group."""
+
+        def look() -> re.Match[str] | None:
+            assert self.process.poll() is None or re.search(pattern, self.out + self.err), self.out + self.err
+            return re.search(pattern, self.out + self.err)
+
+        return until(look, 20)[1]  # type: ignore[index]
+
+    def end(self, number: int = signal.SIGINT) -> float:
+        """Send a signal, wait for the end, and return the seconds it took."""
+        began = time.monotonic()
+        self.process.send_signal(number)
+        assert self.process.wait(20) == 0, self.err
+        return time.monotonic() - began
+
+
+@contextmanager
+def running(place: Path, *arguments: str, **environment: str) -> Iterator[Command]:
+    command = Command(place, *arguments, **environment)
+    try:
+        yield command
+    finally:
+        command.process.kill()
+        command.process.wait()
+
+
+@contextmanager
+def running_hub(place: Path, *arguments: str) -> Iterator[tuple[Command, str, str]]:
+    """Run a hub on free ports; yields it, its endpoint and its wall."""
+    with running(place, "hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0", *arguments) as hub:
+        yield hub, hub.said(r"hub: (\S+)"), hub.said(r"wall: (\S+)")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "streamer", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
+    return ["send", "--hub", endpoint, "--name", name, "--camera", "pattern", "--size", "176x144"]
+
+
+# -- what goes wrong is said in one line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["send", "--camera", "pattern"], "--hub: give a hub to send to, tcp://HOST:5555, or else an address"),
+        (["send", "--hub", "pi1"], "--hub is 'pi1': it must be tcp://HOST:PORT"),
+        (["send", "--hub", "tcp://hub:99999"], "it must be tcp://HOST:PORT with a port from 1 to 65535"),
+        (["send", "--hub", NOWHERE, "--size", "640"], "--size is '640': it must be WIDTHxHEIGHT"),
+        (["send", "--hub", NOWHERE, "--fps", "fast"], "--fps is 'fast': it must be a number from 0.1 to 240"),
+        (["send", "--hub", NOWHERE, "--quality", "101"], "--quality is '101': it must be a whole number from 1 to 100"),
+        (["send", "--hub", NOWHERE, "--camera", "gopro"], "it must be picamera2, usb:N, file:PATH or pattern"),
+        (["send", "--hub", NOWHERE, "--name", "a b"], "--name is 'a b': it must be 1 to 64 letters"),
+        (["send", "--config", "/nowhere/sender.yml"], "/nowhere/sender.yml: No such file or directory"),
+        (["hub", "--bind", "5555"], "--bind is '5555': it must be tcp://ADDRESS:PORT"),
+        (["hub", "--http", "8080"], "--http is '8080': it must be ADDRESS:PORT"),
+        (["hub", "--display", "screen"], "--display is 'screen': it must be none or windows"),
+        (["demo", "--cameras", "0"], "--cameras is 0: it must be from 1 to 64"),
+        (["status", "--hub", "hub:8080"], "--hub is 'hub:8080': it must be the hub's page, as in http://hub:8080"),
+    ],
+)
+def test_bad_input_gets_one_line_and_status_2(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("streamer: ")
+    assert err.count("\n") == 1
+    assert complaint in err
+
+
+def test_no_screen_is_said_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    assert cli.main(["hub", "--display", "windows"]) == 2
+    assert "DISPLAY is not set" in capsys.readouterr().err
+
+
+def test_missing_library_names_its_extra() -> None:
+    hide = "import sys; sys.modules['PIL'] = None; from streamer.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", hide, *sender_flags(NOWHERE)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "streamer: the camera 'pattern' needs the extra 'pattern': pip install 'streamer[pattern]', "
+        "or on Debian: apt install python3-pil\n"
+    )
+
+
+def test_port_that_is_taken_fails_with_status_1(tmp_path: Path) -> None:
+    with running_hub(tmp_path) as (_, endpoint, wall):
+        second = run("hub", "--bind", endpoint, "--http", "127.0.0.1:0")
+        assert (second.returncode, second.stdout) == (1, "")
+        assert second.stderr == f"streamer: cannot listen on {endpoint}: Address already in use\n"
+        address = wall.removeprefix("http://").rstrip("/")
+        third = run("hub", "--bind", "tcp://127.0.0.1:0", "--http", address)
+        assert third.returncode == 1
+        assert third.stderr.startswith(f"streamer: cannot listen on http {address}: ")
+
+
+def test_version_and_help_need_nothing_that_is_not_needed() -> None:
+    assert run("--version").stdout == f"streamer {streamer.__version__}\n"
+    script = "import sys, streamer.cli; print(sorted({'zmq', 'numpy', 'cv2', 'aiohttp', 'PIL'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_sender_of_the_test_card_loads_neither_numpy_nor_opencv(tmp_path: Path) -> None:
+    with running_hub(tmp_path) as (_, endpoint, wall), running(tmp_path, *sender_flags(endpoint)) as sender:
+        assert run("status", "--hub", wall, "--wait", "20", "pi1").returncode == 0
+        mapped = Path(f"/proc/{sender.process.pid}/maps").read_text()
+        assert "zmq" in mapped
+        assert not re.search(r"numpy|cv2|opencv", mapped)
+
+
+@pytest.mark.parametrize("command", ["send", "hub"])
+def test_print_config_prints_the_manual(command: str, tmp_path: Path) -> None:
+    printed = run(command, "--print-config")
+    assert printed.returncode == 0
+    assert printed.stdout.startswith(f"# `streamer {command} --config")
+
+
+# -- starting and dying in every order
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_sender_without_a_hub_ends_at_once(tmp_path: Path, number: int) -> None:
+    with running(tmp_path, *sender_flags(NOWHERE)) as sender:
+        sender.said("(no hub answers)")
+        assert sender.end(number) < ENDS_WITHIN_S
+        assert re.fullmatch(r"pi1: 0 frames sent, 0 answered, \d+ dropped\n", sender.out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", ["hub", "sender"])
+def test_hub_and_sender_end_in_either_order(tmp_path: Path, number: int, first: str) -> None:
+    with running_hub(tmp_path) as (hub, endpoint, wall), running(tmp_path, *sender_flags(endpoint)) as sender:
+        assert run("status", "--hub", wall, "--wait", "20", "pi1").returncode == 0
+        for command in (hub, sender) if first == "hub" else (sender, hub):
+            assert command.end(number) < ENDS_WITHIN_S
+        assert re.search(r"Frames received: [1-9]\d* from 1 cameras in [\d.]+ s, [\d.]+ frames/s", hub.out)
+        row = hub.out.splitlines()[-1].split()
+        assert row[0] == "pi1"
+        frames, fps, size, image_size, ratio = int(row[1]), float(row[2]), int(row[5]), int(row[7]), float(row[9])
+        assert frames > 0
+        assert fps > 0
+        assert image_size == 176 * 144 * 3
+        assert ratio == pytest.approx(size / image_size, abs=0.001)
+        assert re.search(r"pi1: [1-9]\d* frames sent, [1-9]\d* answered, \d+ dropped", sender.out)
+        assert re.search(
+            r"Last JPEG: \d+ bytes; last image: 76032 bytes \(176x144\), compression ratio 0\.\d+", sender.out
+        )
+        assert re.search(r"Elapsed: [\d.]+ s; [\d.]+ frames/s", sender.out)
+
+
+def test_sender_of_a_frozen_hub_ends_at_once(tmp_path: Path) -> None:
+    with running_hub(tmp_path) as (hub, endpoint, wall), running(tmp_path, *sender_flags(endpoint)) as sender:
+        assert run("status", "--hub", wall, "--wait", "20", "pi1").returncode == 0
+        hub.process.send_signal(signal.SIGSTOP)
+        sender.said("(no hub answers)")
+        assert sender.end() < ENDS_WITHIN_S
+
+
+def test_hub_of_a_frozen_sender_ends_at_once(tmp_path: Path) -> None:
+    with running_hub(tmp_path) as (hub, endpoint, wall), running(tmp_path, *sender_flags(endpoint)) as sender:
+        assert run("status", "--hub", wall, "--wait", "20", "pi1").returncode == 0
+        sender.process.send_signal(signal.SIGSTOP)
+        hub.said("(STALE, was LIVE)")
+        assert hub.end() < ENDS_WITHIN_S
+
+
+# -- what systemd hears
+
+
+class NotifySocket:
+    """The socket that systemd listens on."""
+
+    def __init__(self, place: Path) -> None:
+        self.path = str(place / "notify")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.path)
+        self._socket.settimeout(0.05)
+        self.heard: list[str] = []
+
+    def has(self, state: str) -> bool:
+        try:
+            while True:
+                self.heard.append(self._socket.recv(4096).decode())
+        except TimeoutError:
+            return state in self.heard
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def notify(tmp_path: Path) -> Iterator[NotifySocket]:
+    notify = NotifySocket(tmp_path)
+    yield notify
+    notify.close()
+
+
+def test_sender_is_ready_with_its_first_picture_whatever_the_hub_does(tmp_path: Path, notify: NotifySocket) -> None:
+    with running(tmp_path, *sender_flags(NOWHERE), NOTIFY_SOCKET=notify.path) as sender:
+        until(lambda: notify.has("READY=1"), 20)
+        until(lambda: notify.has("WATCHDOG=1") and notify.heard.count("WATCHDOG=1") >= 3, 20)
+        assert sender.end() < ENDS_WITHIN_S
+        assert notify.has("STOPPING=1")
+
+
+def test_sender_without_a_picture_is_never_ready(tmp_path: Path, notify: NotifySocket) -> None:
+    flags = ["send", "--hub", NOWHERE, "--name", "pi1", "--camera", "file:/nowhere.mp4"]
+    with running(tmp_path, *flags, NOTIFY_SOCKET=notify.path) as sender:
+        sender.said("(file:/nowhere.mp4: there is no such file; trying again)")
+        sender.said("(no hub answers)")
+        assert not notify.has("READY=1")
+        assert "WATCHDOG=1" not in notify.heard
+        assert sender.end() < ENDS_WITHIN_S
+
+
+def test_frozen_camera_starves_the_watchdog(tmp_path: Path, notify: NotifySocket) -> None:
+    script = (
+        "import sys, time\n"
+        "from streamer.cameras.pattern import Pattern\n"
+        "from streamer.cli import main\n"
+        "read = Pattern.read\n"
+        "Pattern.read = lambda self: time.sleep(3600) if self._count == 5 else read(self)\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    environment = {**os.environ, "NOTIFY_SOCKET": notify.path}
+    with subprocess.Popen([sys.executable, "-c", script, *sender_flags(NOWHERE)], env=environment) as process:
+        until(lambda: notify.has("READY=1"), 20)
+        until(lambda: notify.has("STATUS=5 pictures; no hub answers"), 20)
+        fed = notify.heard.count("WATCHDOG=1")
+        notify.heard.clear()
+        # Two more rounds of the supervising loop are seen by their status, and none of them feeds.
+        until(lambda: notify.has("STATUS=5 pictures; no hub answers") and len(notify.heard) >= 2, 20)
+        assert fed >= 1
+        assert "WATCHDOG=1" not in notify.heard
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(ENDS_WITHIN_S + 1) == 0
+
+
+def test_hub_is_ready_when_it_listens_and_feeds_the_watchdog_without_cameras(
+    tmp_path: Path, notify: NotifySocket
+) -> None:
+    arguments = ["hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]
+    with running(tmp_path, *arguments, NOTIFY_SOCKET=notify.path) as hub:
+        until(lambda: notify.has("READY=1"), 20)
+        assert "wall: " in hub.out
+        until(lambda: notify.has("WATCHDOG=1"), 20)
+        assert hub.end() < ENDS_WITHIN_S
+
+
+# -- status and demo
+
+
+def test_status_shows_what_the_hub_knows(tmp_path: Path) -> None:
+    config = tmp_path / "hub.yml"
+    config.write_text("cameras: [pi1, pi2]\n")
+    with (
+        running_hub(tmp_path, "--config", str(config)) as (_, endpoint, wall),
+        running(tmp_path, *sender_flags(endpoint)),
+    ):
+        assert run("status", "--hub", wall, "--wait", "20", "pi1").returncode == 0
+        table = run("status", "--hub", wall).stdout.splitlines()
+        assert table[0].split()[:3] == ["camera", "state", "fps"]
+        assert table[1].split()[:2] == ["pi1", "LIVE"]
+        assert table[1].split()[-1] == "127.0.0.1"
+        assert table[2].split() == ["pi2", "WAITING", "0.0", "-", "-", "0", "0", "0", "-", "0", "-"]
+        not_all = run("status", "--hub", wall, "--wait", "0.1", "--json")
+        assert not_all.returncode == 1
+        assert {row["name"]: row["state"] for row in json.loads(not_all.stdout)} == {"pi1": "LIVE", "pi2": "WAITING"}
+        stranger = run("status", "--hub", wall, "--wait", "0.1", "--json", "pi7")
+        assert stranger.returncode == 1
+        assert json.loads(stranger.stdout)[0]["state"] == "WAITING"
+
+
+def test_status_without_a_hub_says_so() -> None:
+    done = run("status", "--hub", "http://127.0.0.1:9")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "streamer: no hub answers at http://127.0.0.1:9/api/cameras: [Errno 111] Connection refused\n"
+
+
+def children_of(process: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
+    return [int(word) for word in listed.stdout.split()]
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_demo_takes_all_of_its_processes_down(tmp_path: Path, number: int) -> None:
+    with running(tmp_path, "demo", "--cameras", "3") as demo:
+        wall = demo.said(r"The wall: (\S+)")
+        assert run("status", "--hub", wall, "--wait", "20").returncode == 0
+        children = children_of(demo.process.pid)
+        assert len(children) == 4
+        if number == signal.SIGKILL:
+            demo.process.kill()
+        else:
+            assert demo.end(number) < 2 * ENDS_WITHIN_S
+            assert "Frames received: " in demo.out
+        until(lambda: not any(alive(child) for child in children))
+
+
+def test_demo_goes_on_without_a_camera_that_dies(tmp_path: Path) -> None:
+    with running(tmp_path, "demo", "--cameras", "2") as demo:
+        wall = demo.said(r"The wall: (\S+)")
+        assert run("status", "--hub", wall, "--wait", "20").returncode == 0
+        os.kill(children_of(demo.process.pid)[1], signal.SIGKILL)
+        demo.said(r"'(send .*--name pi1 .*)' has ended with status -9")
+        assert run("status", "--hub", wall, "--wait", "20", "pi2").returncode == 0
+        assert demo.end() < 2 * ENDS_WITHIN_S
