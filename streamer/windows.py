@@ -50,6 +50,7 @@ class Windows:
         self._width = width
         self._places = list(cameras)
         self._pictures: dict[str, Image] = {}  # of each open window
+        self._opened: dict[str, float] = {}  # when, of each window that is not in its place for sure
         self._hidden: set[str] = set()  # closed by hand, until the camera comes back
 
     def run(self, ended: Callable[[], bool]) -> None:
@@ -87,24 +88,37 @@ class Windows:
         except CodecError as error:
             _log.warning("%s: %s", frame.camera, error)
             return
-        if frame.camera not in self._pictures:
-            self._open(frame)
+        is_new = frame.camera not in self._pictures
         self._pictures[frame.camera] = image
+        if is_new:
+            self._open(frame.camera)
         cv2.imshow(frame.camera, image)
 
-    def _open(self, frame: Frame) -> None:
-        """Open a window at its place in the grid, row by row."""
-        if frame.camera not in self._places:
-            self._places.append(frame.camera)
+    def _open(self, name: str) -> None:
+        if name not in self._places:
+            self._places.append(name)
+        cv2.namedWindow(name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+        cv2.resizeWindow(name, self._width, self._height(name))
+        self._place(name)
+        self._opened[name] = time.monotonic()
+
+    def _height(self, name: str) -> int:
+        height, width = self._pictures[name].shape[:2]
+        return int(self._width * height / width)
+
+    def _place(self, name: str) -> None:
+        """Move a window to its place in the grid, row by row."""
         columns = -(-max(_EIGHT, len(self._places)) // self._rows)
-        row, column = divmod(self._places.index(frame.camera), columns)
-        height = round(self._width * frame.height / frame.width)
-        cv2.namedWindow(frame.camera, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
-        cv2.resizeWindow(frame.camera, self._width, height)
-        cv2.moveWindow(frame.camera, column * self._width, row * (height + _TITLE_BAR))
+        row, column = divmod(self._places.index(name), columns)
+        cv2.moveWindow(name, column * self._width, row * (self._height(name) + _TITLE_BAR))
 
     def _look_after(self, statuses: list[Status]) -> None:
         """Grey the stale, close the gone, and notice which window was closed by hand."""
+        # A window manager puts a new window where it likes, and heeds a move only once it has framed it.
+        for name in [name for name, opened in self._opened.items() if time.monotonic() - opened > _LOOK_S]:
+            del self._opened[name]
+            if name in self._pictures:
+                self._place(name)
         for status in statuses:
             name = status.name
             if status.state == State.GONE.value:
