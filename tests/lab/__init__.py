@@ -1,0 +1,1 @@
+"""Nine blank Debian hosts on one machine; see lab.py."""

@@ -1,0 +1,342 @@
+"""The whole chain for real: nine blank Debian hosts, provisioned over SSH, streaming, and what may befall them.
+
+The tests go through one fleet's life in the order in which they stand here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.conftest import until
+from tests.lab import lab
+from tests.lab.cgroups import NAME, Group
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CHECKOUT = lab.CHECKOUT
+INVENTORY = CHECKOUT / "tests/lab/hosts.yml"
+CAMERAS = [f"pi{number}" for number in range(1, 9)]
+HOSTS = ["hub", *CAMERAS]
+LIVE_WITHIN_S = 30.0
+# Ours to use without asking: the lab's hosts are made for it.
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+
+
+@dataclass(frozen=True)
+class Play:
+    """What a run of ansible-playbook did."""
+
+    status: int
+    output: str
+    seconds: float
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """How many tasks changed something, by host."""
+        recap = re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", self.output, re.MULTILINE)
+        return {host: int(count) for host, count in recap}
+
+
+def play(*arguments: str, inventory: Path = INVENTORY, source: Path = CHECKOUT) -> Play:
+    """Run the one command from a checkout, and keep what it says."""
+    began = time.monotonic()
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory), "deploy.yml", *arguments]
+    environment = {**os.environ, "ANSIBLE_NOCOLOR": "1"}
+    done = subprocess.run(
+        command, cwd=source, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    return Play(done.returncode, done.stdout + done.stderr, time.monotonic() - began)
+
+
+def deploy(*arguments: str, inventory: Path = INVENTORY, source: Path = CHECKOUT) -> Play:
+    """Play, and fail with all that it said when it fails."""
+    done = play(*arguments, inventory=inventory, source=source)
+    assert done.status == 0, done.output
+    return done
+
+
+def on(host: str, command: str) -> str:
+    """Run a shell command as root on a host, and return what it prints."""
+    done = lab.ssh(host, "sudo", "sh", "-c", command)
+    assert done.returncode == 0, f"{host}: {command}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
+def table() -> dict[str, dict[str, Any]]:
+    """What the hub says, read from outside the lab, by camera; nothing while it does not answer."""
+    port = (lab.RUN / "http").read_text().strip()
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/cameras", timeout=5) as answer:
+            return {row["name"]: row for row in json.load(answer)}
+    except (OSError, ValueError):
+        return {}
+
+
+def all_live(names: list[str] = CAMERAS) -> None:
+    """Wait until these cameras are LIVE and their frames go on."""
+    before: dict[str, int] = {}
+
+    def moving() -> bool:
+        rows = table()
+        good = all(
+            rows.get(name, {}).get("state") == "LIVE" and rows[name]["frames"] > before.get(name, 1 << 60)
+            for name in names
+        )
+        before.update({name: row["frames"] for name, row in rows.items()})
+        return good
+
+    until(moving, LIVE_WITHIN_S)
+
+
+def unit_of(host: str) -> str:
+    return "streamer-hub" if host == "hub" else "streamer-sender"
+
+
+def process(host: str) -> int:
+    """The process of a host's service; 0 while it has none."""
+    return int(on(host, f"systemctl show --property=MainPID --value {unit_of(host)}"))
+
+
+def processes() -> dict[str, int]:
+    return {host: process(host) for host in HOSTS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hosts() -> Iterator[None]:
+    """Nine blank hosts."""
+    if os.geteuid() != 0 or not Path("/etc/debian_version").exists():
+        if "CI" in os.environ:
+            pytest.fail("under CI the lab must run: as root on Debian or Ubuntu")
+        pytest.skip("the lab needs root on Debian or Ubuntu")
+    lab.down()
+    lab.up(os.environ.get("SUITE"))
+    yield
+    lab.down()
+
+
+@pytest.fixture(scope="module")
+def changed_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same project with a later version of the package."""
+    copy = tmp_path_factory.mktemp("later") / "source"
+    ignored = shutil.ignore_patterns(".git", ".venv", ".lab", "build", "__pycache__", ".*_cache")
+    shutil.copytree(CHECKOUT, copy, ignore=ignored, symlinks=True)
+    module = copy / "streamer/__init__.py"
+    text, count = re.subn(r'__version__ = "[^"]+"', '__version__ = "99.0"', module.read_text())
+    assert count == 1
+    module.write_text(text)
+    return copy
+
+
+def edited(place: Path, *, without: str = "", **groups: dict[str, dict[str, Any]]) -> Path:
+    """A copy of the lab's inventory without one host, and with others put into groups or changed."""
+    inventory = yaml.safe_load(INVENTORY.read_text())
+    for group in inventory.values():
+        group.get("hosts", {}).pop(without, None)
+    for group, members in groups.items():
+        present = inventory.setdefault(group, {"hosts": {}})["hosts"]
+        for host, variables in members.items():
+            present[host] = {**(present.get(host) or {}), **variables}
+    place.write_text(yaml.safe_dump(inventory))
+    return place
+
+
+def test_check_mode_on_blank_hosts_changes_nothing() -> None:
+    deploy("--check", "--diff")
+    for host in HOSTS:
+        assert on(host, "hostname; ls /opt /etc/streamer 2>/dev/null || true; ls /etc/systemd/system") != ""
+        assert on(host, "hostname") == "raspberrypi"
+        assert on(host, "test -e /opt/streamer -o -e /etc/streamer && echo there || echo not") == "not"
+
+
+def test_first_deploy_ends_with_all_cameras_live() -> None:
+    done = deploy()
+    rows = table()
+    assert sorted(rows) == CAMERAS, done.output
+    assert {row["state"] for row in rows.values()} == {"LIVE"}
+    all_live()
+
+
+def test_second_deploy_changes_nothing() -> None:
+    before = processes()
+    done = deploy()
+    assert set(done.changed) >= set(HOSTS)
+    assert {host: count for host, count in done.changed.items() if count} == {}, done.output
+    assert processes() == before
+
+
+def test_check_mode_on_deployed_hosts_finds_nothing_to_change() -> None:
+    done = deploy("--check", "--diff")
+    assert {host: count for host, count in done.changed.items() if count} == {}, done.output
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_host_is_what_its_name_says(host: str) -> None:
+    unit = unit_of(host)
+    assert on(host, "hostname") == host
+    assert on(host, "cat /etc/hostname") == host
+    assert on(host, f"getent hosts {host}")
+    assert on(host, f"systemctl is-enabled {unit}; systemctl is-active {unit}").split() == ["enabled", "active"]
+    assert on(host, f"ps -o user= -p {process(host)}") == "streamer"
+    exposure = on(host, f"systemd-analyze security --no-pager {unit} | tail -n 1")
+    assert float(re.findall(r"level for \S+: ([\d.]+)", exposure)[0]) <= 3.0
+    other = "streamer-sender" if host == "hub" else "streamer-hub"
+    assert on(host, f"systemctl is-active {other} || true") == "inactive"
+
+
+def test_two_cameras_send_real_footage() -> None:
+    rows = table()
+    shapes = {name: (row["width"], row["height"]) for name, row in rows.items()}
+    assert {shapes[name] for name in CAMERAS[:6]} == {(640, 480)}
+    assert all(shapes[name] != (640, 480) for name in CAMERAS[6:]), "a video keeps its proportions"
+
+
+def test_restart_of_one_touches_no_other() -> None:
+    before = processes()
+    deploy("--tags", "restart", "--limit", "pi3")
+    after = processes()
+    assert [host for host in HOSTS if after[host] != before[host]] == ["pi3"]
+    all_live()
+
+
+def test_restart_restarts_every_stream() -> None:
+    before = processes()
+    deploy("--tags", "restart")
+    after = processes()
+    assert [host for host in HOSTS if after[host] == before[host]] == []
+    all_live()
+
+
+def test_stop_start_status_and_verify() -> None:
+    before = processes()
+    deploy("--tags", "stop", "--limit", "pi3")
+    assert process("pi3") == 0
+    assert [host for host, number in processes().items() if number != before[host]] == ["pi3"]
+    until(lambda: table()["pi3"]["state"] == "STALE", LIVE_WITHIN_S)
+
+    status = deploy("--tags", "status").output
+    assert re.search(r"pi3\b.*\binactive\b", status), status
+    assert re.search(r"pi4\b.*\bLIVE\b", status), status
+
+    missing = play("--tags", "verify")
+    assert missing.status != 0
+    assert re.search(r"pi3\b.*\b(STALE|GONE)\b", missing.output), missing.output
+    assert play("--tags", "verify", "--limit", "pi4").status == 0
+
+    deploy("--tags", "start", "--limit", "pi3")
+    deploy("--tags", "verify")
+    all_live()
+
+
+def test_camera_that_cannot_start_is_named_with_its_last_words(tmp_path: Path) -> None:
+    broken = edited(tmp_path / "hosts.yml", cameras={"pi4": {"streamer_camera": "file:/srv/nothing.mp4"}})
+    done = play("--limit", "pi4", inventory=broken)
+    assert done.status != 0
+    assert "pi4: streamer-sender is not " in done.output, done.output
+    assert "file:/srv/nothing.mp4: there is no such file" in done.output, done.output
+    all_live([name for name in CAMERAS if name != "pi4"])
+    deploy("--limit", "pi4")
+    all_live()
+
+
+@pytest.mark.parametrize("host", ["pi2", "pi5"])
+def test_name_and_stream_survive_a_reboot(host: str) -> None:
+    cloud_init = on(host, "test -e /etc/cloud/cloud.cfg && echo yes || echo no")
+    assert cloud_init == ("yes" if host in lab.CLOUD_INIT_HOSTS else "no")
+    boot = on(host, "cat /proc/1/stat | cut -d' ' -f22")
+    lab.reboot(host)
+    assert on(host, "cat /proc/1/stat | cut -d' ' -f22") != boot
+    all_live()
+    if cloud_init == "yes":
+        until(lambda: "done" in on(host, "cloud-init status || true"), 60)
+    assert on(host, "hostname") == host
+    assert on(host, f"getent hosts {host}")
+
+
+def test_hub_that_is_killed_comes_back_and_so_do_all_cameras() -> None:
+    before = processes()
+    on("hub", f"kill -9 {before['hub']}")
+    until(lambda: process("hub") not in (0, before["hub"]), LIVE_WITHIN_S)
+    all_live()
+    after = processes()
+    assert [host for host in HOSTS if after[host] != before[host]] == ["hub"], "no sender was restarted"
+
+
+def test_plug_that_is_pulled_and_put_back() -> None:
+    lab.kill("pi6")
+    until(lambda: table()["pi6"]["state"] != "LIVE", LIVE_WITHIN_S)
+    lab.start("pi6")
+    all_live()
+
+
+def test_new_release_and_the_way_back(changed_source: Path) -> None:
+    first = on("pi1", "readlink /opt/streamer/current")
+    deploy(source=changed_source)
+    assert all(on(host, "/opt/streamer/current/bin/streamer --version") == "streamer 99.0" for host in HOSTS)
+    all_live()
+
+    deploy("--tags", "rollback", "--limit", "pi3")
+    assert on("pi3", "readlink /opt/streamer/current") == first
+    assert on("pi4", "readlink /opt/streamer/current") != first
+    all_live()
+
+    deploy("--tags", "rollback", "--limit", "!pi3")
+    assert {on(host, "readlink /opt/streamer/current") for host in HOSTS} == {first}
+    all_live()
+
+    nothing_left = play("--tags", "rollback", "--limit", "pi3")
+    assert nothing_left.status != 0
+    assert re.search(r"pi3.*no (earlier )?release", nothing_left.output), nothing_left.output
+    assert on("pi3", "readlink /opt/streamer/current") == first
+    all_live()
+
+
+def test_hub_moves_to_another_host(tmp_path: Path) -> None:
+    inventory = yaml.safe_load(INVENTORY.read_text())
+    old, new = inventory["hubs"]["hosts"]["hub"], inventory["cameras"]["hosts"]["pi1"]
+    moved = edited(
+        tmp_path / "hosts.yml",
+        without="hub",
+        hubs={"pi1": {**new, "streamer_http": "0.0.0.0:8080"}},
+        retired={"hub": old},
+    )
+    deploy(inventory=moved)
+    lab.relay("pi1")
+    assert sorted(table()) == CAMERAS
+    all_live()
+    assert on("hub", "systemctl is-active streamer-hub || true") == "inactive"
+
+    deploy()
+    lab.relay("hub")
+    all_live()
+    assert on("pi1", "systemctl is-active streamer-hub || true") == "inactive"
+
+
+def test_lab_heals_what_crashed_and_leaves_nothing_behind() -> None:
+    pattern = f"^systemd-nspawn .*--machine={NAME}-pi6 "
+    nspawn = subprocess.run(["pgrep", "--full", pattern], capture_output=True, text=True, check=True)
+    os.kill(int(nspawn.stdout.split()[0]), signal.SIGKILL)
+    lab.up()
+    assert on("pi6", "hostname") == "pi6", "the host has its disk still"
+    all_live()
+
+    lab.down()
+    assert lab._namespaces() == []
+    assert NAME not in Path("/proc/self/mountinfo").read_text()
+    assert not lab.OWNER.exists()
+    assert not lab.RUN.exists()
+    assert Group().pids() == []
