@@ -37,5 +37,6 @@ $(VENV)/demo: pyproject.toml
 	@touch $@
 
 $(VENV)/test: pyproject.toml tests/environment.sh
-	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv,fleet,test python3-venv libgl1 libglib2.0-0 xvfb openssh-client
+	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv,fleet,test python3-venv libgl1 libglib2.0-0 \
+	  xvfb openbox xdotool openssh-client
 	@touch $@ $(VENV)/demo

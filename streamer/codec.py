@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from streamer.errors import CodecError, MissingExtraError
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 # Start-of-frame markers, ITU-T T.81 table B.1: 0xC0 to 0xCF without DHT (C4), JPG (C8) and DAC (CC).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _NO_FRAME_YET = frozenset({0xD8, 0xD9, 0xDA})
+# Fill bytes included. A real picture has some ten, at worst a few hundred when it carries a large colour profile.
+_MARKERS_MAX = 1024
 
 
 def jpeg_size(jpeg: bytes | memoryview) -> tuple[int, int]:
@@ -32,7 +37,9 @@ def jpeg_size(jpeg: bytes | memoryview) -> tuple[int, int]:
         CodecError: it has no frame header where the format wants one.
     """
     at, end = 2, len(jpeg)
-    while at + 9 <= end and jpeg[at] == 0xFF:
+    for _ in range(_MARKERS_MAX):
+        if at + 9 > end or jpeg[at] != 0xFF:
+            break
         marker = jpeg[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
@@ -88,9 +95,9 @@ class _OpenCv:
         return picture
 
     def decode(self, jpeg: Buffer) -> Image:
-        image: Image | None = self._cv2.imdecode(
-            self._numpy.frombuffer(memoryview(jpeg), "uint8"), self._cv2.IMREAD_COLOR
-        )
+        # As it lies in the file: turned by its Exif tag, it would have another size than its frame says.
+        how = self._cv2.IMREAD_COLOR | self._cv2.IMREAD_IGNORE_ORIENTATION
+        image: Image | None = self._cv2.imdecode(self._numpy.frombuffer(memoryview(jpeg), "uint8"), how)
         if image is None:
             raise ValueError("OpenCV cannot decode it")
         return image
@@ -103,6 +110,8 @@ def _library() -> _Library:
             return candidate()
         except ImportError:
             continue
+        except ValueError as error:  # apt's simplejpeg over another numpy than it was built for
+            _log.warning("%s does not load, another JPEG library is tried: %s", candidate.__name__, _one_line(error))
     raise MissingExtraError("decoding or encoding JPEG", "opencv", "python3-opencv")
 
 
@@ -128,7 +137,7 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
     try:
         return library.encode(image, quality)
     except Exception as error:  # each library has error types of its own
-        raise CodecError(f"JPEG encoder: {error}") from error
+        raise CodecError(f"JPEG encoder: {_one_line(error)}") from error
 
 
 def decode_jpeg(jpeg: Buffer) -> Image:
@@ -145,4 +154,8 @@ def decode_jpeg(jpeg: Buffer) -> Image:
     try:
         return library.decode(jpeg)
     except Exception as error:  # each library has error types of its own
-        raise CodecError(f"JPEG decoder: {error}") from error
+        raise CodecError(f"JPEG decoder: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import yaml
 
 from streamer.errors import ConfigError
-from streamer.wire import is_camera_name
+from streamer.wire import IN_FLIGHT_MAX, is_camera_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
 PORT = 5555
-_HOST = r"(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)"
+_HOST = r"(?:\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]|[A-Za-z0-9._-]+)"
 _CAMERA = re.compile(r"picamera2|pattern|usb:\d+|file:.+")
 Config = TypeVar("Config", bound="SenderConfig | HubConfig")
 
@@ -162,7 +162,7 @@ class SenderConfig:
     size: Size = _setting(_size, Size(640, 480))
     fps: float = _setting(_number(0.1, 240), 30.0)
     quality: int = _setting(_integer(1, 100), 85)
-    in_flight_limit: int = _setting(_integer(1, 16), 2)
+    in_flight_limit: int = _setting(_integer(1, IN_FLIGHT_MAX), 2)
     reply_timeout_s: float = _setting(_number(0.1, 60), 1.0)
 
 
@@ -205,8 +205,10 @@ def load(cls: type[Config], path: Path | None, flags: Mapping[str, Any]) -> Conf
             values[key] = _setting_value(settings[key], value, f"--{key.rstrip('s') if key == 'hubs' else key}")
     config = cls(**values)
     if isinstance(config, HubConfig) and config.gone_after_s <= config.stale_after_s:
+        place = f"{path}: " if path else ""
         raise ConfigError(
-            f"gone_after_s is {config.gone_after_s:g}: it must be greater than stale_after_s, {config.stale_after_s:g}"
+            f"{place}gone_after_s is {config.gone_after_s:g}: it must be greater than stale_after_s, which is "
+            f"{config.stale_after_s:g}"
         )
     return config
 
@@ -241,7 +243,7 @@ def _read(path: Path) -> dict[Any, tuple[Any, str]]:
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
-        if node is None:
+        if node is None or node.tag == "tag:yaml.org,2002:null":  # nothing, or nothing after `---`
             return {}
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{path}: must be a list of 'key: value' lines")

@@ -64,7 +64,6 @@ class Hub:
         self._failure: Exception | None = None
         self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
         self._first = self._last = 0.0
-        self._waker = Waker()
         self._replier = Replier(bind) if bind else None
         self._subscriber: Subscriber | None = None
         try:
@@ -74,6 +73,7 @@ class Hub:
         except TransportError:
             self._close_ends()
             raise
+        self._waker = Waker()
         self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
         self._thread.start()
 
@@ -127,7 +127,8 @@ class Hub:
 
         Args:
             cameras: names to get frames of; None for all.
-            on_ready: called in the receiving thread when the mailbox is no longer empty; it must not block.
+            on_ready: called when the mailbox is no longer empty, as a rule in the receiving thread; it must neither
+                block nor ask the hub for anything.
         """
         wanted = None if cameras is None else frozenset(cameras)
         mailbox: Mailbox[Frame] = Mailbox(on_ready)
@@ -138,7 +139,8 @@ class Hub:
                 frame = self._presence.latest(status.name)
                 if frame and status.state == State.LIVE.value and (wanted is None or status.name in wanted):
                     mailbox.put(status.name, frame)
-            self._mailboxes.append((mailbox, wanted))
+            # A new list: the receiving thread may be walking through the old one.
+            self._mailboxes = [*self._mailboxes, (mailbox, wanted)]
         return mailbox
 
     def close_mailbox(self, mailbox: Mailbox[Frame]) -> None:
@@ -177,8 +179,9 @@ class Hub:
             _log.exception("the hub has failed")
         finally:
             with self._lock:
-                for mailbox, _ in self._mailboxes:
-                    mailbox.close()
+                mailboxes = self._mailboxes
+            for mailbox, _ in mailboxes:
+                mailbox.close()
             self._close_ends()
 
     def _receive(self) -> None:

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from streamer import transport, wire
-from streamer.errors import WireError
+from streamer.errors import TransportError, WireError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -114,7 +114,11 @@ class ImageHub:
             self._end = transport.Replier(open_port)
         else:
             self._end = transport.Subscriber()
-            self.connect(open_port)
+            try:
+                self.connect(open_port)
+            except TransportError:
+                self._end.close()
+                raise
         self._owed: bytes | None = None  # the route of the reply that is due
         self._complaint = ""
 
@@ -143,7 +147,7 @@ class ImageHub:
         """Wait for the next array.
 
         Args:
-            copy: False gives a read-only view of the message, True an array of its own, also read-only.
+            copy: False gives a view of the message, which nobody else uses; True an array of its own.
 
         Returns:
             (label, array)
@@ -164,7 +168,7 @@ class ImageHub:
                 self._refuse(received, error)
                 continue
             self._owed = received.route
-            return fields["msg"], np.frombuffer(bytes(payload) if copy else payload, dtype).reshape(shape)
+            return fields["msg"], np.frombuffer(bytearray(payload) if copy else payload, dtype).reshape(shape)
 
     def recv_jpg(self, copy: bool = False) -> tuple[Any, Buffer]:  # noqa: FBT001, FBT002
         """Wait for the next JPEG.

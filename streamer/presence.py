@@ -96,7 +96,8 @@ class _Rate:
 
     def add(self, size: int, now: float) -> None:
         elapsed = now - self._began
-        if elapsed >= 2 * _RATE_WINDOW_S:  # it had stopped: an average over the pause would say nothing
+        if self._frames and elapsed >= 2 * _RATE_WINDOW_S:
+            # It had stopped: an average over the pause would say nothing.
             self._begin(now)
             return
         self._frames += 1
@@ -108,7 +109,8 @@ class _Rate:
 
     def read(self, now: float) -> tuple[float, float]:
         elapsed = now - self._began
-        if self._last is not None and elapsed < _RATE_WINDOW_S:
+        # A slow camera may not have a frame in each window: its rate stands until the next one is half a frame late.
+        if self._last is not None and elapsed < max(_RATE_WINDOW_S, 1.5 / self._last[0]):
             return self._last
         return (self._frames / elapsed, self._bytes / elapsed) if elapsed > 0 else (0.0, 0.0)
 

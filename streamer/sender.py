@@ -99,6 +99,11 @@ class _Link:
         return not self.resting(now) and self.end.connected()
 
     @property
+    def trusted(self) -> bool:
+        """Whether the hub has not yet failed to reply, or has replied since."""
+        return not self._backoff_s
+
+    @property
     def has_credit(self) -> bool:
         return self._in_flight < self._in_flight_limit
 
@@ -134,7 +139,7 @@ class _Link:
         return self._in_flight > 0 and now - self._moved >= self._reply_timeout_s
 
     def reopen(self, now: float) -> None:
-        """Start afresh; a hub that keeps accepting and never replies is asked less and less often."""
+        """Start afresh; a hub that keeps accepting and never replies, or leaves, is asked less and less often."""
         self.end.reopen()
         self._in_flight = 0
         self._resume = now + self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
@@ -154,7 +159,7 @@ class Sender:
 
     Raises:
         TransportError: an endpoint is malformed, or cannot be bound.
-        ConfigError: no endpoint, or both kinds; or the name is no camera name.
+        ConfigError: no endpoint, or both kinds; a name that is no camera name; a limit out of range.
     """
 
     def __init__(
@@ -173,6 +178,8 @@ class Sender:
         self.name = name or socket.gethostname()
         if not wire.is_camera_name(self.name):
             raise ConfigError(f"{self.name!r} is no camera name: 1 to 64 of A-Z a-z 0-9 . _ -")
+        if not 1 <= in_flight_limit <= wire.IN_FLIGHT_MAX:
+            raise ConfigError(f"in_flight_limit is {in_flight_limit}: it must be from 1 to {wire.IN_FLIGHT_MAX}")
         self._every_s = every_s
         self._reply_timeout_s = reply_timeout_s
         self._waker = Waker()
@@ -195,6 +202,7 @@ class Sender:
                 self._publisher = Publisher(publish)
         except TransportError:
             self._close_ends()
+            self._waker.close()
             raise
         self._thread = threading.Thread(target=self._run, name=f"sender-{self.name}", daemon=True)
         self._thread.start()
@@ -291,17 +299,22 @@ class Sender:
             now = self.turned = time.monotonic()
             for link in self._links:
                 link.receive(now)
-                if link.overdue(now):
+                if link.end.left() or link.overdue(now):
                     link.reopen(now)
-            usable = next((link for link in self._links if link.usable(now)), None)
-            self._tell(usable, now)
-            while usable and usable.has_credit and (outgoing := self._mailbox.take()):
-                if usable.send(outgoing, self._dropped, self._every_s, now):
+            ready = [link for link in self._links if link.usable(now)]
+            chosen = next((link for link in ready if link.trusted), ready[0] if ready else None)
+            self._tell(chosen if chosen and chosen.trusted else None, now)
+            while chosen and chosen.has_credit and (outgoing := self._mailbox.take()):
+                # Better hubs that have failed to reply get a copy, and are chosen again once they reply.
+                for link in ready[: ready.index(chosen)]:
+                    if link.has_credit:
+                        link.send(outgoing, self._dropped, self._every_s, now)
+                if chosen.send(outgoing, self._dropped, self._every_s, now):
                     self._count(outgoing, now)
                 else:
                     self._unsent += 1
                     break
-            self._wait(poller, now, for_hub=usable is None and bool(self._mailbox))
+            self._wait(poller, now, for_hub=chosen is None and bool(self._mailbox))
 
     def _wait(self, poller: Poller, now: float, *, for_hub: bool) -> None:
         """Wait for a picture, a reply, a deadline, and `for_hub` also for a hub that can be sent to."""
@@ -383,6 +396,8 @@ class Feed:
                 self._stop.wait(delay_s)
                 delay_s = min(_RETRY_MAX_S, 2 * delay_s)
             except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
+                if self._stop.is_set():  # a camera that took too long to stop finds its sender closed
+                    return
                 self.failure = error
                 self.works.clear()
                 _log.exception("%s: the camera's thread has failed", self._sender.name)

@@ -16,6 +16,8 @@ class Notifier:
     def __init__(self, address: str | None) -> None:
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
+        if self._socket:
+            self._socket.settimeout(0)  # a systemd that is busy must not hold up what it watches
 
     def ready(self) -> None:
         """Say that the service works now."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 _COPY_MAX_BYTES = 128 * 1024
 _REPLY_MAX_BYTES = 64 * 1024
 _PARTS_MAX = 8
-_LOOK_MS = 250  # how often a waiting requester looks whether its hub is still there
+_PAUSE_S = 0.1  # before a hub that has left is tried again
+_MAPPED = re.compile(r"\[::ffff:([\d.]+)\]")  # an IPv4 address as an IPv6 socket writes it
 _OPTIONS: dict[int, int] = {
     zmq.LINGER: 0,  # closing never waits for a peer
     zmq.IPV6: 1,
@@ -59,16 +62,16 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
         socket.close()
-        raise TransportError(f"cannot listen on {endpoint}: {error.strerror}") from error
-    bound = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-    return bound.replace("[::ffff:127.0.0.1]", "127.0.0.1").replace("[::]", "*").replace("0.0.0.0", "*")  # noqa: S104
+        raise TransportError(f"cannot listen on {endpoint}: {zmq.strerror(error.errno or 0)}") from error
+    bound = _MAPPED.sub(r"\1", socket.getsockopt_string(zmq.LAST_ENDPOINT))
+    return bound.replace("[::]", "*").replace("0.0.0.0", "*")  # noqa: S104
 
 
 def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
     try:
         socket.connect(endpoint)
     except zmq.ZMQError as error:
-        raise TransportError(f"cannot connect to {endpoint}: {error.strerror}") from error
+        raise TransportError(f"cannot connect to {endpoint}: {zmq.strerror(error.errno or 0)}") from error
 
 
 def _option(socket: zmq.Socket[bytes], option: int) -> int:
@@ -92,10 +95,11 @@ def _send(socket: zmq.Socket[bytes], parts: Sequence[Buffer]) -> bool:
 def _address(part: zmq.Frame) -> str | None:
     """Return the IP address of the peer that sent a part; None on a transport that has none."""
     try:
-        address = part.get("Peer-Address")
+        address = str(part.get("Peer-Address"))
     except zmq.ZMQError:
         return None
-    return str(address).removeprefix("::ffff:") or None
+    # On ipc libzmq says "localhost:", and whose process it is.
+    return None if address.startswith("localhost:") else address.removeprefix("::ffff:") or None
 
 
 class Waker:
@@ -105,15 +109,18 @@ class Waker:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
+        self._lock = threading.Lock()  # a wake that comes late must not write into a stranger's file
+        self._closed = False
 
     def fileno(self) -> int:
         """Return the descriptor to poll for reading."""
         return self._reader
 
     def wake(self) -> None:
-        """Make the poll return, now or the next time; any thread may call it."""
-        with contextlib.suppress(BlockingIOError):  # full: it is awake already
-            os.write(self._writer, b"\0")
+        """Make the poll return, now or the next time; any thread may call it, after `close` in vain."""
+        with self._lock, contextlib.suppress(BlockingIOError):  # full: it is awake already
+            if not self._closed:
+                os.write(self._writer, b"\0")
 
     def clear(self) -> None:
         """Forget the wakes so far."""
@@ -122,8 +129,11 @@ class Waker:
 
     def close(self) -> None:
         """Close both ends."""
-        os.close(self._reader)
-        os.close(self._writer)
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._reader)
+                os.close(self._writer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,27 +164,41 @@ class Requester:
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._opened = 0
+        self._unanswered = False  # what was asked last
         try:
-            self.socket = self._fresh()
+            self._fresh()
         except TransportError:
-            self.context.term()
+            self.close()
             raise
 
-    def _fresh(self) -> zmq.Socket[bytes]:
+    def _fresh(self) -> None:
         # IMMEDIATE: without it frames queue for a hub that is not there, and are old when it comes.
-        options = {zmq.IMMEDIATE: 1, zmq.SNDHWM: 16, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: _REPLY_MAX_BYTES}
-        socket = _open(self.context, zmq.DEALER, options)
-        try:
-            _connect(socket, self.endpoint)
-        except TransportError:
-            socket.close()
-            raise
-        return socket
+        # SNDHWM: well over any window, since a pipe that is full looks as if no hub were there.
+        options = {zmq.IMMEDIATE: 1, zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: _REPLY_MAX_BYTES}
+        self.socket = _open(self.context, zmq.DEALER, options)
+        self._opened += 1
+        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED, f"inproc://left-{self._opened}")
+        _connect(self.socket, self.endpoint)
 
     def reopen(self) -> None:
         """Throw the socket away, with all that is queued or in flight, and open a fresh one."""
         self.socket.close()
-        self.socket = self._fresh()
+        self.monitor.close()
+        self._unanswered = False
+        self._fresh()
+
+    def left(self) -> bool:
+        """Whether a connection has ended since this was last asked; all that was in flight on it is lost.
+
+        `connected` cannot tell: the hub may be back already. And after a peer that is no hub, or one of another
+        security, libzmq does not connect again by itself: after True the socket is to be reopened.
+        """
+        left = False
+        while self.monitor.poll(0):
+            self.monitor.recv_multipart()
+            left = True
+        return left
 
     def connected(self) -> bool:
         """Whether a hub has completed the handshake on this socket, and still holds the connection."""
@@ -196,28 +220,43 @@ class Requester:
         """Send a request and wait for its reply, as REQ does; when the hub leaves in between, ask the next that comes.
 
         A hub may take its time to reply for as long as its connection lives. Time-outs that a program has set on
-        `socket` (RCVTIMEO, SNDTIMEO) are kept.
+        `socket` are kept: SNDTIMEO limits the wait for a hub, RCVTIMEO the whole.
 
         Raises:
             zmq.Again: such a time-out is over.
         """
         send_within_ms, receive_within_ms = _option(self.socket, zmq.SNDTIMEO), _option(self.socket, zmq.RCVTIMEO)
+        replied_by = _deadline(receive_within_ms)
+        if self.left():
+            self._unanswered = True
         while True:
-            _await(self.socket, zmq.POLLOUT, send_within_ms)
-            asked = self.send(header, payload)
-            deadline = _Deadline(receive_within_ms)
-            while asked and self.connected():
-                if self.socket.poll(deadline.within(_LOOK_MS), zmq.POLLIN) and (reply := self.receive()) is not None:
+            if self._unanswered:  # the hub has left, or the last call did not end: no late reply may be taken for this
+                self.reopen()
+                self.socket.setsockopt(zmq.SNDTIMEO, send_within_ms)
+                self.socket.setsockopt(zmq.RCVTIMEO, receive_within_ms)
+            self._unanswered = True
+            sent_by = min(_deadline(send_within_ms), replied_by)
+            sent = False
+            while not self.left():
+                if not sent:
+                    sent = self.send(header, payload)
+                elif (reply := self.receive()) is not None:
+                    self._unanswered = False
                     return reply
-                deadline.check()
-            self.reopen()
-            self.socket.setsockopt(zmq.SNDTIMEO, send_within_ms)
-            self.socket.setsockopt(zmq.RCVTIMEO, receive_within_ms)
+                self._await(zmq.POLLIN if sent else zmq.POLLOUT, replied_by if sent else sent_by)
+            time.sleep(_PAUSE_S)
+
+    def _await(self, event: int, deadline: float) -> None:
+        """Wait for an event of the socket, or for the hub to leave; zmq.Again when neither comes in time."""
+        poller = zmq.Poller()
+        poller.register(self.socket, event)
+        poller.register(self.monitor, zmq.POLLIN)
+        if not poller.poll(_remaining_ms(deadline)):
+            raise zmq.Again
 
     def close(self) -> None:
         """Close at once, whatever is in flight."""
-        self.socket.close()
-        self.context.term()
+        self.context.destroy(linger=0)
 
 
 class Replier:
@@ -350,32 +389,21 @@ def _receive_parts(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
     return parts
 
 
-class _Deadline:
-    """A time-out in ZMQ's terms: milliseconds, -1 for never."""
-
-    def __init__(self, within_ms: int) -> None:
-        self._at = time.monotonic() + within_ms / 1000 if within_ms >= 0 else math.inf
-
-    def within(self, limit_ms: int) -> int:
-        """Return the milliseconds that are left, `limit_ms` at most."""
-        return math.ceil(min(limit_ms, max(0.0, (self._at - time.monotonic()) * 1000)))
-
-    def check(self) -> None:
-        """Raise zmq.Again when it is over."""
-        if time.monotonic() >= self._at:
-            raise zmq.Again
+def _deadline(within_ms: int) -> float:
+    """Turn a time-out in ZMQ's terms, milliseconds and -1 for never, into monotonic seconds."""
+    return time.monotonic() + within_ms / 1000 if within_ms >= 0 else math.inf
 
 
-def _await(socket: zmq.Socket[bytes], event: int, within_ms: int) -> None:
-    """Wait for an event of a socket; zmq.Again when it does not come in time."""
-    if not socket.poll(within_ms if within_ms >= 0 else None, event):
-        raise zmq.Again
+def _remaining_ms(deadline: float) -> int | None:
+    """Return what to poll for: 0 once the deadline has passed, None when there is none."""
+    return None if deadline == math.inf else math.ceil(max(0.0, deadline - time.monotonic()) * 1000)
 
 
 def _wait(end: Replier | Subscriber) -> Received:
-    within_ms = _option(end.socket, zmq.RCVTIMEO)
+    deadline = _deadline(_option(end.socket, zmq.RCVTIMEO))
     while (received := end.receive()) is None:
-        _await(end.socket, zmq.POLLIN, within_ms)
+        if not end.socket.poll(_remaining_ms(deadline)):
+            raise zmq.Again
     return received
 
 
@@ -393,12 +421,15 @@ class Poller:
         self._poller.register(waker.fileno(), zmq.POLLIN)
 
     def watch(self, end: Requester | Replier | Subscriber, *, writable: bool = False) -> None:
-        """Wake up when there is something to receive, and with `writable` also when a hub connects."""
+        """Wake up when there is something to receive or a hub leaves, and with `writable` also when one connects."""
         self._poller.register(end.socket, zmq.POLLIN | (zmq.POLLOUT if writable else 0))
+        if isinstance(end, Requester):
+            self._poller.register(end.monitor, zmq.POLLIN)
 
     def forget(self, end: Requester) -> None:
         """No longer watch it; to be called before it is reopened."""
         self._poller.unregister(end.socket)
+        self._poller.unregister(end.monitor)
 
     def wait(self, timeout_s: float) -> None:
         """Wait for at most `timeout_s` seconds; wakes that came before are answered at once."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _EIGHT = 8  # windows are laid out for at least so many cameras
 _TITLE_BAR = 40  # pixels left between the rows for the frame that the desktop draws
 _LOOK_S = 0.25
+_GREYED_WIDTH = 1280
 _KEY_QUIT = ord("q")
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class Windows:
         self._places = list(cameras)
         self._pictures: dict[str, Image] = {}  # of each open window
         self._opened: dict[str, float] = {}  # when, of each window that is not in its place for sure
+        self._visible: set[str] = set()  # windows that were on the screen, so that closing one is noticed
+        self._complaints: dict[str, str] = {}  # the last about each camera's pictures
         self._hidden: set[str] = set()  # closed by hand, until the camera comes back
 
     def run(self, ended: Callable[[], bool]) -> None:
@@ -84,27 +87,31 @@ class Windows:
         if frame.camera in self._hidden:
             return
         try:
-            image = frame.image
+            image = _viewable(frame.image)
         except CodecError as error:
-            _log.warning("%s: %s", frame.camera, error)
+            if str(error) != self._complaints.get(frame.camera):  # once, not for each picture
+                self._complaints[frame.camera] = str(error)
+                _log.warning("%s: %s", frame.camera, error)
             return
         is_new = frame.camera not in self._pictures
         self._pictures[frame.camera] = image
         if is_new:
             self._open(frame.camera)
-        cv2.imshow(frame.camera, image)
+        else:
+            cv2.imshow(frame.camera, image)
 
     def _open(self, name: str) -> None:
         if name not in self._places:
             self._places.append(name)
         cv2.namedWindow(name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+        cv2.imshow(name, self._pictures[name])
         cv2.resizeWindow(name, self._width, self._height(name))
         self._place(name)
         self._opened[name] = time.monotonic()
 
     def _height(self, name: str) -> int:
         height, width = self._pictures[name].shape[:2]
-        return int(self._width * height / width)
+        return max(1, int(self._width * height / width))
 
     def _place(self, name: str) -> None:
         """Move a window to its place in the grid, row by row."""
@@ -123,14 +130,26 @@ class Windows:
             name = status.name
             if status.state == State.GONE.value:
                 self._hidden.discard(name)
+                self._visible.discard(name)
                 if self._pictures.pop(name, None) is not None:
                     cv2.destroyWindow(name)
             elif name in self._pictures:
-                if cv2.getWindowProperty(name, cv2.WND_PROP_VISIBLE) < 1:
+                if cv2.getWindowProperty(name, cv2.WND_PROP_VISIBLE) >= 1:
+                    self._visible.add(name)
+                elif name in self._visible:  # else it has not come yet
+                    self._visible.discard(name)
                     self._hidden.add(name)
                     del self._pictures[name]
-                elif status.state == State.STALE.value and status.age_s is not None:
+                    continue
+                if status.state == State.STALE.value and status.age_s is not None:
                     cv2.imshow(name, greyed(self._pictures[name], status.age_s))
+
+
+def _viewable(image: Image) -> Image:
+    """Return the picture if OpenCV can show it; a raw array may be anything."""
+    if str(image.dtype) != "uint8" or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+        raise CodecError(f"an array of {image.dtype} with shape {image.shape} is no picture that a window can show")
+    return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
 
 
 def greyed(image: Image, age_s: float) -> Image:
@@ -141,8 +160,11 @@ def greyed(image: Image, age_s: float) -> Image:
         age_s: in seconds.
 
     Returns:
-        uint8 of shape (height, width, 3), BGR.
+        uint8 of shape (height, width, 3), BGR; never wider than `_GREYED_WIDTH`.
     """
+    if image.shape[1] > _GREYED_WIDTH:  # letters that grow with the picture would take seconds to draw
+        height = max(1, image.shape[0] * _GREYED_WIDTH // image.shape[1])
+        image = cv2.resize(image, (_GREYED_WIDTH, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     dark = cv2.cvtColor(cv2.convertScaleAbs(grey, alpha=0.5), cv2.COLOR_GRAY2BGR)
     text = f"no picture for {age_s:.0f} s"

@@ -25,12 +25,23 @@ if TYPE_CHECKING:
 HEADER_MAX_BYTES = 4 * 1024
 PAYLOAD_MAX_BYTES = 32 * 1024 * 1024
 PIXELS_MAX = 64_000_000
+IN_FLIGHT_MAX = 16  # requests that a sender may have unanswered; well below every queue on the way
 OK = b"OK"
 ERROR_PREFIX = b"ERR "
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-_NAMED_DTYPE = re.compile(r"(?:bool|(?:u?int|float|complex)(\d{1,3}))", re.ASCII)
-_SHORT_DTYPE = re.compile(r"[<>|=]?[biufc](\d{1,2})", re.ASCII)
+# The numeric types that numpy has on every platform, so that what is taken here can be shown anywhere.
+_KINDS = {"bool": "b", "int": "i", "uint": "u", "float": "f", "complex": "c"}
+_SIZES = {"bool": (1,), "int": (1, 2, 4, 8), "uint": (1, 2, 4, 8), "float": (2, 4, 8), "complex": (8, 16)}
+_ITEM_BYTES = {
+    dtype: size
+    for kind, sizes in _SIZES.items()
+    for size in sizes
+    for dtype in (
+        kind if kind == "bool" else f"{kind}{8 * size}",
+        *(f"{order}{_KINDS[kind]}{size}" for order in ("", "<", ">", "|", "=")),
+    )
+}
 _INT_MAX = 2**63 - 1
 _DIMENSIONS_MAX = 8
 
@@ -46,13 +57,9 @@ def item_bytes(dtype: str) -> int:
     Raises:
         WireError: another dtype; objects, strings and records are not pictures.
     """
-    if named := _NAMED_DTYPE.fullmatch(dtype):
-        bits = int(named[1] or 8)
-        if bits in (8, 16, 32, 64, 128) and not (dtype.startswith("float") and bits == 8):
-            return bits // 8
-    elif (short := _SHORT_DTYPE.fullmatch(dtype)) and int(short[1]) in (1, 2, 4, 8, 16):
-        return int(short[1])
-    raise WireError(f"dtype {dtype[:32]!r} is no plain numeric type")
+    if dtype not in _ITEM_BYTES:
+        raise WireError(f"dtype {dtype[:32]!r} is no plain numeric type")
+    return _ITEM_BYTES[dtype]
 
 
 def make_header(
@@ -152,7 +159,9 @@ def check_jpeg(payload: bytes | memoryview) -> tuple[int, int]:
         width, height = codec.jpeg_size(payload)
     except CodecError as error:
         raise WireError(str(error)) from error
-    if not 0 < width * height <= PIXELS_MAX:
+    if not width * height:
+        raise WireError("JPEG without a width or height in its frame header")
+    if width * height > PIXELS_MAX:
         raise WireError(f"JPEG of {width} x {height} pixels, at most {PIXELS_MAX // 1_000_000} megapixels are allowed")
     return width, height
 

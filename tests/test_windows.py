@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+PROGRAMS = ("Xvfb", "openbox", "xdotool")
 pytestmark = pytest.mark.skipif(
-    not shutil.which("Xvfb") and "CI" not in os.environ, reason="Xvfb is not installed: apt install xvfb xdotool"
+    not all(map(shutil.which, PROGRAMS)) and "CI" not in os.environ, reason=f"needs {' '.join(PROGRAMS)}"
 )
 
 BLUE, GREEN, RED, WHITE = (0, 0, 250), (0, 200, 0), (250, 0, 0), (250, 250, 250)
@@ -41,7 +42,10 @@ def screen() -> Iterator[str]:
         os.close(writer)
         with os.fdopen(reader) as lines:
             display = f":{lines.readline().strip()}"
-        yield display
+        # With a window manager, as on every desktop: without one, Qt now and then leaves a new window unpainted.
+        with subprocess.Popen(["openbox"], env={**os.environ, "DISPLAY": display}) as manager:
+            yield display
+            manager.terminate()
         server.terminate()
 
 
@@ -55,20 +59,23 @@ class Shown:
             "cameras: [one, two, three, four, five]\nstale_after_s: 1.5\ngone_after_s: 4\n"
             f"window_rows: 2\nwindow_width: {WIDTH}\ndisplay: windows\nbind: tcp://127.0.0.1:0\nhttp: 127.0.0.1:0\n"
         )
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "streamer", "hub", "--config", str(config)],
-            env={**os.environ, "DISPLAY": screen},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.log = place / "hub.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "streamer", "hub", "--config", str(config)],
+                env={**os.environ, "DISPLAY": screen},
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
         assert self.process.stdout
         self.endpoint = self.process.stdout.readline().removeprefix("hub: ").strip()
 
     def screenshot(self) -> Image.Image:
         return ImageGrab.grab(xdisplay=self._screen)
 
-    def colour_at(self, column: int, row: int, *, down: float = 0.2) -> tuple[int, int, int]:
-        """The colour in the middle of a window's upper part, by its place in the grid."""
+    def colour_at(self, column: int, row: int, *, down: float = 0.4) -> tuple[int, int, int]:
+        """The colour in a window's upper part, under its title, by its place in the grid."""
         at = int((column + 0.5) * WIDTH), int(row * (HEIGHT + TITLE_BAR) + down * HEIGHT)
         red, green, blue = self.screenshot().getpixel(at)  # type: ignore[misc]
         return red, green, blue
@@ -172,6 +179,23 @@ def test_damaged_picture_is_left_out_and_the_next_is_shown(shown: Shown, sources
     until(sending([one], shown.shows(RED, 0, 0)), 20)
 
 
+def test_array_that_no_window_can_show_is_told_and_the_others_go_on(shown: Shown, sources: dict[str, Source]) -> None:
+    arrays = np.zeros((8, 8), np.complex64), np.zeros((8, 8, 2), np.uint8), np.zeros((1, 90_000), np.uint8)
+    odd = [streamer.Sender(shown.endpoint, name=name) for name in ("two", "four", "six")]
+    try:
+        for sender, array in zip(odd, arrays, strict=True):
+            sender.send(cast("np.ndarray[Any, Any]", array))
+        until(lambda: all(sender.statistics.answered for sender in odd))
+        complaint = "is no picture that a window can show"
+        until(sending([sources["three"]], lambda: shown.log.read_text().count(complaint) == 2), 20)
+        assert f"two: an array of complex64 with shape (8, 8) {complaint}" in shown.log.read_text()
+        assert f"four: an array of uint8 with shape (8, 8, 2) {complaint}" in shown.log.read_text()
+        until(sending([sources["three"]], shown.shows(GREEN, 2, 0)), 20)
+    finally:
+        for sender in odd:
+            sender.close()
+
+
 def test_greyed_says_the_age_and_keeps_the_size() -> None:
     for shape in ((48, 64, 3), (48, 64)):
         image = np.full(shape, 200, np.uint8)
@@ -179,3 +203,4 @@ def test_greyed_says_the_age_and_keeps_the_size() -> None:
         assert dark.shape == (48, 64, 3)
         assert np.median(dark) == 100
         assert dark.max() > 230
+    assert windows.greyed(np.zeros((1, 90_000), np.uint8), 1).shape == (1, windows._GREYED_WIDTH, 3)

@@ -6,6 +6,7 @@ gives a software one that delays by eight frames, so there it is `JpegEncoder` o
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,8 @@ class PiCamera:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._camera.started:
+        # Also when the camera never started: its encoder may have, and has threads.
+        with contextlib.suppress(RuntimeError):  # an encoder that had failed to start
             self._camera.stop_recording()
         self._camera.close()
 

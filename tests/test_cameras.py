@@ -1,0 +1,680 @@
+from __future__ import annotations
+
+import importlib
+import itertools
+import sys
+import threading
+import time
+import zlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+
+from streamer import cameras, codec
+from streamer.cameras import opencv, pattern
+from streamer.cameras.opencv import UsbCamera, VideoFile
+from streamer.cameras.pattern import Pattern
+from streamer.errors import CameraError, MissingExtraError
+from tests.conftest import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from streamer.cameras import Camera
+    from streamer.codec import Image
+
+
+class Clock:
+    """Stands in for the module `time`: sleeping moves it on, nothing else does."""
+
+    strftime = staticmethod(time.strftime)
+    localtime = staticmethod(time.localtime)
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time_ns(self) -> int:
+        return 1_793_500_000_000_000_000 + round(self.now * 1e9)
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (pattern, opencv):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def strictly_decoded(jpeg: bytes) -> Image:
+    image: Image = simplejpeg.decode_jpeg(jpeg, "BGR", strict=True)
+    return image
+
+
+# -- the test card
+
+
+SIZES = [(176, 144), (320, 240), (641, 481), (177, 159), (1920, 1080), (200, 720)]
+
+
+@pytest.mark.parametrize(("size", "quality"), [*((size, 85) for size in SIZES), ((640, 480), 1), ((640, 480), 100)])
+def test_card_is_a_jpeg_without_fault(size: tuple[int, int], quality: int, capfd: pytest.CaptureFixture[str]) -> None:
+    with Pattern("pi1", size, 1000, quality) as camera:
+        jpeg, _ = camera.read()
+    width, height = size
+    assert codec.jpeg_size(jpeg) == size
+    assert strictly_decoded(jpeg).shape == (height, width, 3)
+    by_opencv = cv2.imdecode(np.frombuffer(jpeg, "uint8"), cv2.IMREAD_COLOR)
+    assert by_opencv is not None
+    assert by_opencv.shape == (height, width, 3)
+    assert capfd.readouterr().err == "", "libjpeg complains"
+
+
+def test_card_has_a_restart_marker_after_every_block() -> None:
+    jpeg, _ = Pattern("pi1", (176, 144), 1000, 85).read()
+    scan = jpeg[jpeg.index(b"\xff\xda") :]
+    markers = [following for byte, following in itertools.pairwise(scan[2:]) if byte == 0xFF and following]
+    assert markers == [0xD0 + at % 8 for at in range(11 * 9 - 1)] + [0xD9]
+
+
+def test_card_shows_the_colour_bars_in_their_order() -> None:
+    image = strictly_decoded(Pattern("pi1", (640, 480), 1000, 95).read()[0])
+    bars = [image[8, round((bar + 0.5) * 640 / 7)].astype(int) for bar in range(7)]
+    expected = ["c0c0c0", "c0c000", "00c0c0", "00c000", "c000c0", "c00000", "0000c0"]
+    for bar, colour in zip(bars, expected, strict=True):
+        assert np.abs(bar - list(bytes.fromhex(colour))[::-1]).max() < 12
+
+
+def of_one_hue() -> list[str]:
+    """Find names whose cards have the same background, so that only the letters tell them apart."""
+    hue = zlib.crc32(b"pi1") % 360
+    return [name for name in (f"pi{at}" for at in range(3000)) if zlib.crc32(name.encode()) % 360 == hue][:3]
+
+
+@pytest.mark.parametrize("size", [(176, 144), (640, 480)])
+@pytest.mark.parametrize("names", [["pi1", "pi2", "pi3"], of_one_hue(), ["-", ".", "_"], ["a" * 64, "a" * 63 + "b"]])
+def test_cards_of_different_names_differ(names: list[str], size: tuple[int, int], clock: Clock) -> None:
+    images = [strictly_decoded(Pattern(name, size, 30, 85).read()[0]).astype(int) for name in names]
+    for left, right in itertools.combinations(images, 2):
+        difference = np.abs(left - right).max(axis=2) > 40
+        assert difference.sum() >= 8
+        below_name = size[1] * 3 // 4
+        assert not difference[below_name:].any()
+
+
+def test_name_is_as_large_as_its_box() -> None:
+    with_name, with_dot = (strictly_decoded(Pattern(name, (640, 480), 30, 85).read()[0]) for name in ("pi1", "."))
+    rows, columns = np.nonzero((with_name.min(axis=2) > 200)[: 480 // 2])
+    assert np.ptp(rows) > 60
+    assert np.ptp(columns) > 60
+    assert (with_dot.min(axis=2) > 200)[: 480 // 2].any()
+
+
+def test_cards_of_one_name_are_the_same_at_every_start(clock: Clock) -> None:
+    first, second = (Pattern("pi1", (320, 240), 30, 85).read()[0] for _ in range(2))
+    assert first == second
+
+
+def test_card_moves_with_every_frame(clock: Clock) -> None:
+    camera = Pattern("pi1", (320, 240), 30, 85)
+    images = [strictly_decoded(camera.read()[0]) for _ in range(200)]
+    ball = []
+    for before, after in itertools.pairwise(images):
+        assert (before != after).any()
+        orange = (after[:, :, 2] > 200) & (after[:, :, 0] < 80)
+        ball.append(np.nonzero(orange[-48:])[1].mean())
+    steps = np.abs(np.diff(ball))
+    assert 2 < np.median(steps) < 6, "4 pixels a frame"
+    assert min(ball) < 30
+    assert max(ball) > 280, "from one side to the other"
+
+
+def test_counter_runs(clock: Clock) -> None:
+    camera = Pattern("pi1", (320, 240), 1, 85)
+    shown = [strictly_decoded(camera.read()[0]) for _ in range(21)]
+    row, columns = camera._counter_at[1] * 16, camera._counter_at[0] * 16
+    digits = [image[row : row + 32, columns + 5 * 16 : columns + 6 * 16].tobytes() for image in shown]
+    assert digits[0] == digits[10] == digits[20]
+    assert len(set(digits)) == 10
+
+
+@pytest.mark.parametrize("size", [(175, 144), (176, 143), (16, 16)])
+def test_card_too_small_to_be_read(size: tuple[int, int]) -> None:
+    with pytest.raises(CameraError, match=f"pattern: {size[0]}x{size[1]} is too small, it needs 176x144"):
+        Pattern("pi1", size, 30, 85)
+
+
+@pytest.mark.parametrize("fps", [0.1, 7, 30, 240])
+def test_card_comes_at_its_rate(fps: float, clock: Clock) -> None:
+    camera = Pattern("pi1", (176, 144), fps, 85)
+    captured = [camera.read()[1] for _ in range(11)]
+    assert clock.now - 1000 == pytest.approx(10 / fps)
+    assert np.diff(captured) / 1e9 == pytest.approx([1 / fps] * 10, rel=1e-3)
+
+
+def test_card_catches_up_over_a_short_delay_and_not_over_a_long_one(clock: Clock) -> None:
+    camera = Pattern("pi1", (176, 144), 10, 85)
+    camera.read()
+    clock.now += 0.5
+    for _ in range(10):
+        camera.read()
+    assert clock.now - 1000 == pytest.approx(1.0)
+    clock.now += 60
+    for _ in range(11):
+        camera.read()
+    assert clock.now - 1000 == pytest.approx(62.0)
+
+
+# -- video files, by OpenCV
+
+LEVELS = [20, 60, 100, 140, 180, 220]
+
+
+def write_video(path: Path, rate: float = 10, size: tuple[int, int] = (64, 48)) -> str:
+    """Write a video of one grey picture for each of LEVELS."""
+    file = path / "video.avi"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), rate, size)
+    assert writer.isOpened()
+    for level in LEVELS:
+        writer.write(np.full((size[1], size[0], 3), level, "uint8"))
+    writer.release()
+    return str(file)
+
+
+def level(jpeg: bytes) -> int:
+    """Tell which of LEVELS a picture shows."""
+    return min(LEVELS, key=lambda each: abs(each - float(strictly_decoded(jpeg).mean())))
+
+
+def test_video_is_looped(tmp_path: Path, clock: Clock) -> None:
+    with VideoFile(write_video(tmp_path), (64, 48), 10, 85) as camera:
+        assert [level(camera.read()[0]) for _ in range(15)] == (LEVELS * 3)[:15]
+
+
+@pytest.mark.parametrize(
+    ("rate", "fps", "expected"),
+    [
+        pytest.param(10, 10, 10, id="its own"),
+        pytest.param(10, 30, 10, id="never faster than its own"),
+        pytest.param(30, 10, 10, id="a third"),
+        pytest.param(30, 20, 20, id="two thirds"),
+        pytest.param(30, 29.97, 29.97, id="nearly its own"),
+        pytest.param(25, 0.5, 0.5, id="seldom"),
+    ],
+)
+def test_video_plays_at_its_own_speed(rate: float, fps: float, expected: float, tmp_path: Path, clock: Clock) -> None:
+    camera = VideoFile(write_video(tmp_path, rate), (64, 48), fps, 85)
+    levels, moments = [], []
+    for _ in range(31):
+        levels.append(level(camera.read()[0]))
+        moments.append(clock.now)
+    assert 30 / (moments[-1] - moments[0]) == pytest.approx(expected, rel=0.05)
+    # Each picture is the one that is on at its moment.
+    assert levels == [LEVELS[round((moment - moments[0]) * rate) % len(LEVELS)] for moment in moments]
+
+
+def test_video_does_not_catch_up_over_a_long_delay(tmp_path: Path, clock: Clock) -> None:
+    camera = VideoFile(write_video(tmp_path), (64, 48), 10, 85)
+    camera.read()
+    clock.now += 60
+    for _ in range(11):
+        camera.read()
+    assert clock.now - 1000 == pytest.approx(61.0, abs=0.21)
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted"),
+    [
+        ((64, 48), (64, 48)),
+        ((32, 32), (32, 24)),
+        ((640, 48), (64, 48)),
+        ((128, 128), (128, 96)),
+        ((1280, 720), (960, 720)),
+        ((50, 50), (50, 38)),
+        ((16, 16), (16, 12)),
+    ],
+)
+def test_video_is_fitted_into_the_size(
+    size: tuple[int, int], fitted: tuple[int, int], tmp_path: Path, clock: Clock
+) -> None:
+    jpeg, _ = VideoFile(write_video(tmp_path), size, 10, 85).read()
+    assert codec.jpeg_size(jpeg) == fitted
+    assert level(jpeg) == LEVELS[0]
+
+
+def test_video_stamps_the_moment_of_each_picture(tmp_path: Path, clock: Clock) -> None:
+    camera = VideoFile(write_video(tmp_path), (64, 48), 10, 85)
+    for _ in range(3):
+        assert camera.read()[1] == clock.time_ns()
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        pytest.param(None, "there is no such file", id="missing"),
+        pytest.param(b"", "is no video that OpenCV can read", id="empty"),
+        pytest.param(b"no video at all\n" * 99, "is no video that OpenCV can read", id="garbage"),
+    ],
+)
+def test_file_that_is_no_video(
+    content: bytes | None, error: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "video.avi"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(CameraError) as refused:
+        VideoFile(str(file), (64, 48), 10, 85)
+    assert str(refused.value) == f"file:{file}: {error}"
+    assert capfd.readouterr().err == ""
+
+
+def test_folder_is_no_video(tmp_path: Path) -> None:
+    with pytest.raises(CameraError, match="there is no such file"):
+        VideoFile(str(tmp_path), (64, 48), 10, 85)
+
+
+# -- USB cameras, by OpenCV
+
+
+class Device:
+    """Stands in for cv2.VideoCapture of a USB camera, which moves the clock by 0.1 s a picture."""
+
+    opens = True
+    pictures = 1000
+    decodes = True
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.asked: dict[int, float] = {}
+        self.taken = 0
+        self.released = False
+
+    def isOpened(self) -> bool:  # noqa: N802 - OpenCV's name
+        return self.opens
+
+    def set(self, key: int, value: float) -> bool:
+        self.asked[key] = value
+        return True
+
+    def grab(self) -> bool:
+        self._clock.now += 0.1
+        self.taken += 1
+        return self.taken <= self.pictures
+
+    def retrieve(self) -> tuple[bool, Image | None]:
+        return (True, np.full((48, 64, 3), 140, "uint8")) if self.decodes else (False, None)
+
+    def release(self) -> None:
+        self.released = True
+
+
+@pytest.fixture
+def device(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Plug in a camera, and give the camera's file a /dev of its own."""
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "sys/class").mkdir(parents=True)
+    (tmp_path / "dev/video3").touch()
+    device = Device(clock)
+    monkeypatch.setattr(opencv, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setattr(cv2, "VideoCapture", lambda index: device)
+    return device
+
+
+def test_usb_camera(device: Device, clock: Clock) -> None:
+    with UsbCamera(3, (64, 48), 15, 85) as camera:
+        assert device.asked == {
+            cv2.CAP_PROP_FOURCC: cv2.VideoWriter.fourcc(*"MJPG"),
+            cv2.CAP_PROP_FRAME_WIDTH: 64,
+            cv2.CAP_PROP_FRAME_HEIGHT: 48,
+            cv2.CAP_PROP_FPS: 15,
+            cv2.CAP_PROP_BUFFERSIZE: 1,
+        }
+        assert clock.now - 1000 == pytest.approx(1.0, abs=0.11), "exposure settles first"
+        jpeg, captured_ns = camera.read()
+        assert level(jpeg) == 140
+        assert captured_ns == clock.time_ns()
+        device.pictures = 0
+        with pytest.raises(CameraError, match="usb:3: gives no picture"):
+            camera.read()
+        assert not device.released
+    assert device.released
+
+
+@pytest.mark.parametrize(
+    ("trait", "value", "error"),
+    [
+        ("opens", False, "usb:3: cannot be opened; is it a camera, in use, or not allowed to this user?"),
+        ("pictures", 0, "usb:3: gives no picture; was it unplugged?"),
+        ("pictures", 4, "usb:3: gives no picture; was it unplugged?"),
+        ("decodes", False, "usb:3: gives pictures that cannot be decoded"),
+    ],
+)
+def test_usb_camera_that_does_not_work(trait: str, value: object, error: str, device: Device) -> None:
+    setattr(device, trait, value)
+    with pytest.raises(CameraError) as refused:
+        UsbCamera(3, (64, 48), 15, 85)
+    assert str(refused.value) == error
+    assert device.released == (trait != "opens")
+
+
+@pytest.mark.usefixtures("device")
+def test_usb_camera_that_is_not_there() -> None:
+    with pytest.raises(CameraError, match=r"usb:4: there is no .*/dev/video4"):
+        UsbCamera(4, (64, 48), 15, 85)
+
+
+def test_usb_camera_that_is_really_not_there(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CameraError, match="usb:97: "):
+        UsbCamera(97, (64, 48), 15, 85)
+    assert capfd.readouterr().err == ""
+
+
+# -- the Pi's camera: the thinnest stand-ins for picamera2 0.3.38, with its names and signatures
+
+
+class Output:
+    def __init__(self, pts: str | None = None) -> None:
+        self.recording = False
+
+    def outputframe(
+        self,
+        frame: bytes | None,
+        keyframe: bool = True,
+        timestamp: int | None = None,
+        packet: object = None,
+        audio: bool = False,
+    ) -> None:
+        raise NotImplementedError
+
+
+class Encoder:
+    firsttimestamp: int | None = None
+
+
+class JpegEncoder(Encoder):
+    def __init__(
+        self,
+        num_threads: int = 4,
+        q: int | None = None,
+        colour_space: str | None = None,
+        colour_subsampling: str = "420",
+    ) -> None:
+        self.num_threads = num_threads
+        self.q = q
+
+
+class LibavMjpegEncoder(Encoder):
+    def __init__(self) -> None:
+        pytest.fail("it delays by eight frames")
+
+
+class MJPEGEncoder(Encoder):
+    def __init__(self, bitrate: int | None = None) -> None:
+        self.bitrate = bitrate
+
+
+class Picamera2:
+    """A camera that gives numbered pictures, about every millisecond, from a thread as the real one does."""
+
+    attached = 1
+    taken = False
+    starts = True
+    pictures = 1_000_000
+    padding = b""
+    opened: list[Picamera2]
+
+    @staticmethod
+    def global_camera_info() -> list[dict[str, Any]]:
+        return [{"Model": "imx708", "Num": number} for number in range(Picamera2.attached)]
+
+    def __init__(
+        self,
+        camera_num: int = 0,
+        verbose_console: int | None = None,
+        tuning: str | None = None,
+        allocator: object = None,
+    ) -> None:
+        if self.taken:
+            raise RuntimeError("Camera __init__ sequence did not complete.")
+        self.started = self.encoding = False
+        self.closed = False
+        self.given = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.configuration: dict[str, Any] = {}
+        self.opened.append(self)
+
+    def create_video_configuration(self, main: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return {"main": main, **more}
+
+    def configure(self, camera_config: dict[str, Any] | None = None) -> None:
+        assert camera_config
+        self.configuration = camera_config
+
+    def start_recording(  # noqa: PLR0917 - picamera2's signature
+        self,
+        encoder: Encoder,
+        output: Output,
+        pts: str | None = None,
+        config: object = None,
+        quality: object = None,
+        name: str | None = None,
+    ) -> None:
+        assert isinstance(output, Output)
+        self.encoder = encoder
+        self.encoding = True  # before the camera starts, and also when it then does not
+        if not self.starts:
+            raise RuntimeError("Failed to start camera: Device or resource busy")
+        self.started = True
+        self._thread = threading.Thread(target=self._give, args=[encoder, output], daemon=True)
+        self._thread.start()
+
+    def _give(self, encoder: Encoder, output: Output) -> None:
+        while not self._stop.wait(0.001):
+            if self.given >= self.pictures:
+                continue
+            now_us = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+            encoder.firsttimestamp = encoder.firsttimestamp or now_us
+            self.given += 1
+            jpeg = b"\xff\xd8" + str(self.given).encode() + b"\xff\xd9" + self.padding
+            output.outputframe(jpeg, True, now_us - encoder.firsttimestamp)
+            output.outputframe(None, True, 0, object(), True)
+
+    def stop_recording(self) -> None:
+        self.started = self.encoding = False
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+
+    def close(self) -> None:
+        assert not self.started
+        assert not self.encoding, "its threads would stay"
+        self.closed = True
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """Let the cameras' files be imported afresh, and bring back those that were there."""
+    names = [f"streamer.cameras.{name}" for name in ("opencv", "pattern", "picamera2")]
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    yield
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
+    for name, module in before.items():
+        setattr(cameras, name.rpartition(".")[2], module)
+
+
+@pytest.fixture(params=["hardware", "Pi 5"])
+def board(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, forgotten: None) -> str:
+    """Install picamera2 as it is on a board."""
+    mjpeg_encoder = MJPEGEncoder if request.param == "hardware" else LibavMjpegEncoder
+    modules: dict[str, dict[str, object]] = {
+        "picamera2": {"Picamera2": Picamera2},
+        "picamera2.encoders": {
+            "JpegEncoder": JpegEncoder,
+            "LibavMjpegEncoder": LibavMjpegEncoder,
+            "MJPEGEncoder": mjpeg_encoder,
+        },
+        "picamera2.outputs": {"Output": Output},
+    }
+    for name, members in modules.items():
+        module = ModuleType(name)
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(Picamera2, "opened", [], raising=False)
+    file = importlib.import_module("streamer.cameras.picamera2")
+    monkeypatch.setattr(file, "_WARM_UP_S", 0.02)
+    monkeypatch.setattr(file, "_NO_FRAME_S", 0.2)
+    board: str = request.param
+    return board
+
+
+def open_pi_camera(quality: int = 85) -> Camera:
+    return cameras.opener("picamera2", name="pi1", size=(640, 480), fps=30, quality=quality)()
+
+
+def test_pi_camera(board: str) -> None:
+    with open_pi_camera() as camera:
+        (device,) = Picamera2.opened
+        assert device.configuration["main"] == {"size": (640, 480), "format": "YUV420"}
+        assert device.configuration["controls"] == {"FrameRate": 30}
+        if board == "hardware":
+            assert isinstance(device.encoder, MJPEGEncoder)
+            assert device.encoder.bitrate == 640 * 480 * 30 * 1.9
+        else:
+            assert isinstance(device.encoder, JpegEncoder)
+            assert (device.encoder.num_threads, device.encoder.q) == (2, 85)
+        numbers = [int(camera.read()[0][2:-2]) for _ in range(5)]
+        assert numbers == sorted(set(numbers))
+        assert numbers[0] > 3, "exposure settles first"
+    assert device.closed
+
+
+@pytest.mark.usefixtures("board")
+def test_pi_camera_gives_the_newest_picture() -> None:
+    with open_pi_camera() as camera:
+        (device,) = Picamera2.opened
+        camera.read()
+        seen = device.given
+        until(lambda: device.given > seen + 10)
+        assert int(camera.read()[0][2:-2]) > seen + 10
+
+
+@pytest.mark.usefixtures("board")
+def test_pi_camera_stamps_when_the_sensor_was_read() -> None:
+    with open_pi_camera() as camera:
+        for _ in range(3):
+            before = time.time_ns()
+            camera.read()
+            captured_ns = camera.read()[1]
+            assert before - 50_000_000 < captured_ns <= time.time_ns() + 1_000_000
+
+
+@pytest.mark.parametrize("padding", [b"\0", bytes(4096), b"\xff" * 3, b"\0\xff"])
+def test_padding_is_trimmed(board: str, padding: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Picamera2, "padding", padding)
+    with open_pi_camera() as camera:
+        jpeg, _ = camera.read()
+    assert jpeg[:2] == b"\xff\xd8"
+    assert jpeg[2:-2].isdigit()
+    assert jpeg[-2:] == b"\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    ("quality", "bits_per_pixel"),
+    [(1, 0.8), (50, 0.8), (75, 1.3), (80, 1.6), (85, 1.9), (90, 2.75), (95, 3.6), (100, 6.0)],
+)
+@pytest.mark.parametrize("board", ["hardware"], indirect=True)
+def test_quality_becomes_a_bit_rate(board: str, quality: int, bits_per_pixel: float) -> None:
+    with open_pi_camera(quality):
+        encoder = Picamera2.opened[0].encoder
+        assert isinstance(encoder, MJPEGEncoder)
+        assert encoder.bitrate == pytest.approx(640 * 480 * 30 * bits_per_pixel, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("trait", "value", "error"),
+    [
+        ("attached", 0, "picamera2: no camera found; is the ribbon cable in, and the right way round?"),
+        ("taken", True, "picamera2: Camera __init__ sequence did not complete.; does another program use the camera?"),
+        ("starts", False, "picamera2: Failed to start camera: Device or resource busy"),
+        ("pictures", 0, "picamera2: no picture for 0.2 s"),
+    ],
+)
+def test_pi_camera_that_does_not_work(
+    board: str, trait: str, value: object, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Picamera2, trait, value)
+    with pytest.raises(CameraError) as refused:
+        open_pi_camera()
+    assert str(refused.value) == error
+    assert all(device.closed and not device.started for device in Picamera2.opened)
+
+
+@pytest.mark.usefixtures("board")
+def test_pi_camera_that_stops() -> None:
+    with open_pi_camera() as camera:
+        (device,) = Picamera2.opened
+        device.pictures = 0
+        with pytest.raises(CameraError, match=r"picamera2: no picture for 0\.2 s"):  # noqa: PT012 - some may wait
+            for _ in range(3):
+                camera.read()
+    assert device.closed
+
+
+# -- choosing one
+
+
+@pytest.mark.parametrize(
+    ("source", "library", "extra", "package"),
+    [
+        ("picamera2", "picamera2", "picamera2", "python3-picamera2"),
+        ("usb:0", "cv2", "opencv", "python3-opencv"),
+        ("file:video.mp4", "cv2", "opencv", "python3-opencv"),
+        ("pattern", "PIL", "pattern", "python3-pil"),
+    ],
+)
+@pytest.mark.usefixtures("forgotten")
+def test_missing_extra(source: str, library: str, extra: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtraError) as missing:
+        cameras.opener(source, name="pi1", size=(640, 480), fps=30, quality=85)
+    assert f"needs the extra '{extra}': pip install 'streamer[{extra}]'" in str(missing.value)
+    assert f"apt install {package}" in str(missing.value)
+    assert "\n" not in str(missing.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "blocked"),
+    [("pattern", ["cv2", "picamera2"]), ("usb:97", ["PIL", "picamera2"]), ("file:none", ["PIL", "picamera2"])],
+)
+@pytest.mark.usefixtures("forgotten")
+def test_a_camera_needs_no_other_ones_library(source: str, blocked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in blocked:
+        monkeypatch.setitem(sys.modules, library, None)
+    assert callable(cameras.opener(source, name="pi1", size=(640, 480), fps=30, quality=85))
+
+
+@pytest.mark.parametrize(("source", "kind"), [("pattern", Pattern), ("file:VIDEO", VideoFile)])
+def test_opener_opens_again_and_again(source: str, kind: type, tmp_path: Path, clock: Clock) -> None:
+    source = source.replace("VIDEO", write_video(tmp_path, size=(320, 240)))
+    open_camera = cameras.opener(source, name="pi1", size=(320, 240), fps=10, quality=85)
+    for _ in range(2):
+        began = clock.now
+        with open_camera() as camera:
+            assert isinstance(camera, kind)
+            sizes = {codec.jpeg_size(camera.read()[0]) for _ in range(3)}
+        assert sizes == {(320, 240)}
+        assert clock.now - began == pytest.approx(2 / 10)

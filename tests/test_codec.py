@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from streamer import codec
+from streamer.errors import CodecError, MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from streamer.codec import Image
+
+DATA = Path(__file__).parent / "data"
+LIBRARIES = ("simplejpeg", "cv2")
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Only one JPEG library is installed."""
+    for name in LIBRARIES:
+        if name != request.param:
+            monkeypatch.setitem(sys.modules, name, None)
+    codec._library.cache_clear()
+    yield request.param
+    codec._library.cache_clear()
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in LIBRARIES:
+        monkeypatch.setitem(sys.modules, name, None)
+    codec._library.cache_clear()
+    yield
+    codec._library.cache_clear()
+
+
+def gradient(height: int, width: int) -> Image:
+    """Blue grows to the right, green downwards, red is flat: no channel can be taken for another."""
+    image = np.full((height, width, 3), 60, "uint8")
+    image[:, :, 0] = np.linspace(0, 255, width)
+    image[:, :, 1] = np.linspace(0, 255, height)[:, None]
+    return image
+
+
+def difference(left: Image, right: Image) -> float:
+    return float(np.abs(left.astype(int) - right.astype(int)).mean())
+
+
+# -- sizes
+
+
+@pytest.mark.parametrize(
+    ("file", "size"),
+    [
+        ("colour.jpg", (24, 16)),
+        ("grey.jpg", (24, 16)),
+        ("progressive.jpg", (24, 16)),
+        ("fill-bytes.jpg", (24, 16)),
+        ("turned.jpg", (24, 16)),
+        ("huge.jpg", (8001, 8000)),
+        ("no-height.jpg", (24, 0)),
+    ],
+)
+def test_size(file: str, size: tuple[int, int]) -> None:
+    jpeg = (DATA / file).read_bytes()
+    assert codec.jpeg_size(jpeg) == size
+    assert codec.jpeg_size(memoryview(jpeg)) == size
+
+
+@pytest.mark.parametrize("marker", sorted(set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}))
+def test_size_from_every_kind_of_frame(marker: int) -> None:
+    assert codec.jpeg_size(b"\xff\xd8\xff" + bytes((marker, 0, 11, 8, 1, 2, 3, 4, 1, 1, 17, 0))) == (0x304, 0x102)
+
+
+@pytest.mark.parametrize("marker", [0xC4, 0xC8, 0xCC])
+def test_tables_are_no_frame(marker: int) -> None:
+    with pytest.raises(CodecError, match="no frame header"):
+        codec.jpeg_size(b"\xff\xd8\xff" + bytes((marker, 0, 11, 8, 1, 2, 3, 4, 1, 1, 17, 0)))
+
+
+@pytest.mark.parametrize(
+    "jpeg",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\xff\xd8\xff\xd9", id="start and end"),
+        pytest.param((DATA / "scan-first.jpg").read_bytes(), id="scan first"),
+        pytest.param((DATA / "colour.jpg").read_bytes()[:160], id="cut before its frame"),
+        pytest.param(b"\xff\xd8\x00\xff\xc0\x00\x0b\x08\x01\x02\x03\x04", id="no marker where one must be"),
+        pytest.param(b"\xff\xd8\xff\xe0\xff\xff" + bytes(100), id="segment longer than the picture"),
+        pytest.param(b"\xff\xd8\xff\xd8" + b"\xff\xc0\x00\x0b\x08\x01\x02\x03\x04", id="second start"),
+    ],
+)
+def test_no_size(jpeg: bytes) -> None:
+    with pytest.raises(CodecError, match="JPEG has no frame header"):
+        codec.jpeg_size(jpeg)
+
+
+def test_a_picture_with_a_large_profile_has_a_size() -> None:
+    jpeg = (DATA / "colour.jpg").read_bytes()
+    profile = b"\xff\xe2\xff\xff" + bytes(65533)
+    assert codec.jpeg_size(jpeg[:2] + 255 * profile + jpeg[2:]) == (24, 16)
+
+
+# -- encoding and decoding, by each library
+
+
+@pytest.mark.parametrize("quality", [1, 50, 85, 100])
+@pytest.mark.parametrize("sides", [(48, 64), (33, 47), (1, 1)])
+def test_colours_survive(library: str, sides: tuple[int, int], quality: int) -> None:
+    image = gradient(*sides)
+    jpeg = codec.encode_jpeg(image, quality)
+    decoded = codec.decode_jpeg(jpeg)
+    assert decoded.dtype == np.uint8
+    assert decoded.shape == image.shape
+    assert codec.jpeg_size(jpeg) == (sides[1], sides[0])
+    if quality >= 50:
+        assert difference(decoded, image) < 6
+
+
+def test_higher_quality_is_nearer_and_larger(library: str) -> None:
+    image = gradient(48, 64)
+    coarse, fine = (codec.encode_jpeg(image, quality) for quality in (20, 95))
+    assert len(coarse) < len(fine)
+    assert difference(codec.decode_jpeg(fine), image) < difference(codec.decode_jpeg(coarse), image)
+
+
+def test_chroma_is_halved(library: str) -> None:
+    jpeg = codec.encode_jpeg(gradient(48, 64), 85)
+    frame = jpeg.index(b"\xff\xc0")
+    assert jpeg[frame + 9] == 3
+    assert [jpeg[frame + 11 + 3 * component] for component in range(3)] == [0x22, 0x11, 0x11]
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (48, 64, 1)])
+def test_greyscale(library: str, shape: tuple[int, ...]) -> None:
+    grey = gradient(48, 64)[:, :, 0]
+    jpeg = codec.encode_jpeg(grey.reshape(shape), 90)
+    assert jpeg[jpeg.index(b"\xff\xc0") + 9] == 1
+    decoded = codec.decode_jpeg(jpeg)
+    assert decoded.shape == (48, 64, 3)
+    assert difference(decoded, np.dstack([grey] * 3)) < 3
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        pytest.param(np.s_[:, ::-1], id="mirrored"),
+        pytest.param(np.s_[::2, ::2], id="every second"),
+        pytest.param(np.s_[:, :, ::-1], id="RGB"),
+        pytest.param(np.s_[8:40, 8:56], id="part"),
+    ],
+)
+def test_views_that_are_not_contiguous(library: str, view: Any) -> None:
+    image = gradient(48, 64)[view]
+    assert not image.flags.c_contiguous
+    assert difference(codec.decode_jpeg(codec.encode_jpeg(image, 95)), image) < 6
+
+
+@pytest.mark.parametrize("wrapped", [bytes, bytearray, memoryview])
+def test_any_buffer_is_decoded(library: str, wrapped: type[bytes | bytearray | memoryview]) -> None:
+    jpeg = (DATA / "colour.jpg").read_bytes()
+    assert difference(codec.decode_jpeg(wrapped(jpeg)), codec.decode_jpeg(jpeg)) == 0
+
+
+@pytest.mark.parametrize("file", ["progressive.jpg", "fill-bytes.jpg", "grey.jpg", "turned.jpg"])
+def test_the_image_has_the_size_of_the_frame_header(library: str, file: str) -> None:
+    jpeg = (DATA / file).read_bytes()
+    assert codec.decode_jpeg(jpeg).shape == (*reversed(codec.jpeg_size(jpeg)), 3)
+
+
+@pytest.mark.parametrize(
+    "jpeg",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"no JPEG at all", id="text"),
+        pytest.param((DATA / "empty.jpg").read_bytes(), id="start and end"),
+        pytest.param((DATA / "scan-first.jpg").read_bytes(), id="scan first"),
+        pytest.param((DATA / "no-height.jpg").read_bytes(), id="no height"),
+        pytest.param((DATA / "cut.jpg").read_bytes(), id="cut"),
+    ],
+)
+def test_what_cannot_be_decoded(library: str, jpeg: bytes) -> None:
+    with pytest.raises(CodecError, match=r"\AJPEG decoder: .+\Z"):
+        codec.decode_jpeg(jpeg)
+
+
+def test_simplejpeg_is_preferred_since_it_notices_damage() -> None:
+    with pytest.raises(CodecError, match="Corrupt JPEG data"):
+        codec.decode_jpeg((DATA / "damaged.jpg").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("image", "error"),
+    [
+        (np.zeros((4, 6, 3), "float32"), "this is float32 of 4x6x3"),
+        (np.zeros((4, 6), ">u2"), "this is >u2 of 4x6"),
+        (np.zeros((4, 6, 4), "uint8"), "this is uint8 of 4x6x4"),
+        (np.zeros((4, 6, 2), "uint8"), "this is uint8 of 4x6x2"),
+        (np.zeros(4, "uint8"), "this is uint8 of 4"),
+        (np.zeros((1, 4, 6, 3), "uint8"), "this is uint8 of 1x4x6x3"),
+        (np.zeros((0, 6, 3), "uint8"), r"\AJPEG encoder: .+\Z"),
+        (np.zeros((2, 65536), "uint8"), r"\AJPEG encoder: .+\Z"),
+    ],
+)
+def test_what_cannot_be_encoded(library: str, image: Image, error: str) -> None:
+    with pytest.raises(CodecError, match=error):
+        codec.encode_jpeg(image, 85)
+
+
+# -- which library
+
+
+@pytest.mark.usefixtures("no_library")
+def test_without_a_library() -> None:
+    with pytest.raises(MissingExtraError, match="'opencv'"):
+        codec.decode_jpeg((DATA / "colour.jpg").read_bytes())
+    with pytest.raises(MissingExtraError, match="'opencv'"):
+        codec.encode_jpeg(gradient(16, 16), 85)
+
+
+@pytest.mark.usefixtures("no_library")
+def test_sizes_need_no_library() -> None:
+    assert codec.jpeg_size((DATA / "colour.jpg").read_bytes()) == (24, 16)

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import streamer.config
+from streamer.config import Address, HubConfig, SenderConfig, Size, load, manual
+from streamer.errors import ConfigError
+
+Kind = type[SenderConfig] | type[HubConfig]
+
+NUMBERS = ["fast", "", True, None, [1], {"a": 1}, "nan", float("inf")]
+ENDPOINTS_GOOD = [
+    ("tcp://hub:5555", ("tcp://hub:5555",)),
+    (["tcp://192.0.2.1:1", "tcp://[fe80::1%eth0]:65535"], ("tcp://192.0.2.1:1", "tcp://[fe80::1%eth0]:65535")),
+    (["ipc:///run/hub"], ("ipc:///run/hub",)),
+    ([], ()),
+    (None, ()),
+]
+ENDPOINTS_BAD = [
+    "hub:5555",
+    "tcp://hub",
+    "tcp://hub:0",
+    "tcp://hub:65536",
+    "tcp://*:5555",
+    "tcp://:5555",
+    "tcp://a b:1",
+    "tcp://hub:5555/",
+    "udp://hub:5555",
+    "ipc://",
+    5555,
+    [None],
+    {"tcp://hub:5555": 1},
+    ["tcp://hub:5555", "hub"],
+]
+LISTENERS_GOOD = [
+    ("tcp://*:5555", "tcp://*:5555"),
+    ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0"),
+    ("tcp://eth0:1", "tcp://eth0:1"),
+    ("tcp://[::]:65535", "tcp://[::]:65535"),
+    ("ipc:///run/hub", "ipc:///run/hub"),
+]
+LISTENERS_BAD = ["*:5555", "tcp://*", "tcp://*:65536", "tcp://*:-1", "tcp://:5555", "tcp://*:*", 5555, ["tcp://*:5555"]]
+NAMES_BAD = ["pi 1", "pi/1", "", "a" * 65, "é", 1, True, {"a": "b"}]
+
+# Every key: the values that it takes, each with what becomes of it, and those that it refuses.
+SENDER_KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
+    "name": ([("pi1", "pi1"), (None, None), ("a" * 64, "a" * 64)], [*NAMES_BAD, ["pi1"]]),
+    "hubs": (ENDPOINTS_GOOD, ENDPOINTS_BAD),
+    "publish": ([*LISTENERS_GOOD, (None, None)], LISTENERS_BAD),
+    "camera": (
+        [(word, word) for word in ("picamera2", "pattern", "usb:0", "usb:12", "file:a.mp4", "file:/x/a b:c.mp4")],
+        ["webcam", "usb", "usb:", "usb:a", "usb:-1", "file:", "file", "pattern:1", "Pattern", 0, None, ["pattern"]],
+    ),
+    "size": (
+        [("640x480", Size(640, 480)), ("16x8192", Size(16, 8192)), (Size(320, 240), Size(320, 240))],
+        [
+            "640",
+            "640x",
+            "640 x 480",
+            "640X480",
+            "641x480",
+            "640x481",
+            "14x16",
+            "16x14",
+            "8194x480",
+            "-640x480",
+            640,
+            None,
+        ],
+    ),
+    "fps": ([(30, 30.0), (0.1, 0.1), (240, 240.0), ("12.5", 12.5)], [0.09, 240.1, -30, 0, *NUMBERS]),
+    "quality": ([(1, 1), (100, 100), ("85", 85)], [0, 101, 85.5, "85.0", "-1", *NUMBERS]),
+    "in_flight_limit": ([(1, 1), (16, 16)], [0, 17, 2.0, *NUMBERS]),
+    "reply_timeout_s": ([(0.1, 0.1), (60, 60.0), (1, 1.0)], [0, 61, *NUMBERS]),
+}
+HUB_KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
+    "bind": (LISTENERS_GOOD, [*LISTENERS_BAD, None]),
+    "subscribe": (ENDPOINTS_GOOD, ENDPOINTS_BAD),
+    "http": (
+        [
+            ("127.0.0.1:8080", Address("127.0.0.1", 8080)),
+            ("0.0.0.0:80", Address("0.0.0.0", 80)),
+            ("[::1]:65535", Address("::1", 65535)),
+            ("localhost:0", Address("localhost", 0)),
+        ],
+        ["8080", ":8080", "*:8080", "hub:8080", "::1:8080", "127.0.0.1", "127.0.0.1:65536", "1.2.3:80", 8080, None, []],
+    ),
+    "display": ([("none", "none"), ("windows", "windows")], ["window", "None", "", None, True, 0, ["none"], {}]),
+    "cameras": (
+        [(["pi2", "pi1"], ("pi2", "pi1")), ("pi1", ("pi1",)), (None, ()), ([], ())],
+        [*NAMES_BAD, ["pi1", "pi 2"], [["pi1"]], [None]],
+    ),
+    "stale_after_s": ([(0.5, 0.5), (29.9, 29.9)], [0.4, 3601, *NUMBERS]),
+    "gone_after_s": ([(3.1, 3.1), (86400, 86400.0)], [0.9, 86401, *NUMBERS]),
+    "window_rows": ([(1, 1), (16, 16)], [0, 17, 1.5, *NUMBERS]),
+    "window_width": ([(64, 64), (8192, 8192)], [63, 8193, *NUMBERS]),
+}
+KEYS: dict[Kind, dict[str, tuple[list[tuple[Any, Any]], list[Any]]]] = {SenderConfig: SENDER_KEYS, HubConfig: HUB_KEYS}
+GOOD = [(kind, key, *pair) for kind, keys in KEYS.items() for key, (good, _) in keys.items() for pair in good]
+BAD = [(kind, key, value) for kind, keys in KEYS.items() for key, (_, bad) in keys.items() for value in bad]
+
+
+def written(path: Path, text: str) -> Path:
+    file = path / "streamer.yml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+# -- every key
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_every_key_is_in_the_tables(kind: Kind) -> None:
+    assert list(KEYS[kind]) == [field.name for field in dataclasses.fields(kind)]
+
+
+@pytest.mark.parametrize(("kind", "key", "value", "expected"), GOOD)
+def test_good_value(kind: Kind, key: str, value: Any, expected: Any, tmp_path: Path) -> None:
+    loaded = [load(kind, None, {key: value})]
+    if not isinstance(value, Size):
+        loaded.append(load(kind, written(tmp_path, yaml.safe_dump({key: value}, allow_unicode=True)), {}))
+    for config in loaded:
+        got = getattr(config, key)
+        assert (got, type(got)) == (expected, type(expected))
+        assert config == dataclasses.replace(kind(), **{key: expected})
+
+
+@pytest.mark.parametrize(("kind", "key", "value"), BAD)
+def test_bad_value(kind: Kind, key: str, value: Any, tmp_path: Path) -> None:
+    file = written(tmp_path, "# a comment\n\n" + yaml.safe_dump({key: value}, allow_unicode=True))
+    with pytest.raises(ConfigError) as refused:
+        load(kind, file, {})
+    assert str(refused.value).startswith(f"{file}:3: {key} is ")
+    assert ": it must be " in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_configuration_cannot_be_changed(kind: Kind) -> None:
+    config = kind()
+    for field in dataclasses.fields(kind):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, field.name, None)
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"stale_after_s": 30}, "streamer.yml: gone_after_s is 30: it must be greater than stale_after_s, which is 30"),
+        ({"gone_after_s": 2.5}, "streamer.yml: gone_after_s is 2.5: it must be greater than stale_after_s, which is 3"),
+    ],
+)
+def test_a_camera_is_stale_before_it_is_gone(values: dict[str, float], error: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(error)):
+        load(HubConfig, written(tmp_path, yaml.safe_dump(values)), {})
+    load(HubConfig, written(tmp_path, yaml.safe_dump(values)), {"stale_after_s": 1, "gone_after_s": 60})
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [(Address("127.0.0.1", 8080), "http://127.0.0.1:8080/"), (Address("::1", 80), "http://[::1]:80/")],
+)
+def test_url(address: Address, url: str) -> None:
+    assert address.url == url
+
+
+def test_size_reads_as_it_is_written() -> None:
+    assert str(Size(640, 480)) == "640x480"
+
+
+# -- files
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "error"),
+    [
+        pytest.param("fps: 30\nqualty: 85", 2, "unknown key 'qualty'; did you mean 'quality'?", id="a typing error"),
+        pytest.param("hub: tcp://hub:5555", 1, "unknown key 'hub'; did you mean 'hubs'?", id="the flag's name"),
+        pytest.param("FPS: 30", 1, "unknown key 'FPS'; the keys are: name, hubs, publish, camera,", id="nothing near"),
+        pytest.param("\n\nfps: 30\n# x\nfps: 30", 5, "the key 'fps' stands here a second time", id="twice"),
+        pytest.param("fps: 30\nname: a\nfps: 9", 3, "the key 'fps' stands here a second time", id="twice, apart"),
+        pytest.param("fps: 30\n7: 1", 2, "the key 7 must be a word", id="number as key"),
+        pytest.param("? [a, b]\n: 1", 1, "the key ['a', 'b'] must be a word", id="list as key"),
+        pytest.param("fps: 30\nname: [", 2, "is not YAML: expected the node content", id="open bracket"),
+        pytest.param("fps: 30\n\tname: a", 2, "is not YAML: found character '\\t'", id="tab"),
+        pytest.param("fps: 30\nname: 'a", 2, "is not YAML: found unexpected end of stream", id="open quote"),
+        pytest.param("fps: 30\n  name: a", 2, "is not YAML: mapping values are not allowed here", id="indented"),
+        pytest.param("fps: 1\n---\nfps: 2", 2, "is not YAML: but found another document", id="two documents"),
+        pytest.param("name: !!python/name:os.system", 1, "is not YAML: could not determine", id="Python object"),
+        pytest.param("fps: 1\nname: 2026-99-99", 2, "is not YAML: month must be in 1..12", id="no date"),
+        pytest.param("fps: !!timestamp x", 1, "is not YAML: ", id="no timestamp"),
+        pytest.param("fps: !!bool x", 1, "is not YAML: ", id="no boolean"),
+        pytest.param("fps: !!int ''", 1, "is not YAML: ", id="no integer"),
+        pytest.param("fps: " + 5000 * "9", 1, "is not YAML: ", id="too long a number"),
+        pytest.param("fps: &a [*a]", 1, "is not YAML: found unconstructable recursive node", id="recursive"),
+        pytest.param("fps: *a", 1, "is not YAML: found undefined alias", id="unknown alias"),
+        pytest.param("fps: {[]: 1}", 1, "is not YAML: found unhashable key", id="unhashable key"),
+        pytest.param("- fps: 30", None, "must be a list of 'key: value' lines", id="a list"),
+        pytest.param("fps", None, "must be a list of 'key: value' lines", id="a word"),
+        pytest.param("fps: " + 600 * "[", None, "is not YAML: maximum recursion depth exceeded", id="deep"),
+        pytest.param("fps: \0", None, "is not YAML: unacceptable character #x0000", id="NUL"),
+    ],
+)
+def test_file_errors(text: str, line: int | None, error: str, tmp_path: Path) -> None:
+    file = written(tmp_path, text)
+    with pytest.raises(ConfigError) as refused:
+        load(SenderConfig, file, {})
+    assert str(refused.value).startswith(f"{file}:{line}: {error}" if line else f"{file}: {error}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_nearest_key_is_found_for_every_key(kind: Kind, tmp_path: Path) -> None:
+    for field in dataclasses.fields(kind):
+        for near in (field.name[1:] + "x", field.name.replace("_", "-") + "e", f"{field.name}s"):
+            with pytest.raises(ConfigError, match=f":1: unknown key '{near}'; did you mean '{field.name}'"):
+                load(kind, written(tmp_path, f"{near}: 1"), {})
+
+
+def test_not_text(tmp_path: Path) -> None:
+    file = tmp_path / "streamer.yml"
+    file.write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ConfigError, match="is not YAML: 'utf-8' codec can't decode"):
+        load(SenderConfig, file, {})
+
+
+def test_unreadable(tmp_path: Path) -> None:
+    file = written(tmp_path, "")
+    for path, why in (
+        (tmp_path / "none.yml", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+        (file / "below.yml", "Not a directory"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            load(SenderConfig, path, {})
+        assert str(refused.value) == f"{path}: {why}"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n"])
+def test_empty_file_is_the_defaults(text: str, tmp_path: Path) -> None:
+    assert load(SenderConfig, written(tmp_path, text), {}) == SenderConfig()
+
+
+def test_file_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    file = written(tmp_path, "camera: file:/videos/Zoë.mp4\n")
+    assert load(SenderConfig, file, {}).camera == "file:/videos/Zoë.mp4"
+    file.write_text("\ufefffps: 9\n", encoding="utf-8")
+    assert load(SenderConfig, file, {}).fps == 9.0
+
+
+# -- flags
+
+
+def test_flags_override_the_file_key_by_key(tmp_path: Path) -> None:
+    file = written(tmp_path, "fps: 10\nquality: 50\nhubs: [tcp://a:1, tcp://b:2]\n")
+    config = load(SenderConfig, file, {"fps": "25", "hubs": ["tcp://c:3"], "quality": None, "name": None})
+    assert config == SenderConfig(fps=25.0, quality=50, hubs=("tcp://c:3",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag", "value", "error"),
+    [
+        (SenderConfig, "fps", "fast", "--fps is 'fast': it must be a number from 0.1 to 240"),
+        (SenderConfig, "quality", "0", "--quality is '0': it must be a whole number from 1 to 100"),
+        (SenderConfig, "hubs", ["hub"], "--hub is 'hub': it must be tcp://HOST:PORT"),
+        (SenderConfig, "camera", "web", "--camera is 'web': it must be picamera2, usb:N, file:PATH or pattern"),
+        (HubConfig, "http", "8080", "--http is '8080': it must be ADDRESS:PORT of this machine, as in 127.0.0.1:8080"),
+        (HubConfig, "display", "tv", "--display is 'tv': it must be none or windows"),
+    ],
+)
+def test_bad_flag(kind: Kind, flag: str, value: object, error: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(kind, None, {flag: value})
+    assert str(refused.value).startswith(error)
+
+
+# -- the shipped files, which are the manual
+
+
+SHIPPED = [(SenderConfig, "sender.yml"), (HubConfig, "hub.yml")]
+
+
+@pytest.mark.parametrize(("kind", "file"), SHIPPED)
+def test_shipped_file_is_the_defaults(kind: Kind, file: str) -> None:
+    path = Path(streamer.config.__file__).with_name(file)
+    assert manual(kind) == path.read_text(encoding="utf-8")
+    assert load(kind, path, {}) == kind()
+
+
+@pytest.mark.parametrize(("kind", "file"), SHIPPED)
+def test_shipped_file_documents_every_key_and_no_other(kind: Kind, file: str) -> None:
+    paragraphs = manual(kind).strip().split("\n\n")
+    assert paragraphs[0].startswith(f"# `streamer {file.removesuffix('.yml').removesuffix('er')}")
+    keys: list[str] = []
+    for paragraph in paragraphs[1:]:
+        assert re.match(r"# [^-].{10}", paragraph), "a key without a comment"
+        keys += re.findall(r"^(\w+):", paragraph, re.MULTILINE)
+    assert keys == [field.name for field in dataclasses.fields(kind)]
+
+
+@pytest.mark.parametrize(("kind", "file"), SHIPPED)
+def test_examples_in_the_shipped_file_are_good(kind: Kind, file: str, tmp_path: Path) -> None:
+    examples = re.findall(r"^(\w+):\n#  - (\S+)$", manual(kind), re.MULTILINE)
+    assert examples
+    config = load(kind, written(tmp_path, re.sub(r"^#(  - )", r"\1", manual(kind), flags=re.MULTILINE)), {})
+    expected: dict[str, Any] = {key: (value,) for key, value in examples}
+    assert config == dataclasses.replace(kind(), **expected)

@@ -1,0 +1,491 @@
+"""The hub on real sockets: it stores, always replies, and stays calm whatever comes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import zmq
+
+from streamer import wire
+from streamer.errors import TransportError
+from streamer.hub import Hub
+from streamer.presence import CAMERAS_MAX
+from streamer.sender import Sender
+from tests.conftest import until
+from tests.peers import JPEG, LOCAL, WAIT_S, header, picture, raw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from streamer.frame import Frame
+    from streamer.mailbox import Mailbox
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub(LOCAL) as hub:
+        yield hub
+
+
+@pytest.fixture
+def peer(hub: Hub) -> Iterator[zmq.Socket[bytes]]:
+    """A stock sender's socket."""
+    assert hub.endpoint
+    with raw(zmq.REQ, connect=hub.endpoint) as peer:
+        yield peer
+
+
+def send(peer: zmq.Socket[bytes], name: str, value: int | None = None) -> None:
+    """Send a picture, numbered or a JPEG, and take the hub's reply."""
+    fields = {} if value is None else {"dtype": "uint8", "shape": [2, 2]}
+    peer.send_multipart([header(name, **fields), JPEG if value is None else picture(value).tobytes()])
+    assert peer.recv_multipart() == [b"OK"]
+
+
+def states(hub: Hub) -> dict[str, str]:
+    return {status.name: status.state for status in hub.cameras()}
+
+
+def take_all(mailbox: Mailbox[Frame]) -> list[tuple[str, int]]:
+    frames: list[tuple[str, int]] = []
+    while (frame := mailbox.take()) is not None:
+        frames.append((frame.camera, frame.payload[0]))
+    return frames
+
+
+# -- storing and replying
+
+
+def test_a_jpeg_is_stored_as_it_came(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    before = time.time_ns()
+    peer.send_multipart([header("pi1", seq=7, start="a1", captured=5, dropped=3, every=0.1), JPEG])
+    assert peer.recv_multipart() == [b"OK"]
+    frame = hub.latest("pi1")
+    assert frame
+    assert bytes(frame.jpeg) == JPEG
+    assert (frame.width, frame.height, frame.image.shape) == (24, 16, (16, 24, 3))
+    assert (frame.seq, frame.start, frame.captured_ns, frame.dropped, frame.every_s) == (7, "a1", 5, 3, 0.1)
+    assert before <= frame.received_ns <= time.time_ns()
+    (status,) = hub.cameras()
+    assert (status.name, status.state, status.frames, status.address) == ("pi1", "LIVE", 1, "127.0.0.1")
+
+
+GRID = np.arange(6 * 8 * 3).reshape(6, 8, 3)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", ">u2", "bool", "float64"])
+@pytest.mark.parametrize("channels", [slice(None), 0], ids=["colour", "grey"])
+def test_an_array_is_stored_bit_for_bit(hub: Hub, peer: zmq.Socket[bytes], dtype: str, channels: Any) -> None:
+    array = np.ascontiguousarray(GRID[:, :, channels].astype(dtype))
+    peer.send_multipart([header("pi1", dtype=str(array.dtype), shape=array.shape), array.tobytes()])
+    assert peer.recv_multipart() == [b"OK"]
+    frame = hub.latest("pi1")
+    assert frame
+    assert (frame.height, frame.width) == (6, 8)
+    assert frame.image.dtype == array.dtype
+    np.testing.assert_array_equal(frame.image, array)
+
+
+def test_latest_is_the_newest_of_each_camera(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    for value in range(5):
+        send(peer, "pi1", value)
+        send(peer, "pi2", value + 100)
+    for name, value in (("pi1", 4), ("pi2", 104)):
+        frame = hub.latest(name)
+        assert frame
+        assert frame.payload[0] == value
+    assert hub.latest("pi3") is None
+
+
+# -- rubbish
+
+GOOD_HEADER = header("pi1")
+RUBBISH: dict[str, list[bytes]] = {
+    "one part": [b""],
+    "header only": [GOOD_HEADER],
+    "three parts": [GOOD_HEADER, JPEG, b""],
+    "a thousand parts": [b"x"] * 1000,
+    "no JSON": [b"\xff\xfe", JPEG],
+    "JSON, no object": [b"[1]", JPEG],
+    "deep JSON": [b"[" * 4000, JPEG],
+    "huge header": [header("pi1", x="x" * wire.HEADER_MAX_BYTES), JPEG],
+    "header of a megabyte": [b" " * 1_000_000, JPEG],
+    "no label": [b"{}", JPEG],
+    "path as label": [header("../../etc/passwd"), JPEG],
+    "label no text": [header(["pi1"]), JPEG],
+    "no payload": [GOOD_HEADER, b""],
+    "no JPEG": [GOOD_HEADER, b"x" * 100],
+    "cut JPEG": [GOOD_HEADER, JPEG[:-2]],
+    "shape a lie": [header("pi1", dtype="uint8", shape=[1000, 1000]), b"xx"],
+    "shape of one": [header("pi1", dtype="uint8", shape=[4]), b"xxxx"],
+    "dtype of objects": [header("pi1", dtype="object", shape=[2, 2]), bytes(32)],
+    "lone surrogate": [b'{"msg": "pi1", "dtype": "\\ud800", "shape": [1, 1]}', b"x"],
+    "seq no number": [header("pi1", seq="1"), JPEG],
+}
+
+
+@pytest.mark.parametrize("message", RUBBISH.values(), ids=RUBBISH)
+def test_rubbish_gets_its_reply_and_the_peer_can_go_on(hub: Hub, peer: zmq.Socket[bytes], message: list[bytes]) -> None:
+    for _ in range(2):
+        peer.send_multipart(message)
+        (reply,) = peer.recv_multipart()
+        assert reply.startswith(b"ERR ")
+        assert len(reply) < 200
+    assert hub.cameras() == []
+    send(peer, "pi1")
+    assert states(hub) == {"pi1": "LIVE"}
+
+
+def test_a_dealer_without_the_delimiter_is_refused_and_disturbs_nobody(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    assert hub.endpoint
+    with raw(zmq.DEALER, connect=hub.endpoint) as stranger:
+        stranger.send_multipart([GOOD_HEADER, JPEG])
+        assert stranger.recv_multipart()[-1].startswith(b"ERR ")
+    send(peer, "pi1")
+
+
+def test_what_is_refused_is_told_once_a_second_with_its_count(
+    hub: Hub, peer: zmq.Socket[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(message: list[bytes]) -> None:
+        peer.send_multipart(message)
+        peer.recv_multipart()
+
+    began = time.monotonic()
+    while len(caplog.records) < 4:
+        assert time.monotonic() - began < WAIT_S
+        refuse(RUBBISH["no JSON"])
+        refuse(RUBBISH["no label"])
+    tellings = len(caplog.records) / 2
+    assert tellings <= time.monotonic() - began + 1
+    assert caplog.messages[0].startswith("refused ")
+    assert caplog.messages[0].endswith(" from 127.0.0.1: header is not JSON")
+    assert int(caplog.messages[0].split()[1]) > 1
+
+
+def test_a_stranger_who_varies_his_rubbish_fills_neither_memory_nor_journal(
+    hub: Hub, peer: zmq.Socket[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    for size in range(300):
+        peer.send_multipart([header("pi1", dtype="uint8", shape=[2, size + 1]), b"x"])
+        assert peer.recv().startswith(b"ERR ")
+    until(lambda: caplog.records)
+    peer.send_multipart(RUBBISH["no JSON"])
+    peer.recv()
+    until(lambda: "not JSON" in caplog.text)
+    assert len(caplog.records) <= 201
+
+
+def test_a_peer_that_never_reads_its_replies_holds_nobody_up(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    assert hub.endpoint
+    with raw(zmq.DEALER, connect=hub.endpoint) as stranger:
+        stranger.setsockopt(zmq.RCVHWM, 1)
+        for _ in range(5000):
+            stranger.send_multipart([b"", header("pi1", dtype="uint8", shape=[2, 2]), b"abcd"])
+        until(lambda: hub.cameras() and hub.cameras()[0].frames == 5000, WAIT_S)
+        send(peer, "pi2")
+
+
+def test_the_table_of_cameras_has_a_limit(peer: zmq.Socket[bytes], hub: Hub) -> None:
+    for number in range(CAMERAS_MAX):
+        send(peer, f"pi{number}", 1)
+    peer.send_multipart([header("one-more"), JPEG])
+    assert peer.recv() == b"ERR the hub already has 1024 cameras"
+    send(peer, "pi7", 2)
+    assert len(hub.cameras()) == CAMERAS_MAX
+
+
+# -- looking
+
+
+def test_iteration_gives_the_newest_of_each_camera_and_is_fair(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    looking = iter(hub)
+    send(peer, "pi1", 0)
+    assert next(looking).payload[0] == 0
+    last = hub.open_mailbox(["last"])
+    for value in range(1, 50):
+        send(peer, "busy", value)
+        if value in (10, 20):
+            send(peer, f"slow{value}", value)
+    send(peer, "last", 50)
+    assert last.take(WAIT_S)  # by now all has been handed out
+    came = [(frame.camera, frame.payload[0]) for frame in itertools.islice(looking, 4)]
+    assert came == [("busy", 49), ("slow10", 10), ("slow20", 20), ("last", 50)]
+
+
+def test_who_begins_to_look_gets_the_newest_of_each_live_camera() -> None:
+    with Hub(LOCAL, stale_after_s=0.3, gone_after_s=60) as hub, ExitStack() as stack:
+        assert hub.endpoint
+        peer = stack.enter_context(raw(zmq.REQ, connect=hub.endpoint))
+        send(peer, "stale", 1)
+        until(lambda: states(hub) == {"stale": "STALE"})
+        send(peer, "live", 2)
+        assert take_all(hub.open_mailbox()) == [("live", 2)]
+
+
+def test_a_mailbox_gets_only_the_cameras_that_it_wants(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    for name in ("pi1", "pi2"):
+        send(peer, name, 1)
+    every, some, none = hub.open_mailbox(), hub.open_mailbox(["pi2", "pi3"]), hub.open_mailbox([])
+    for mailbox, expected in ((every, [("pi1", 1), ("pi2", 1)]), (some, [("pi2", 1)]), (none, [])):
+        assert take_all(mailbox) == expected
+    for name in ("pi1", "pi2", "pi3"):
+        send(peer, name, 2)
+    until(lambda: every.take(0) and some)
+    send(peer, "pi4", 3)
+    until(lambda: ("pi4", 3) in take_all(every))
+    assert take_all(some) == [("pi2", 2), ("pi3", 2)]
+    assert take_all(none) == []
+
+
+def test_a_closed_mailbox_gets_nothing_more(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    closed, other = hub.open_mailbox(), hub.open_mailbox()
+    hub.close_mailbox(closed)
+    hub.close_mailbox(closed)
+    send(peer, "pi1", 1)
+    until(lambda: other)
+    assert closed.closed
+    assert not closed
+
+
+def test_a_mailbox_opened_while_a_frame_is_handed_out_gets_it_once(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    opened: list[Mailbox[Frame]] = []
+    # Called in the receiving thread: between storing the frame and the end of handing it out.
+    hub.open_mailbox(on_ready=lambda: opened.append(hub.open_mailbox()))
+    after = hub.open_mailbox()
+    send(peer, "pi1", 1)
+    assert after.take(WAIT_S)
+    send(peer, "pi2", 2)
+    until(lambda: after)
+    (mailbox,) = opened
+    assert take_all(mailbox) == [("pi1", 1), ("pi2", 2)]
+    assert mailbox.dropped == 0
+
+
+def test_mailboxes_opened_and_closed_while_frames_pour_in(hub: Hub) -> None:
+    assert hub.endpoint
+    stop = threading.Event()
+    seen: Counter[str] = Counter()
+    backwards: list[tuple[int, int]] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            mailbox = hub.open_mailbox(["pi1"])
+            newest = -1
+            for _ in range(5):
+                frame = mailbox.take(0.05)
+                if frame is not None and frame.seq is not None:
+                    seen[frame.camera] += 1
+                    if frame.seq <= newest:
+                        backwards.append((newest, frame.seq))
+                    newest = frame.seq
+            hub.close_mailbox(mailbox)
+
+    lookers = [threading.Thread(target=look) for _ in range(3)]
+    with Sender(hub.endpoint, "pi1", in_flight_limit=8) as sender, Sender(hub.endpoint, "pi2") as other:
+        for looker in lookers:
+            looker.start()
+        deadline = time.monotonic() + WAIT_S
+        while seen["pi1"] <= 100 and time.monotonic() < deadline:
+            sender.send(JPEG)
+            other.send(JPEG)
+            time.sleep(0.001)
+        stop.set()
+        for looker in lookers:
+            looker.join(WAIT_S)
+    assert seen["pi1"] > 100
+    assert backwards == []
+    assert set(seen) == {"pi1"}
+
+
+# -- states
+
+
+def test_a_camera_goes_through_its_states_and_each_change_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with ExitStack() as stack:
+        hub = stack.enter_context(Hub(LOCAL, cameras=["pi1"], stale_after_s=0.3, gone_after_s=0.9))
+        assert hub.endpoint
+        peer = stack.enter_context(raw(zmq.REQ, connect=hub.endpoint))
+        assert states(hub) == {"pi1": "WAITING"}
+        for state in ("LIVE", "STALE", "GONE"):
+            if state == "LIVE":
+                send(peer, "pi1")
+            until(lambda state=state: states(hub) == {"pi1": state})  # type: ignore[misc]
+        send(peer, "pi1")
+        assert states(hub) == {"pi1": "LIVE"}
+        until(lambda: len(caplog.records) >= 4)
+    assert [(record.levelname, record.message) for record in caplog.records[:4]] == [
+        ("INFO", "pi1: LIVE, was WAITING"),
+        ("WARNING", "pi1: STALE, was LIVE"),
+        ("WARNING", "pi1: GONE, was STALE"),
+        ("INFO", "pi1: LIVE, was GONE"),
+    ]
+
+
+# -- subscribing
+
+
+@pytest.mark.parametrize("bind", [LOCAL, None])
+def test_published_frames_are_stored_beside_those_that_are_sent(bind: str | None) -> None:
+    with ExitStack() as stack:
+        publisher = stack.enter_context(raw(zmq.XPUB))
+        publisher.bind(LOCAL)
+        address = publisher.getsockopt_string(zmq.LAST_ENDPOINT)
+        hub = stack.enter_context(Hub(bind, subscribe=[address, "tcp://127.0.0.1:1"]))
+        assert (hub.endpoint is None) == (bind is None)
+        publisher.recv()  # the subscription
+        for message in RUBBISH.values():
+            publisher.send_multipart(message)
+            until(lambda: hub.turned)
+        until(lambda: publisher.send_multipart([header("pi1"), JPEG]) or states(hub) == {"pi1": "LIVE"})
+        if hub.endpoint:
+            send(stack.enter_context(raw(zmq.REQ, connect=hub.endpoint)), "pi2")
+            assert states(hub) == {"pi1": "LIVE", "pi2": "LIVE"}
+
+
+# -- opening, closing, failing
+
+
+@pytest.mark.parametrize(
+    "open_again",
+    [lambda hub: Hub(hub.endpoint), lambda hub: Hub(LOCAL, subscribe=["rubbish"]), lambda hub: Hub("rubbish")],
+    ids=["port in use", "no address to subscribe to", "no address to bind"],
+)
+def test_a_hub_that_cannot_be_opened_says_so_and_leaves_nothing_open(
+    hub: Hub, open_again: Callable[[Hub], Hub]
+) -> None:
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    with pytest.raises(TransportError, match=r"cannot (listen on|connect to)"):
+        open_again(hub)
+    until(lambda: sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before)
+
+
+def test_a_port_that_a_stock_hub_holds_is_in_use() -> None:
+    with raw(zmq.REP) as stock:
+        stock.bind("tcp://0.0.0.0:*")
+        port = stock.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
+        with pytest.raises(TransportError, match="Address already in use"):
+            Hub(f"tcp://*:{port}")
+
+
+def test_close_ends_every_iteration_within_two_seconds() -> None:
+    with ExitStack() as stack:
+        hub = Hub(LOCAL)
+        stack.callback(hub.close)
+        assert hub.endpoint
+        sender = stack.enter_context(Sender(hub.endpoint, "pi1"))
+        counts = [0, 0]
+
+        def look(number: int) -> None:
+            for _ in hub:
+                counts[number] += 1
+
+        lookers = [threading.Thread(target=look, args=[number]) for number in range(2)]
+        for looker in lookers:
+            looker.start()
+        for count in range(1, 5):
+            sender.send(JPEG)
+            until(lambda count=count: min(counts) >= count)  # type: ignore[misc]
+        began = time.monotonic()
+        hub.close()
+        hub.close()
+        for looker in lookers:
+            looker.join(2)
+        assert time.monotonic() - began < 2
+        assert not any(looker.is_alive() for looker in lookers)
+        assert list(hub) == []
+        assert hub.open_mailbox().closed
+        assert hub.latest("pi1")
+        assert hub.failure is None
+
+
+def test_a_failure_is_told_to_whoever_looks(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert hub.endpoint
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    looking = hub.open_mailbox()
+    monkeypatch.setattr(wire, "parse", fail)
+    with Sender(hub.endpoint, "pi1") as sender:
+        sender.send(JPEG)
+        until(lambda: hub.failure)
+        until(lambda: looking.closed)
+    with pytest.raises(TransportError, match="the hub has failed: a bug"):
+        next(iter(hub))
+    assert caplog.messages == ["the hub has failed"]
+
+
+# -- restart
+
+
+def test_eight_senders_are_back_within_three_seconds_of_a_restart_and_lose_at_most_their_window() -> None:
+    names = [f"pi{number}" for number in range(1, 9)]
+    with ExitStack() as stack:
+        hub = Hub(LOCAL)
+        stack.callback(hub.close)
+        endpoint = hub.endpoint
+        assert endpoint
+        senders = [stack.enter_context(Sender(endpoint, name)) for name in names]
+        streaming = threading.Event()
+        stack.callback(streaming.set)
+
+        def stream() -> None:
+            while not streaming.wait(0.03):
+                for sender in senders:
+                    sender.send(JPEG)
+
+        thread = threading.Thread(target=stream)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(streaming.set)
+        until(lambda: all(status.frames > 10 for status in hub.cameras()) and len(hub.cameras()) == 8, WAIT_S)
+        for _ in range(2):
+            hub.close()
+            last = {name: hub.latest(name) for name in names}
+            until(lambda: all(sender.statistics.hub is None for sender in senders))
+            hub = Hub(endpoint)
+            stack.callback(hub.close)
+            began = time.monotonic()
+            first: dict[str, Frame] = {}
+            for frame in hub:
+                first.setdefault(frame.camera, frame)
+                if len(first) == len(names):
+                    break
+            assert time.monotonic() - began < 3
+            for name in names:
+                before = last[name]
+                assert before
+                assert before.seq is not None
+                assert first[name].start == before.start
+                lost = (first[name].seq or 0) - before.seq - 1
+                assert 0 <= lost <= 2
+            expected = {status.name: status.frames + 10 for status in hub.cameras()}
+            until(lambda: all(status.frames >= expected[status.name] for status in hub.cameras()))  # noqa: B023
+
+
+def test_replies_overtake_nobody_when_many_peers_send_at_once(hub: Hub) -> None:
+    assert hub.endpoint
+    with ExitStack() as stack:
+        peers = [stack.enter_context(raw(zmq.DEALER, connect=hub.endpoint)) for _ in range(8)]
+        for value, (number, peer) in itertools.product(range(20), enumerate(peers)):
+            good = value % 2 == 0
+            name = f"pi{number}" if good else "no name!"
+            peer.send_multipart([b"", json.dumps({"msg": name}).encode(), JPEG])
+        for peer in peers:
+            replies = [peer.recv_multipart() for _ in range(20)]
+            assert [reply[0] for reply in replies] == [b""] * 20
+            assert [reply[1][:3] for reply in replies] == [b"OK", b"ERR"] * 10

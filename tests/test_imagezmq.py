@@ -1,0 +1,330 @@
+"""The drop-in API in one process, where it can be compared with stock imagezmq's; `interop/` has the rest."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import imagezmq as stock
+import numpy as np
+import pytest
+import zmq
+
+import streamer
+from streamer.errors import TransportError, WireError
+from streamer.imagezmq import ImageHub, ImageSender
+from tests.conftest import until
+from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, picture, raw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+both = pytest.mark.parametrize("library", [stock, streamer], ids=["stock", "ours"])
+
+
+@pytest.fixture
+def address() -> str:
+    """Return an address that nobody listens on."""
+    with listener() as (_, endpoint):
+        return endpoint
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+@pytest.fixture
+def hub(address: str) -> Iterator[ImageHub]:
+    with ImageHub(address) as hub:
+        hub.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+        yield hub
+
+
+@pytest.fixture
+def sender(address: str) -> Iterator[ImageSender]:
+    with ImageSender(address) as sender:
+        sender.zmq_socket.setsockopt(zmq.SNDTIMEO, round(WAIT_S * 1000))
+        sender.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+        yield sender
+
+
+# -- the same API
+
+
+@pytest.mark.parametrize("name", ["ImageSender", "ImageHub"])
+def test_signatures_are_stocks(name: str) -> None:
+    ours, theirs = getattr(streamer, name), getattr(stock, name)
+    methods = [method for method in vars(theirs) if not method.startswith(("_", "init_")) and "reqrep" not in method]
+    for method in ["__init__", *(method for method in methods if "pubsub" not in method)]:
+        expected = inspect.signature(getattr(theirs, method)).parameters.values()
+        actual = inspect.signature(getattr(ours, method)).parameters.values()
+        assert [(each.name, each.default) for each in actual] == [(each.name, each.default) for each in expected]
+
+
+@both
+def test_receiving_and_replying_take_turns(library: Any, address: str) -> None:
+    with library.ImageHub(address) as hub, raw(zmq.REQ, connect=address) as peer:
+
+        def assert_out_of_step(call: Callable[[], object]) -> None:
+            with pytest.raises(zmq.ZMQError) as caught:
+                call()
+            assert caught.value.errno == zmq.EFSM
+
+        assert_out_of_step(hub.send_reply)
+        for reply in (b"OK", b"anything"):
+            peer.send_multipart([header("pi1"), JPEG])
+            assert hub.recv_jpg()[0] == "pi1"
+            assert_out_of_step(hub.recv_jpg)
+            assert_out_of_step(hub.recv_image)
+            hub.send_reply(reply)
+            assert_out_of_step(hub.send_reply)
+            assert peer.recv_multipart() == [reply]
+
+
+@both
+@pytest.mark.parametrize("copy", [False, True])
+def test_what_is_received_can_be_used_as_with_stock(library: Any, copy: bool, address: str) -> None:
+    with library.ImageHub(address) as hub, raw(zmq.REQ, connect=address) as peer:
+        peer.send_multipart([header("pi1", dtype="uint8", shape=[2, 2]), picture(7).tobytes()])
+        _, image = hub.recv_image(copy=copy)
+        image[0, 0] = 8  # programs draw on what they get
+        assert image.tolist() == [[8, 7], [7, 7]]
+        hub.send_reply()
+        peer.recv()
+        peer.send_multipart([header("pi1"), JPEG])
+        _, jpeg = hub.recv_jpg(copy=copy)
+        assert np.frombuffer(jpeg, dtype="uint8").tobytes() == JPEG
+        hub.send_reply()
+
+
+LABELS: list[object] = [
+    "pi1",
+    "",
+    "a label\nof two lines ✓",
+    7,
+    1.5,
+    None,
+    True,
+    ["pi1", 2],
+    {"name": "pi1", "at": [1, 2]},
+]
+
+
+@pytest.mark.parametrize("label", LABELS, ids=repr)
+@pytest.mark.parametrize("pattern", ["req", "pub"])
+def test_any_json_value_may_be_the_label(label: object, pattern: str, address: str, pool: ThreadPoolExecutor) -> None:
+    req_rep = pattern == "req"
+    with ImageSender(address, REQ_REP=req_rep) as sender, ImageHub(address, REQ_REP=req_rep) as hub:
+        done = threading.Event()
+
+        def receive() -> tuple[object, object]:
+            try:
+                jpeg, _ = hub.recv_jpg()
+                if req_rep:
+                    hub.send_reply(b"one")
+                image, _ = hub.recv_image()
+                if req_rep:
+                    hub.send_reply("two")
+                return jpeg, image
+            finally:
+                done.set()
+
+        hub.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+        received = pool.submit(receive)
+        if req_rep:
+            assert sender.send_jpg(label, JPEG) == b"one"
+            assert sender.send_image(label, picture(1)) == b"two"
+        while not done.wait(0.02) and not req_rep:
+            assert sender.send_jpg(label, JPEG) is None
+            assert sender.send_image(label, picture(1)) is None
+        assert received.result(WAIT_S) == (label, label)
+
+
+@pytest.mark.parametrize("label", [object(), {1, 2}, b"bytes", "x" * 5000], ids=["object", "set", "bytes", "long"])
+def test_a_label_that_cannot_be_sent_is_told(label: object, sender: ImageSender) -> None:
+    with pytest.raises(WireError):
+        sender.send_jpg(label, JPEG)
+
+
+def test_sockets_and_contexts_are_there_to_be_used(sender: ImageSender, hub: ImageHub) -> None:
+    for end in (sender, hub):
+        assert isinstance(end.zmq_socket, zmq.Socket)
+        assert isinstance(end.zmq_context, zmq.Context)
+        assert end.zmq_socket.context is end.zmq_context
+        assert not end.zmq_socket.closed
+        end.zmq_socket.setsockopt(zmq.LINGER, 5)
+        assert end.zmq_socket.getsockopt(zmq.LINGER) == 5
+
+
+# -- rubbish
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ([b"x"], "a message must have two parts"),
+        ([b"no JSON", JPEG], "header is not JSON"),
+        ([header("pi1"), b"no JPEG"], "payload is no whole JPEG"),
+        ([header("pi1", dtype="uint8", shape=[2, 2]), b"abcd"], "recv_jpg was called, and this is an array"),
+    ],
+)
+def test_rubbish_is_refused_and_not_raised(
+    hub: ImageHub, address: str, message: list[bytes], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with raw(zmq.DEALER, connect=address) as peer:
+        for each in (message, message, message, [header("pi1"), JPEG]):
+            peer.send_multipart([b"", *each])
+        assert hub.recv_jpg()[0] == "pi1"
+        hub.send_reply()
+        replies = [peer.recv_multipart()[1].decode() for _ in range(4)]
+    assert all(reply.startswith(f"ERR {why}") for reply in replies[:3])
+    assert replies[3] == "OK"
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith(f"refused from 127.0.0.1: {why}")
+
+
+def test_an_array_is_wanted_and_a_jpeg_comes(hub: ImageHub, sender: ImageSender, pool: ThreadPoolExecutor) -> None:
+    received = pool.submit(hub.recv_image)
+    assert str(sender.send_jpg("pi1", JPEG)).startswith("b'ERR recv_image was called, and this is a JPEG")
+    sent = pool.submit(sender.send_image, "pi1", picture(3))
+    label, image = received.result(WAIT_S)
+    hub.send_reply()
+    assert sent.result(WAIT_S) == b"OK"
+    assert (label, image.tolist()) == ("pi1", picture(3).tolist())
+
+
+# -- time-outs
+
+
+@both
+@pytest.mark.parametrize("situation", ["no hub", "hub that never replies"])
+def test_the_time_out_recipe_of_imagezmqs_documentation_works(
+    library: Any, situation: str, address: str, pool: ThreadPoolExecutor
+) -> None:
+    def start() -> Any:
+        sender = library.ImageSender(connect_to=address)
+        sender.zmq_socket.setsockopt(zmq.LINGER, 0)
+        sender.zmq_socket.setsockopt(zmq.RCVTIMEO, 400)
+        sender.zmq_socket.setsockopt(zmq.SNDTIMEO, 400)
+        return sender
+
+    sender = start()
+    silent = RawHub(address) if situation != "no hub" else None
+    began = time.monotonic()
+    with pytest.raises((zmq.ZMQError, zmq.ContextTerminated, zmq.Again)):
+        sender.send_jpg("pi1", JPEG)
+    assert 0.39 <= time.monotonic() - began < 5
+    sender.close()
+    if silent:
+        silent.close()
+    sender = start()
+    sender.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+    sender.zmq_socket.setsockopt(zmq.SNDTIMEO, round(WAIT_S * 1000))
+    with ImageHub(address) as hub:
+        reply: Future[bytes] = pool.submit(sender.send_jpg, "pi1", JPEG)
+        assert hub.recv_jpg()[0] == "pi1"
+        hub.send_reply()
+        assert reply.result(WAIT_S) == b"OK"
+    sender.close()
+    sender.close()
+
+
+@both
+def test_a_receive_time_out_alone_ends_the_wait_for_a_hub(library: Any, address: str) -> None:
+    with library.ImageSender(address) as sender:
+        sender.zmq_socket.setsockopt(zmq.LINGER, 0)
+        sender.zmq_socket.setsockopt(zmq.RCVTIMEO, 300)
+        with pytest.raises(zmq.Again):
+            sender.send_jpg("pi1", JPEG)
+
+
+@pytest.mark.parametrize("req_rep", [True, False])
+def test_a_hubs_time_out_is_kept(req_rep: bool, address: str) -> None:
+    with ImageHub(address, REQ_REP=req_rep) as hub:
+        hub.zmq_socket.setsockopt(zmq.RCVTIMEO, 200)
+        for receive in (hub.recv_jpg, hub.recv_image):
+            began = time.monotonic()
+            with pytest.raises(zmq.Again):
+                receive()
+            assert 0.19 <= time.monotonic() - began < 5
+
+
+# -- subscribing
+
+
+def test_a_hub_subscribes_to_more_senders_by_connect(pool: ThreadPoolExecutor) -> None:
+    with (
+        raw(zmq.XPUB) as first,
+        raw(zmq.XPUB) as second,
+    ):
+        addresses = []
+        for publisher in (first, second):
+            publisher.bind(LOCAL)
+            addresses.append(publisher.getsockopt_string(zmq.LAST_ENDPOINT))
+        with ImageHub(addresses[0], REQ_REP=False) as hub:
+            hub.connect(addresses[1])
+            hub.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+            for name, publisher in (("pi1", first), ("pi2", second)):
+                publisher.recv()  # the subscription
+                publisher.send_multipart([b"rubbish"])
+                publisher.send_multipart([header(name), JPEG])
+                assert hub.recv_jpg()[0] == name
+            with pytest.raises(zmq.ZMQError):
+                hub.send_reply()
+
+
+def test_connect_of_a_replying_hub_says_that_it_does_nothing(hub: ImageHub, caplog: pytest.LogCaptureFixture) -> None:
+    hub.connect("tcp://127.0.0.1:1")
+    assert caplog.messages == ["connect('tcp://127.0.0.1:1') does nothing: this hub was not made with REQ_REP=False"]
+
+
+# -- opening and closing
+
+
+@pytest.mark.parametrize("kind", [ImageHub, ImageSender])
+@pytest.mark.parametrize("req_rep", [True, False])
+def test_a_malformed_address_is_told_and_leaves_nothing_open(kind: type[Any], req_rep: bool) -> None:
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    with pytest.raises(TransportError, match="rubbish"):
+        kind("rubbish", REQ_REP=req_rep)
+    until(lambda: sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before)
+
+
+def test_a_port_in_use_is_told(hub: ImageHub, address: str) -> None:
+    with pytest.raises(TransportError, match=f"cannot listen on {address}: Address already in use"):
+        ImageHub(address)
+
+
+def test_closing_waits_for_nobody(address: str) -> None:
+    publisher = ImageSender(LOCAL, REQ_REP=False)
+    subscriber = ImageHub(address, REQ_REP=False)
+    sender, hub = ImageSender(address), ImageHub(address)
+    publisher.send_image("pi1", picture(1, 1000))
+    sender.zmq_socket.setsockopt(zmq.RCVTIMEO, 300)
+    with pytest.raises(zmq.Again):
+        sender.send_image("pi1", picture(1, 1000))
+    began = time.monotonic()
+    for end in (hub, sender, publisher, subscriber):
+        end.close()
+        end.close()
+        assert end.zmq_socket.closed
+    assert time.monotonic() - began < 2
+
+
+def test_hubs_that_come_and_go_are_asked_again(address: str, sender: ImageSender, pool: ThreadPoolExecutor) -> None:
+    for number in range(4):
+        reply = pool.submit(sender.send_image, "pi1", picture(number))
+        if number % 2:  # this one leaves between request and reply
+            with RawHub(address) as leaving:
+                assert leaving.take()[2][0] == number
+        with ImageHub(address) as hub:
+            label, image = hub.recv_image()
+            hub.send_reply(b"%d" % number)
+            assert reply.result(WAIT_S) == b"%d" % number
+        assert (label, image[0, 0]) == ("pi1", number)

@@ -1,0 +1,167 @@
+"""A wrong inventory is refused by name, in one line, before any host is contacted."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
+
+# Addresses for documentation, which nothing answers: a play that contacted a host would say so.
+GOOD = """
+cameras:
+  hosts:
+    pi1: {ansible_host: 192.0.2.1}
+    pi2: {ansible_host: 192.0.2.2}
+    pi3: {ansible_host: 192.0.2.3}
+hubs:
+  hosts:
+    hub: {ansible_host: 192.0.2.9}
+"""
+
+
+class Case(NamedTuple):
+    """One edit of the good inventory, and what must be said about it."""
+
+    old: str
+    new: str
+    said: str
+
+
+PI2 = "pi2: {ansible_host: 192.0.2.2}"
+HUB = "hub: {ansible_host: 192.0.2.9}"
+
+
+def pi2(setting: str) -> str:
+    return f"pi2: {{ansible_host: 192.0.2.2, {setting}}}"
+
+
+def hub(setting: str) -> str:
+    return f"hub: {{ansible_host: 192.0.2.9, {setting}}}"
+
+
+CASES = {
+    "no hub": Case(GOOD[GOOD.index("hubs:") :], "", "names no hub: put the hub's host into the group 'hubs'"),
+    "no camera": Case("cameras:", "webcams:", "names no camera: put the cameras' hosts into the group 'cameras'"),
+    "names that differ in case": Case("pi3:", "PI2:", "pi2 and PI2: two hosts with one name"),
+    "no hostname": Case("pi2:", "pi_2:", "pi_2: no hostname"),
+    "an address for a name": Case("pi2:", "192.0.2.2:", "192.0.2.2: no hostname"),
+    "a name too long": Case("pi2:", f"{'p' * 64}:", "pppp: no hostname"),
+    "localhost": Case("pi2:", "localhost:", "localhost: every machine calls itself so"),
+    "one address twice": Case("192.0.2.3", "192.0.2.2", "pi2 and pi3: two hosts with one address, 192.0.2.2"),
+    "camera and hub at one address": Case("192.0.2.3", "192.0.2.9", "hub and pi3: two hosts with one address"),
+    "a port of words": Case(
+        HUB, hub("streamer_port: none"), "hub: streamer_port is 'none': a number from 1024 to 65535"
+    ),
+    "a port too high": Case(HUB, hub("streamer_port: 65536"), "hub: streamer_port is 65536"),
+    "a port of root's": Case(HUB, hub("streamer_port: 80"), "hub: streamer_port is 80"),
+    "a page without a port": Case(HUB, hub("streamer_http: 127.0.0.1"), "hub: streamer_http is '127.0.0.1'"),
+    "one port twice": Case(
+        HUB, hub('streamer_http: "127.0.0.1:5555"'), "streamer_port and streamer_http both take port 5555"
+    ),
+    "an unknown hub": Case(
+        PI2,
+        pi2("streamer_hub: hubb"),
+        "pi2: streamer_hub is 'hubb', which is not in the group 'hubs': did you mean hub?",
+    ),
+    "an unknown second hub": Case(PI2, pi2("streamer_hub: [hub, desk]"), "pi2: streamer_hub is 'desk'"),
+    "an unknown camera": Case(
+        PI2, pi2("streamer_camera: webcam"), "pi2: streamer_camera is 'webcam': picamera2, usb:N"
+    ),
+    "a hidden video": Case(
+        PI2, pi2('streamer_camera: "file:/home/pi/a.mp4"'), "pi2: the service cannot see /home/pi/a.mp4"
+    ),
+    "picamera2 on plain Debian": Case(
+        PI2, pi2("streamer_pi_archive: false"), "pi2: picamera2 is only in the Raspberry Pi"
+    ),
+    "a size of one number": Case(PI2, pi2("streamer_size: 640"), "pi2: streamer_size is 640: WIDTHxHEIGHT"),
+    "an odd size": Case(PI2, pi2("streamer_size: 641x480"), "pi2: streamer_size is '641x480'"),
+    "no frames": Case(PI2, pi2("streamer_fps: 0"), "pi2: streamer_fps is 0: a number from 0.1 to 240"),
+    "a quality above all": Case(PI2, pi2("streamer_quality: 101"), "pi2: streamer_quality is 101"),
+    "a misspelt variable": Case(
+        PI2, pi2("streamer_camra: pattern"), "no variable is called streamer_camra: did you mean streamer_camera?"
+    ),
+    "a hub that cameras cannot reach": Case(
+        HUB, "hub: {ansible_connection: local}", "hub: Ansible reaches this hub locally"
+    ),
+    "a hub at every camera's own address": Case(
+        "192.0.2.9", "127.0.0.1", "hub: 127.0.0.1 leads every camera to itself"
+    ),
+    "windows without a screen": Case(HUB, hub("streamer_display: windows"), "hub: windows need a screen"),
+    "retired and still a camera": Case(
+        "hubs:", "retired: {hosts: {pi3: }}\nhubs:", "pi3: it is in the group 'retired'"
+    ),
+    "a name written twice": Case("pi3:", "pi2:", "pi2"),
+    "no YAML": Case("pi2: {", "pi2: {{", "hosts.yml"),
+}
+
+
+def play(directory: Path, inventory: str, *arguments: str) -> tuple[int, str]:
+    (directory / "hosts.yml").write_text(inventory)
+    # A user's own configuration must not decide what this test sees.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    environment |= {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_LOCAL_TEMP": str(directory), "COLUMNS": "300"}
+    command = [str(PLAYBOOK), "-i", str(directory / "hosts.yml"), "deploy.yml", *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """Every case's exit status and output. Each takes a second, most of it Ansible's start; so two at a time."""
+
+    def refuse(name: str) -> tuple[int, str]:
+        case = CASES[name]
+        assert GOOD.count(case.old) == 1, name
+        inventory = GOOD.replace(case.old, case.new)
+        return play(tmp_path_factory.mktemp("inventory"), inventory, "--tags=restart")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(CASES, pool.map(refuse, CASES), strict=True))
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("name", CASES)
+def test_a_wrong_inventory_is_refused_by_name(name: str, refusals: dict[str, tuple[int, str]]) -> None:
+    status, output = refusals[name]
+    assert status != 0
+    assert any(CASES[name].said in line for line in output.splitlines()), output
+    assert "UNREACHABLE" not in output
+    assert "TASK [Restart" not in output
+
+
+def test_all_mistakes_are_told_at_once_each_in_a_line(tmp_path: Path) -> None:
+    inventory = GOOD.replace(PI2, pi2("streamer_fps: fast")).replace(HUB, hub("streamer_port: 0"))
+    status, output = play(tmp_path, inventory)
+    assert status != 0
+    told = re.findall(r"^ +(pi2: streamer_fps is 'fast'.*|hub: streamer_port is 0.*)$", output, re.MULTILINE)
+    assert len(set(told)) == 2, output
+
+
+def test_the_limit_does_not_narrow_the_check(tmp_path: Path) -> None:
+    status, output = play(tmp_path, GOOD.replace(PI2, pi2("streamer_hub: desk")), "--limit=pi1")
+    assert status != 0
+    assert "pi2: streamer_hub is 'desk'" in output
+
+
+def test_a_good_inventory_passes(tmp_path: Path) -> None:
+    # A tag that nothing bears: only what always runs.
+    status, output = play(tmp_path, GOOD, "--tags=check")
+    assert status == 0, output
+    assert "UNREACHABLE" not in output
+
+
+def test_the_example_inventory_passes() -> None:
+    command = [str(PLAYBOOK), "deploy.yml", "--tags=check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from streamer.errors import WireError
+from streamer.frame import Frame
+from streamer.presence import CAMERAS_MAX, TRANSITIONS, Change, Event, Presence, State, Status, natural
+
+STALE_AFTER_S, GONE_AFTER_S = 3.0, 30.0
+BEGIN = 1000.0
+
+
+def table(*expected: str) -> Presence:
+    return Presence(expected, stale_after_s=STALE_AFTER_S, gone_after_s=GONE_AFTER_S)
+
+
+def picture(camera: str = "pi1", size: int = 100, **fields: Any) -> Frame:
+    return Frame(camera, bytes(size), 640, 480, fields.pop("received_ns", 0), **fields)
+
+
+def row(presence: Presence, now: float = BEGIN) -> Status:
+    (status,) = presence.statuses(now)
+    return status
+
+
+# -- states
+
+
+def in_state(state: State) -> Presence:
+    """Make a table whose only camera is in a state; where it was seen, that was at BEGIN."""
+    presence = table("pi1")
+    if state is not State.WAITING:
+        presence.add(picture(), None, BEGIN)
+    if state is State.STALE:
+        presence.tick(BEGIN + STALE_AFTER_S)
+    if state is State.GONE:
+        presence.tick(BEGIN + GONE_AFTER_S)
+    assert row(presence).state == state.value
+    return presence
+
+
+STATES = [
+    (State.WAITING, Event.FRAME, State.LIVE),
+    (State.WAITING, Event.QUIET, State.WAITING),
+    (State.WAITING, Event.SILENT, State.WAITING),
+    (State.LIVE, Event.FRAME, State.LIVE),
+    (State.LIVE, Event.QUIET, State.STALE),
+    (State.LIVE, Event.SILENT, State.GONE),
+    (State.STALE, Event.FRAME, State.LIVE),
+    (State.STALE, Event.QUIET, State.STALE),
+    (State.STALE, Event.SILENT, State.GONE),
+    (State.GONE, Event.FRAME, State.LIVE),
+    (State.GONE, Event.QUIET, State.GONE),
+    (State.GONE, Event.SILENT, State.GONE),
+]
+
+
+def test_every_state_and_event_has_its_row() -> None:
+    assert {(before, event): after for before, event, after in STATES} == TRANSITIONS
+    assert set(TRANSITIONS) == {(state, event) for state in State for event in Event}
+
+
+@pytest.mark.parametrize(("before", "event", "after"), STATES)
+def test_transition(before: State, event: Event, after: State) -> None:
+    presence = in_state(before)
+    changed = Change("pi1", before, after)
+    if event is Event.FRAME:
+        change = presence.add(picture(), None, BEGIN)
+        changes = [change] if change else []
+    else:
+        # A camera that was never seen has been silent since the clock's zero.
+        changes = presence.tick(BEGIN + (STALE_AFTER_S if event is Event.QUIET else GONE_AFTER_S))
+    assert changes == ([changed] if after is not before else [])
+    assert row(presence).state == after.value
+
+
+@pytest.mark.parametrize("now", [0.0, STALE_AFTER_S, GONE_AFTER_S])
+def test_a_camera_that_never_came_waits_whatever_the_clock_says(now: float) -> None:
+    presence = table("pi1")
+    assert presence.tick(now) == []
+    assert row(presence, now).state == "WAITING"
+
+
+@pytest.mark.parametrize(
+    ("age_s", "state"),
+    [(0.0, "LIVE"), (2.999, "LIVE"), (3.0, "STALE"), (29.999, "STALE"), (30.0, "GONE"), (1e6, "GONE")],
+)
+def test_state_at_an_age(age_s: float, state: str) -> None:
+    presence = in_state(State.LIVE)
+    presence.tick(BEGIN + age_s)
+    assert row(presence).state == state
+
+
+def test_a_change_is_told_once() -> None:
+    presence = in_state(State.LIVE)
+    told = [change.after for now in range(60) for change in presence.tick(BEGIN + now)]
+    assert told == [State.STALE, State.GONE]
+
+
+def test_every_camera_ages_on_its_own() -> None:
+    presence = table()
+    presence.add(picture("early"), None, BEGIN)
+    presence.add(picture("late"), None, BEGIN + 2)
+    assert [change.name for change in presence.tick(BEGIN + 3)] == ["early"]
+    assert [status.state for status in presence.statuses(BEGIN + 3)] == ["STALE", "LIVE"]
+
+
+def test_a_strange_camera_is_live_at_once() -> None:
+    presence = table()
+    assert presence.add(picture("new"), None, BEGIN) == Change("new", State.WAITING, State.LIVE)
+
+
+# -- the row
+
+
+def test_row_has_the_fields_of_the_api() -> None:
+    assert " ".join(field.name for field in dataclasses.fields(Status)) == (
+        "name state fps age_s latency_ms frames dropped lost width height bytes_per_s address"
+    )
+
+
+def test_row_of_a_camera_that_never_came() -> None:
+    assert row(table("pi1")) == Status("pi1", "WAITING", 0.0, None, None, 0, 0, 0, None, None, 0.0, None)
+
+
+def test_row() -> None:
+    presence = table()
+    presence.add(picture(size=9), "192.0.2.1", BEGIN)
+    presence.add(
+        picture(size=5000, captured_ns=1_000_000_000, received_ns=1_012_340_000, dropped=3), "192.0.2.2", BEGIN + 0.5
+    )
+    assert row(presence, BEGIN + 0.75) == Status(
+        name="pi1",
+        state="LIVE",
+        fps=1.3,
+        age_s=0.25,
+        latency_ms=12.3,
+        frames=2,
+        dropped=3,
+        lost=0,
+        width=640,
+        height=480,
+        bytes_per_s=6667,
+        address="192.0.2.2",
+    )
+
+
+@pytest.mark.parametrize(
+    ("captured_ns", "latency_ms"), [(None, None), (0, 2000.0), (1_999_000_000, 1.0), (2_001_000_000, -1.0)]
+)
+def test_latency_is_the_difference_of_two_clocks(captured_ns: int | None, latency_ms: float | None) -> None:
+    presence = table()
+    presence.add(picture(captured_ns=captured_ns, received_ns=2_000_000_000), None, BEGIN)
+    assert row(presence).latency_ms == latency_ms
+
+
+def test_age_is_never_negative() -> None:
+    assert row(in_state(State.LIVE), BEGIN - 1).age_s == 0.0
+
+
+def test_latest() -> None:
+    presence = table("expected")
+    first, second = picture(seq=0), picture(seq=1)
+    presence.add(first, None, BEGIN)
+    presence.add(second, None, BEGIN)
+    assert presence.latest("pi1") is second
+    assert presence.latest("expected") is None
+    assert presence.latest("unknown") is None
+
+
+# -- drops and losses: (start, seq, dropped) of each frame
+
+
+@pytest.mark.parametrize(
+    ("frames", "dropped", "lost"),
+    [
+        pytest.param([(None, None, None)] * 5, 0, 0, id="stock sender"),
+        pytest.param([("a", 0, 0), ("a", 1, 0), ("a", 2, 0)], 0, 0, id="nothing amiss"),
+        pytest.param([("a", 0, 0), ("a", 1, 4), ("a", 2, 9)], 9, 0, id="drops are counted by the sender"),
+        pytest.param([("a", 7, 12)], 12, 0, id="drops before the first frame; the hub came late and lost none"),
+        pytest.param([("a", 0, 0), ("a", 3, 0), ("a", 4, 0), ("a", 6, 0)], 0, 3, id="gaps are losses"),
+        pytest.param([("a", 5, 0), ("a", 5, 0), ("a", 4, 0), ("a", 5, 0)], 0, 0, id="twice, and back"),
+        pytest.param([("a", 9, 5), ("b", 0, 0), ("b", 1, 2)], 7, 0, id="drops add up over a restart"),
+        pytest.param([("a", 0, 5), ("b", 0, 1), ("c", 0, 2), ("c", 1, 3)], 9, 0, id="and over two"),
+        pytest.param([("a", 0, 0), ("a", 2, 0), ("b", 0, 0), ("b", 3, 0)], 0, 3, id="losses add up over a restart"),
+        pytest.param([("a", 100, 0), ("b", 200, 0)], 0, 0, id="a restart is no loss"),
+        pytest.param([("a", 0, 5), ("a", 1, None), ("a", 2, 5)], 5, 0, id="a frame that does not say"),
+        pytest.param([("a", 0, 5), (None, None, None), ("b", 0, 1)], 6, 0, id="stock in between"),
+        pytest.param([("a", 0, 0), ("a", None, 0), ("a", 2, 0)], 0, 0, id="seq missing in between"),
+    ],
+)
+def test_drops_and_losses(frames: list[tuple[str | None, int | None, int | None]], dropped: int, lost: int) -> None:
+    presence = table()
+    for at, (start, seq, dropped_so_far) in enumerate(frames):
+        presence.add(picture(start=start, seq=seq, dropped=dropped_so_far), None, BEGIN + at)
+    status = row(presence)
+    assert (status.dropped, status.lost, status.frames) == (dropped, lost, len(frames))
+
+
+# -- rates
+
+
+def send(presence: Presence, hz: float, from_s: float, to_s: float) -> None:
+    for at in range(round((to_s - from_s) * hz) + 1):
+        presence.add(picture(size=1000), None, BEGIN + from_s + at / hz)
+
+
+@pytest.mark.parametrize("hz", [0.1, 0.2, 0.3, 0.45, 0.5, 1, 7, 30, 240])
+def test_a_steady_rate_is_told_at_any_moment(hz: float) -> None:
+    presence = table()
+    send(presence, hz, 0, 60)
+    for quarter in range(4):
+        now = BEGIN + 60 + quarter / 4 / hz
+        status = row(presence, now)
+        assert status.fps == pytest.approx(hz, abs=max(0.051, hz * 0.01))
+        assert status.bytes_per_s == pytest.approx(1000 * hz, rel=0.01, abs=0.5)
+
+
+def test_rate_from_the_second_frame_on() -> None:
+    presence = table()
+    presence.add(picture(), None, BEGIN)
+    assert (row(presence).fps, row(presence).bytes_per_s) == (0.0, 0.0)
+    presence.add(picture(), None, BEGIN + 0.1)
+    assert row(presence, BEGIN + 0.1).fps == 10.0
+
+
+def test_rate_falls_when_nothing_comes() -> None:
+    presence = table()
+    send(presence, 30, 0, 10)
+    rates = [row(presence, BEGIN + 10 + silent_s).fps for silent_s in (0, 3, 6, 60, 600)]
+    assert rates[0] == pytest.approx(30, rel=0.01)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[1] < 20
+    assert rates[-1] < 0.1
+
+
+def test_rate_follows_a_change() -> None:
+    presence = table()
+    send(presence, 30, 0, 10)
+    send(presence, 10, 10.1, 16)
+    assert row(presence, BEGIN + 16).fps == pytest.approx(10, rel=0.02)
+
+
+@pytest.mark.parametrize("silent_s", [4.5, 60.0])
+def test_a_pause_is_not_averaged_into_the_rate(silent_s: float) -> None:
+    presence = table()
+    send(presence, 30, 0, 9)
+    send(presence, 30, 9 + silent_s, 12 + silent_s)
+    assert row(presence, BEGIN + 12 + silent_s).fps == pytest.approx(30, rel=0.02)
+
+
+# -- the limit
+
+
+def full(*expected: str) -> Presence:
+    """Make a table as long as it may be, of which camera n was seen n seconds after BEGIN."""
+    presence = table(*expected)
+    for at in range(CAMERAS_MAX - len(expected)):
+        presence.add(picture(f"pi{at}"), None, BEGIN + at)
+    return presence
+
+
+def test_limit() -> None:
+    assert CAMERAS_MAX == 1024
+
+
+def test_a_full_table_takes_no_more() -> None:
+    presence = full("expected")
+    presence.tick(BEGIN + STALE_AFTER_S)
+    with pytest.raises(WireError, match="the hub already has 1024 cameras"):
+        presence.add(picture("one-more"), None, BEGIN + 2000)
+    assert len(presence.statuses(BEGIN)) == CAMERAS_MAX
+    assert presence.latest("one-more") is None
+    presence.add(picture("pi5", seq=3), None, BEGIN + 2000)
+    presence.add(picture("expected"), None, BEGIN + 2000)
+
+
+def test_who_has_been_gone_for_longest_makes_room() -> None:
+    presence = full()
+    presence.add(picture("pi0"), None, BEGIN + 500)
+    presence.tick(BEGIN + 32 + GONE_AFTER_S)
+    for new in range(3):
+        presence.add(picture(f"new{new}"), None, BEGIN + 2000)
+    names = {status.name for status in presence.statuses(BEGIN)}
+    assert {f"pi{at}" for at in range(6)} - names == {"pi1", "pi2", "pi3"}
+    assert {"new0", "new1", "new2"} < names
+    assert len(names) == CAMERAS_MAX
+
+
+def test_an_expected_camera_never_makes_room() -> None:
+    presence = full("never-seen", "expected")
+    presence.add(picture("expected"), None, BEGIN - 1)
+    presence.tick(BEGIN + GONE_AFTER_S)
+    presence.add(picture("new0"), None, BEGIN + 2000)
+    assert presence.latest("expected") is not None
+    assert presence.latest("pi0") is None
+    with pytest.raises(WireError):
+        presence.add(picture("new1"), None, BEGIN + 2000)
+
+
+def test_a_camera_that_made_room_may_come_back_afresh() -> None:
+    presence = full()
+    presence.tick(BEGIN + 2 * CAMERAS_MAX)
+    presence.add(picture("new"), None, BEGIN + 3000)
+    assert presence.add(picture("pi0"), None, BEGIN + 3000) == Change("pi0", State.WAITING, State.LIVE)
+    (status,) = (status for status in presence.statuses(BEGIN + 3000) if status.name == "pi0")
+    assert status.frames == 1
+
+
+# -- order
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["pi1", "pi2", "pi10"],
+        ["pi2a", "pi2b", "pi10a"],
+        ["2pi", "10pi", "pi"],
+        ["cam1-9", "cam1-10", "cam2-1"],
+        ["", "1", "a", "a1"],
+        ["A", "Z", "a"],
+    ],
+)
+def test_natural_order(names: list[str]) -> None:
+    presence = table()
+    for name in reversed(names):
+        presence.add(picture(name), None, BEGIN)
+    assert [status.name for status in presence.statuses(BEGIN)] == names
+    assert [natural(name) for name in names] == sorted(natural(name) for name in names)

@@ -1,0 +1,606 @@
+"""The sender's window, its way through outages, and the feed; against raw hubs, real ones and stopped ones."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import signal
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import zmq
+
+from streamer import sender as module
+from streamer.errors import CameraError, ConfigError, TransportError, WireError
+from streamer.hub import Hub
+from streamer.sender import Feed, Sender
+from streamer.transport import Poller, Requester
+from tests.conftest import until
+from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, listener, picture, raw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from streamer.cameras import Camera
+
+PATIENT_S = 60.0  # a reply time-out that plays no part in the test
+
+
+@pytest.fixture
+def hub() -> Iterator[RawHub]:
+    with RawHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the back-off."""
+    monkeypatch.setattr(module, "_BACKOFF_FIRST_S", 0.05)
+    monkeypatch.setattr(module, "_BACKOFF_MAX_S", 0.2)
+
+
+@pytest.fixture
+def reopened(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When sockets were reopened."""
+    times: list[float] = []
+    reopen: Callable[[Requester], None] = Requester.reopen
+
+    def note(requester: Requester) -> None:
+        times.append(time.monotonic())
+        reopen(requester)
+
+    monkeypatch.setattr(Requester, "reopen", note)
+    return times
+
+
+def send_until(sender: Sender, condition: Callable[[], object]) -> int:
+    """Send pictures, each with the next number, until a condition holds; return the last number."""
+    numbers = itertools.count()
+
+    def step() -> int:
+        if condition():
+            return next(numbers) or 1
+        sender.send(picture(next(numbers)))
+        return 0
+
+    return until(step, WAIT_S) - 1
+
+
+def answer_all(hub: RawHub) -> bool:
+    """Reply to all that waits; False, to be followed by a condition."""
+    while hub.waits():
+        hub.answer()
+    return False
+
+
+def until_sent(sender: Sender, frames: int) -> None:
+    until(lambda: sender.statistics.frames == frames)
+
+
+def fill_window(sender: Sender, limit: int) -> None:
+    """Have `limit` pictures sent, numbered from 0."""
+    for number in range(limit):
+        sender.send(picture(number))
+        until_sent(sender, number + 1)
+
+
+# -- the window
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 16])
+def test_at_most_the_window_is_in_flight_the_newest_wins_and_drops_are_counted(hub: RawHub, limit: int) -> None:
+    with Sender(hub.endpoint, "pi1", in_flight_limit=limit, reply_timeout_s=PATIENT_S) as sender:
+        fill_window(sender, limit)
+        for number in range(limit, 50):
+            sender.send(picture(number))
+        assert sender.statistics.dropped == 49 - limit
+        taken = [hub.take() for _ in range(limit)]
+        assert [payload[0] for _, _, payload in taken] == list(range(limit))
+        hub.reply(taken[0][0])
+        _, fields, payload = hub.take()
+        assert (payload[0], fields["seq"], fields["dropped"]) == (49, limit, 49 - limit)
+        until_sent(sender, limit + 1)
+        assert sender.statistics.answered == 1
+        assert not hub.waits()
+
+
+def test_each_reply_is_the_credit_for_one_frame(hub: RawHub) -> None:
+    with Sender(hub.endpoint, "pi1", in_flight_limit=2, reply_timeout_s=PATIENT_S) as sender:
+        fill_window(sender, 2)
+        for number in range(2, 30):
+            sender.send(picture(number))
+            assert hub.answer() == number - 2
+            until_sent(sender, number + 1)
+        assert sender.statistics.dropped == 0
+
+
+def test_a_frame_lost_in_a_short_absence_of_the_hub_gives_its_credit_back(hub: RawHub) -> None:
+    with Sender(hub.endpoint, "pi1", in_flight_limit=2, reply_timeout_s=PATIENT_S) as sender:
+        sender.send(picture(1))
+        hub.take()
+        hub.close()
+        with RawHub(hub.endpoint) as again:
+            for number in (2, 3):
+                sender.send(picture(number))
+                assert again.take()[2][0] == number
+            sender.send(picture(4))
+            assert not again.waits(0.3)
+
+
+def test_header_says_what_the_hub_wants_to_know(hub: RawHub) -> None:
+    before = time.time_ns()
+    with Sender(hub.endpoint, "pi1", every_s=0.04) as sender:
+        sender.send(JPEG)
+        route, first, payload = hub.take()
+        hub.reply(route)
+        sender.send(picture(1), captured_ns=7)
+        _, second, _ = hub.take()
+    assert payload == JPEG
+    assert before <= first.pop("captured") <= time.time_ns()
+    assert first == {"msg": "pi1", "seq": 0, "start": second["start"], "dropped": 0, "every": 0.04}
+    assert (second["seq"], second["captured"], second["dtype"], second["shape"]) == (1, 7, "uint8", [2, 2])
+
+
+GRID = np.arange(6 * 8 * 3).reshape(6, 8, 3)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        GRID.astype(np.uint8),
+        GRID[..., 0].astype(np.uint8),
+        GRID.astype(np.float32) / 7,
+        GRID.astype(">u2"),
+        GRID.astype(np.uint8)[::2, ::-1],
+        np.asfortranarray(GRID.astype(np.uint8)),
+        GRID.astype(np.uint8).transpose(1, 0, 2),
+        np.zeros((300, 300, 3), np.uint16),  # past the size that is copied
+    ],
+    ids=lambda array: f"{array.dtype.str}{list(array.shape)}{'' if array.flags.c_contiguous else ' not contiguous'}",
+)
+def test_arrays_arrive_bit_for_bit(hub: RawHub, array: np.ndarray[Any, Any]) -> None:
+    with Sender(hub.endpoint, "pi1") as sender:
+        sender.send(array)
+        _, fields, payload = hub.take()
+    came = np.frombuffer(payload, fields["dtype"]).reshape(fields["shape"])
+    assert came.dtype == array.dtype
+    np.testing.assert_array_equal(came, array)
+
+
+# -- outages
+
+
+def test_a_silent_hub_is_tried_for_ever_with_back_off_and_never_flooded(
+    hub: RawHub, quick: None, reopened: list[float]
+) -> None:
+    with Sender(hub.endpoint, "pi1", in_flight_limit=2, reply_timeout_s=0.1) as sender:
+        send_until(sender, lambda: len(reopened) >= 8)
+        assert sender.statistics.hub is None
+        gaps = [after - before for before, after in itertools.pairwise(reopened)]
+        assert min(gaps) >= 0.1
+        # The rests are 0, 1, 2, 4, 4 … times 0.05 s, of which the jitter leaves at least half.
+        assert all(gap >= 0.1 + rest for gap, rest in zip(gaps, [0, 0.025, 0.05, 0.1, 0.1, 0.1, 0.1], strict=True))
+        routes: dict[bytes, int] = {}
+        while hub.waits():
+            route, _, _ = hub.take()
+            routes[route] = routes.get(route, 0) + 1
+        assert len(routes) >= 7
+        assert max(routes.values()) == 2
+
+        send_until(sender, lambda: answer_all(hub) or sender.statistics.answered)
+        until(lambda: sender.statistics.hub == hub.endpoint)
+
+
+@pytest.mark.parametrize("situation", ["no hub", "silent hub", "no ZMQ", "hub that left", "two silent hubs", "idle"])
+def test_an_outage_costs_no_busy_loop(situation: str, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = 0
+    wait = Poller.wait
+
+    def count(poller: Poller, timeout_s: float) -> None:
+        nonlocal rounds
+        rounds += 1
+        wait(poller, timeout_s)
+
+    with ExitStack() as stack:
+        hubs = [stack.enter_context(RawHub()) for _ in range(2)]
+        endpoints = [hub.endpoint for hub in hubs[: 2 if situation == "two silent hubs" else 1]]
+        if situation == "no hub":
+            hubs[0].close()
+        elif situation == "no ZMQ":
+            endpoints = [stack.enter_context(listener())[1]]
+        sender = stack.enter_context(Sender(endpoints, "pi1", reply_timeout_s=0.2))
+        if situation == "hub that left":
+            sender.send(picture(0))
+            hubs[0].take()
+            hubs[0].close()
+        if situation != "idle":
+            for number in range(3):  # one more than is taken, so that the mailbox is not empty
+                sender.send(picture(number))
+        monkeypatch.setattr(Poller, "wait", count)
+        time.sleep(0.6)  # what is measured
+        assert rounds <= 50  # a busy loop makes tens of thousands
+
+
+def test_after_an_outage_the_newest_comes_first_and_nothing_is_replayed(hub: RawHub) -> None:
+    with Sender(hub.endpoint, "pi1", in_flight_limit=2, reply_timeout_s=0.2) as sender:
+        fill_window(sender, 2)
+        hub.close()
+        until(lambda: sender.statistics.hub is None)
+        for number in range(2, 100):
+            sender.send(picture(number))
+        with RawHub(hub.endpoint) as again:
+            assert again.answer() == 99
+            assert not again.waits(0.3)
+            sender.send(picture(100))
+            assert again.answer() == 100
+
+
+# Prints each frame's number, and replies.
+HUB_PROGRAM = """
+from tests.peers import RawHub
+hub = RawHub()
+print(hub.endpoint, flush=True)
+while True:
+    if hub.waits(1):
+        print(hub.answer(), flush=True)
+"""
+
+
+def test_a_hub_process_that_was_stopped_gets_at_most_the_window_of_stale_frames() -> None:
+    with Program("-c", HUB_PROGRAM) as program, Sender(program.line(0), "pi1", reply_timeout_s=0.3) as sender:
+        sender.send(picture(1))
+        assert program.line(1) == "1"
+        program.signal(signal.SIGSTOP)
+        fill_from = sender.statistics.frames
+        last = send_until(sender, lambda: sender.statistics.hub is None)
+        assert sender.statistics.frames - fill_from <= 2
+        for number in range(last, last + 100):
+            sender.send(picture(number % 100 + 100))
+        newest = 250
+        sender.send(picture(newest))
+        program.signal(signal.SIGCONT)
+        until(lambda: str(newest) in program.lines[2:], WAIT_S)
+        assert program.lines[2:].index(str(newest)) <= 2
+        sender.send(picture(251))
+        until(lambda: program.lines[-1] == "251", WAIT_S)
+
+
+@pytest.mark.parametrize("rubbish", [b"\xff" * 200, b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_a_stranger_on_the_hubs_port_does_not_put_the_sender_off_for_good(quick: None, rubbish: bytes) -> None:
+    with listener() as (server, endpoint):
+        sender = Sender(endpoint, "pi1")
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(10)  # the greeting
+            connection.sendall(rubbish)
+    with sender, RawHub(endpoint) as hub:
+        sender.send(picture(3))
+        assert hub.answer() == 3
+
+
+def test_reply_that_is_too_large_does_not_put_the_sender_off(hub: RawHub, quick: None) -> None:
+    with Sender(hub.endpoint, "pi1", reply_timeout_s=PATIENT_S) as sender:
+        sender.send(picture(1))
+        route, _, _ = hub.take()
+        hub.reply(route, bytes(100_000))
+        send_until(sender, lambda: answer_all(hub) or sender.statistics.answered)
+
+
+def test_want_of_a_hub_is_told_once(hub: RawHub, quick: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with Sender(hub.endpoint, "pi1", reply_timeout_s=0.1) as sender:
+        send_until(sender, lambda: "no hub answers" in caplog.text)
+        rounds = sender.turned
+        send_until(sender, lambda: sender.turned > rounds + 2)
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    assert caplog.messages[0] == f"pi1: sending to {hub.endpoint}"
+    assert caplog.messages[1] == f"pi1: no hub answers at {hub.endpoint}; waiting for one"
+
+
+def test_refusal_is_told_once_and_is_a_credit(hub: RawHub, caplog: pytest.LogCaptureFixture) -> None:
+    with Sender(hub.endpoint, "pi1") as sender:
+        for number in range(10):
+            sender.send(picture(number))
+            route, _, _ = hub.take()
+            hub.reply(route, b"ERR camera \xff is not wanted")
+            until_sent(sender, number + 1)
+    assert caplog.messages == [f"{hub.endpoint} refuses the frames: camera \ufffd is not wanted"]
+
+
+# -- several hubs
+
+
+def frames(hub: Hub) -> int:
+    return sum(status.frames for status in hub.cameras())
+
+
+def test_frames_go_to_the_second_hub_while_the_first_is_away(quick: None) -> None:
+    with ExitStack() as stack:
+        first, second = Hub(LOCAL), stack.enter_context(Hub(LOCAL))
+        stack.callback(first.close)
+        assert first.endpoint
+        assert second.endpoint
+        sender = stack.enter_context(Sender([first.endpoint, second.endpoint], "pi1", reply_timeout_s=0.3))
+        send_until(sender, lambda: sender.statistics.hub == first.endpoint and frames(first))
+        first.close()
+        began = frames(second)
+        send_until(sender, lambda: frames(second) > began + 10)
+        assert sender.statistics.hub == second.endpoint
+        first = stack.enter_context(Hub(first.endpoint))
+        send_until(sender, lambda: frames(first) > 10 and sender.statistics.hub == first.endpoint)
+        until(lambda: sender.statistics.answered >= sender.statistics.frames - 2)
+        began = frames(second)
+        expected = frames(first) + 20
+        send_until(sender, lambda: frames(first) >= expected)
+        assert frames(second) == began
+        assert all(status.lost <= 3 for hub in (first, second) for status in hub.cameras())
+
+
+def test_a_first_hub_that_accepts_and_never_replies_holds_nothing_up(
+    hub: RawHub, quick: None, reopened: list[float]
+) -> None:
+    with Hub(LOCAL) as second:
+        assert second.endpoint
+        with Sender([hub.endpoint, second.endpoint], "pi1", reply_timeout_s=0.2) as sender:
+            send_until(sender, lambda: sender.statistics.hub == second.endpoint)
+            for number in range(150):  # each arrives, whatever the first hub is tried with meanwhile
+                sender.send(picture(number))
+                until(lambda: (frame := second.latest("pi1")) and frame.payload[0] == number)  # noqa: B023
+            began = len(reopened)
+            send_until(sender, lambda: len(reopened) >= began + 3)  # it is still tried
+            send_until(sender, lambda: answer_all(hub) or sender.statistics.hub == hub.endpoint)
+
+
+# -- publishing
+
+
+def test_published_frames_reach_subscribers() -> None:
+    with listener() as (_, endpoint):
+        pass  # a free port
+    with raw(zmq.SUB, connect=endpoint) as subscriber, Sender(publish=endpoint, name="pi1") as sender:
+        subscriber.subscribe(b"")
+        send_until(sender, lambda: subscriber.poll(0))
+        header, payload = subscriber.recv_multipart()
+        assert b'"msg":"pi1"' in header
+        assert len(payload) == 4
+        assert sender.statistics.hub == endpoint
+        assert sender.statistics.answered == 0
+        assert sender.statistics.bytes == 4 * sender.statistics.frames
+
+
+# -- what never happens
+
+
+@pytest.mark.parametrize("make", ["no hub", "silent hub", "publish"])
+def test_send_never_blocks(make: str, hub: RawHub) -> None:
+    big = np.zeros((1000, 1000), np.uint8)
+    arguments: dict[str, Any] = {"hubs": hub.endpoint}
+    if make == "no hub":
+        arguments = {"hubs": "tcp://127.0.0.1:1"}
+    elif make == "publish":
+        arguments = {"publish": LOCAL}
+    with Sender(name="pi1", **arguments) as sender:
+        slowest = 0.0
+        for _ in range(2000):
+            began = time.thread_time()
+            sender.send(big)
+            slowest = max(slowest, time.thread_time() - began)
+        assert slowest < 0.5
+        assert sender.statistics.dropped >= 1900 or make == "publish"
+
+
+@pytest.mark.parametrize("picture", [b"", b"no JPEG", JPEG[:-1], np.zeros(0, np.uint8), np.array(["text"])])
+def test_what_is_no_picture_is_refused_at_once(picture: Any) -> None:
+    with Sender("tcp://127.0.0.1:1", "pi1") as sender, pytest.raises(WireError):
+        sender.send(picture)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({}, ConfigError),
+        ({"hubs": []}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "publish": LOCAL}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "name": "a/b"}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "in_flight_limit": 0}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "in_flight_limit": 17}, ConfigError),
+        ({"hubs": "rubbish"}, TransportError),
+        ({"hubs": ["tcp://127.0.0.1:1", "rubbish"]}, TransportError),
+        ({"publish": "rubbish"}, TransportError),
+    ],
+)
+def test_wrong_arguments_are_told_and_leave_nothing_open(arguments: dict[str, Any], error: type[Exception]) -> None:
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    with pytest.raises(error):
+        Sender(**{"name": "pi1", **arguments})
+    until(lambda: sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before)
+
+
+def test_the_thread_that_fails_says_so_to_whoever_sends(
+    hub: RawHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Requester) -> bool:
+        raise OSError("out of file descriptors")
+
+    with Sender(hub.endpoint, "pi1") as sender:
+        assert sender.failure is None
+        monkeypatch.setattr(Requester, "connected", fail)
+        failure = until(lambda: sender.failure)
+        assert str(failure) == "out of file descriptors"
+        with pytest.raises(TransportError, match="the sender has failed: out of file descriptors"):
+            sender.send(JPEG)
+    assert caplog.messages == ["pi1: the sender has failed"]
+
+
+# -- closing
+
+
+@pytest.mark.parametrize("situation", ["unused", "no hub", "silent hub", "hub closed first", "no ZMQ", "publish"])
+def test_close_ends_within_two_seconds(situation: str, hub: RawHub) -> None:
+    with ExitStack() as stack:
+        arguments: dict[str, Any] = {"hubs": [hub.endpoint, "tcp://127.0.0.1:1"]}
+        if situation == "publish":
+            arguments = {"publish": LOCAL}
+        elif situation == "no hub":
+            arguments = {"hubs": "tcp://127.0.0.1:1"}
+        elif situation == "no ZMQ":
+            arguments = {"hubs": stack.enter_context(listener())[1]}
+        sender = Sender(name="pi1", **arguments)
+        if situation != "unused":
+            for _ in range(5):
+                sender.send(np.zeros((1000, 3000), np.uint8))
+        if situation in ("silent hub", "hub closed first"):
+            until(lambda: sender.statistics.frames)
+        if situation == "hub closed first":
+            hub.close()
+        began = time.monotonic()
+        sender.close()
+        sender.close()
+        assert time.monotonic() - began < 2
+        with pytest.raises(TransportError, match="the sender is closed"):
+            sender.send(JPEG)
+
+
+def test_close_while_another_thread_sends(hub: RawHub) -> None:
+    sender = Sender(hub.endpoint, "pi1")
+    raised: list[Exception] = []
+
+    def send() -> None:
+        try:
+            while True:
+                sender.send(JPEG)
+        except TransportError as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=send) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    hub.answer()
+    sender.close()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert [str(error) for error in raised] == ["the sender is closed"] * 2
+
+
+# -- the feed
+
+
+class FakeCamera:
+    """Plays a list of pictures and errors, then waits for the end of the test."""
+
+    def __init__(self, script: list[bytes | Exception]) -> None:
+        self._script = script
+        self.opened = 0
+        self.closed = 0
+        self.over = threading.Event()
+
+    def open(self) -> Camera:
+        self.opened += 1
+        if self._script and isinstance(self._script[0], ConnectionError):
+            self._script.pop(0)
+            raise CameraError("fake: cannot be opened")
+        return self
+
+    def read(self) -> tuple[bytes, int]:
+        if not self._script:
+            self.over.wait(WAIT_S)
+            return JPEG, 1
+        step = self._script.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return step, 1
+
+    def __enter__(self) -> FakeCamera:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def sender(hub: RawHub) -> Iterator[Sender]:
+    with Sender(hub.endpoint, "pi1", reply_timeout_s=PATIENT_S) as sender:
+        yield sender
+
+
+def run(camera: FakeCamera, sender: Sender, condition: Callable[[Feed], object]) -> Feed:
+    """Run a feed until a condition holds, then end it."""
+    feed = Feed(camera.open, sender)
+    try:
+        until(lambda: condition(feed))
+    finally:
+        camera.over.set()
+        feed.close(WAIT_S)
+    return feed
+
+
+def test_pictures_go_from_the_camera_to_the_hub(sender: Sender, hub: RawHub) -> None:
+    camera = FakeCamera([JPEG])
+    feed = run(camera, sender, lambda feed: feed.works.is_set() and hub.waits())
+    assert hub.take()[1]["captured"] == 1
+    assert (feed.failure, camera.opened, camera.closed) == (None, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("failure", "text"),
+    [
+        (ConnectionError, "fake: cannot be opened"),
+        (lambda: CameraError("fake: gives no picture"), "fake: gives no picture"),
+        (lambda: b"no JPEG", "payload is no whole JPEG"),
+    ],
+    ids=["at opening", "at reading", "no picture"],
+)
+def test_a_camera_that_fails_is_told_of_once_and_retried_with_back_off(
+    failure: Callable[[], bytes | Exception],
+    text: str,
+    sender: Sender,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_FIRST_S", 0.02)
+    monkeypatch.setattr(module, "_RETRY_MAX_S", 0.05)
+    camera = FakeCamera([failure() for _ in range(5)])
+    began = time.monotonic()
+    feed = run(camera, sender, lambda feed: camera.opened == 6)
+    assert time.monotonic() - began >= 0.02 + 0.04 + 3 * 0.05
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.messages[0].startswith(f"pi1: {text}")
+    assert feed.failure is None
+
+
+def test_a_camera_that_works_again_and_fails_again_is_told_of_again(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_FIRST_S", 0.01)
+    camera = FakeCamera([CameraError("fake"), CameraError("fake"), JPEG, CameraError("fake"), JPEG])
+    feed = run(camera, sender, lambda feed: feed.pictures == 2 and feed.works.is_set())
+    assert caplog.messages == ["pi1: fake; trying again"] * 2
+    assert camera.closed == camera.opened == 4
+    assert feed.failure is None
+
+
+def test_an_unexpected_error_of_the_camera_is_kept(sender: Sender, caplog: pytest.LogCaptureFixture) -> None:
+    error = ZeroDivisionError("a bug")
+    camera = FakeCamera([JPEG, error])
+    feed = run(camera, sender, lambda feed: feed.failure)
+    assert feed.failure is error
+    assert not feed.works.is_set()
+    assert camera.closed == 1
+    assert caplog.messages == ["pi1: the camera's thread has failed"]
+
+
+def test_a_camera_that_hangs_does_not_hold_up_the_end(sender: Sender) -> None:
+    camera = FakeCamera([JPEG])
+    feed = Feed(camera.open, sender)
+    until(feed.works.is_set)
+    began = time.monotonic()
+    feed.close(0.2)
+    assert time.monotonic() - began < 2
+    camera.over.set()
+    feed.close(WAIT_S)
+    assert camera.closed == 1

@@ -1,0 +1,660 @@
+"""Every class of the transport on real sockets, with raw peers at the other end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import zmq
+
+from streamer import wire
+from streamer.errors import TransportError
+from streamer.transport import Poller, Publisher, Replier, Requester, Subscriber, Waker
+from tests.conftest import until
+from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, raw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from typing_extensions import Buffer
+
+End = Requester | Replier | Publisher | Subscriber
+HEADER = header()
+ALL_OPTIONS = {
+    zmq.LINGER: 0,
+    zmq.IPV6: 1,
+    zmq.HEARTBEAT_IVL: 1000,
+    zmq.HEARTBEAT_TIMEOUT: 3000,
+    zmq.HEARTBEAT_TTL: 3000,
+    zmq.HANDSHAKE_IVL: 5000,
+    zmq.CONNECT_TIMEOUT: 3000,
+    zmq.RECONNECT_IVL: 100,
+    zmq.RECONNECT_IVL_MAX: 1000,
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 10,
+    zmq.TCP_KEEPALIVE_INTVL: 5,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+}
+REQUESTER_OPTIONS = {zmq.IMMEDIATE: 1, zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: 65536}
+
+
+@pytest.fixture
+def hub() -> Iterator[RawHub]:
+    with RawHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def requester(hub: RawHub) -> Iterator[Requester]:
+    requester = Requester(hub.endpoint)
+    until(requester.connected)
+    yield requester
+    requester.close()
+
+
+@pytest.fixture
+def replier() -> Iterator[Replier]:
+    replier = Replier(LOCAL)
+    replier.socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+    yield replier
+    replier.close()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+def options(end: End, expected: Mapping[Any, int]) -> dict[int, Any]:
+    return {option: end.socket.getsockopt(option) for option in expected}
+
+
+def ask(pool: ThreadPoolExecutor, requester: Requester, payload: bytes = JPEG) -> Future[bytes]:
+    return pool.submit(requester.ask, HEADER, payload)
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+# -- options
+
+
+@pytest.mark.parametrize(
+    ("make", "own"),
+    [
+        (lambda: Requester("tcp://127.0.0.1:1"), REQUESTER_OPTIONS),
+        (lambda: Replier(LOCAL), {zmq.RCVHWM: 16, zmq.SNDHWM: 64, zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES}),
+        (lambda: Publisher(LOCAL), {zmq.SNDHWM: 2}),
+        (Subscriber, {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES}),
+    ],
+    ids=["Requester", "Replier", "Publisher", "Subscriber"],
+)
+def test_every_socket_has_the_options(make: Callable[[], End], own: Mapping[Any, int]) -> None:
+    end = make()
+    expected = {**ALL_OPTIONS, **own}
+    assert options(end, expected) == expected
+    end.close()
+    assert end.socket.closed
+    assert end.context.closed
+
+
+def test_a_reopened_socket_has_the_options_of_the_first(requester: Requester) -> None:
+    first = requester.socket
+    requester.reopen()
+    assert first.closed
+    assert requester.socket is not first
+    assert options(requester, ALL_OPTIONS | REQUESTER_OPTIONS) == ALL_OPTIONS | REQUESTER_OPTIONS
+
+
+def test_a_socket_that_ask_reopened_has_the_options_and_the_programs_own(
+    hub: RawHub, requester: Requester, pool: ThreadPoolExecutor
+) -> None:
+    own = {zmq.RCVTIMEO: 12_345, zmq.SNDTIMEO: 12_346}
+    for option, value in own.items():
+        requester.socket.setsockopt(option, value)
+    first = requester.socket
+    reply = ask(pool, requester)
+    hub.take()
+    hub.close()
+    with RawHub(hub.endpoint) as again:
+        again.answer()
+        assert reply.result(WAIT_S) == b"OK"
+    expected = {**ALL_OPTIONS, **REQUESTER_OPTIONS, **own}
+    assert requester.socket is not first
+    assert options(requester, expected) == expected
+
+
+# -- addresses
+
+
+@pytest.mark.parametrize("make", [Replier, Publisher])
+@pytest.mark.parametrize(
+    ("endpoint", "becomes"),
+    [
+        ("tcp://127.0.0.1:*", "tcp://127.0.0.1:{}"),
+        ("tcp://127.0.0.2:0", "tcp://127.0.0.2:{}"),
+        ("tcp://*:0", "tcp://*:{}"),
+        ("tcp://0.0.0.0:*", "tcp://*:{}"),
+    ],
+)
+def test_bound_address_is_what_a_person_would_write(
+    make: Callable[[str], Replier | Publisher], endpoint: str, becomes: str
+) -> None:
+    end = make(endpoint)
+    port = end.endpoint.rpartition(":")[2]
+    assert 0 < int(port) < 65536
+    assert end.endpoint == becomes.format(port)
+    end.close()
+
+
+@pytest.mark.parametrize("make", [Replier, Publisher])
+def test_port_in_use_is_told_in_one_line_and_leaks_nothing(
+    make: Callable[[str], Replier | Publisher], hub: RawHub
+) -> None:
+    before = open_descriptors()
+    with pytest.raises(TransportError) as caught:
+        make(hub.endpoint)
+    assert str(caught.value) == f"cannot listen on {hub.endpoint}: Address already in use"
+    until(lambda: open_descriptors() <= before)
+
+
+@pytest.mark.parametrize("kind", [Requester, Replier, Publisher, Subscriber])
+@pytest.mark.parametrize("endpoint", ["", "rubbish", "tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:x", "http://a:1"])
+def test_malformed_address_is_an_error_that_names_it(kind: type[End], endpoint: str, subscriber: Subscriber) -> None:
+    with pytest.raises(TransportError, match=f"cannot (listen on|connect to) {endpoint}: "):
+        subscriber.connect(endpoint) if kind is Subscriber else kind(endpoint)  # type: ignore[call-arg]
+
+
+def test_ipc_peers_have_no_address(tmp_path: Path) -> None:
+    replier = Replier(f"ipc://{tmp_path}/hub")
+    with raw(zmq.REQ, connect=replier.endpoint) as stranger:
+        stranger.send_multipart([HEADER, JPEG])
+        received = replier.wait()
+    replier.close()
+    assert received.parts
+    assert received.address is None
+
+
+# -- waker and poller
+
+
+@pytest.fixture
+def waker() -> Iterator[Waker]:
+    waker = Waker()
+    yield waker
+    waker.close()
+
+
+def test_a_wake_from_another_thread_ends_a_wait(waker: Waker) -> None:
+    poller = Poller(waker)
+    began = time.monotonic()
+    timer = threading.Timer(0.1, waker.wake)
+    timer.start()
+    poller.wait(WAIT_S)
+    assert time.monotonic() - began < WAIT_S
+    timer.join()
+
+
+def test_a_wake_before_the_wait_is_kept_and_answered_once(waker: Waker) -> None:
+    poller = Poller(waker)
+    began = time.monotonic()
+    waker.wake()
+    waker.wake()
+    poller.wait(WAIT_S)
+    assert time.monotonic() - began < WAIT_S
+    began = time.monotonic()
+    poller.wait(0.2)
+    assert time.monotonic() - began >= 0.19
+
+
+def test_any_number_of_wakes_never_block(waker: Waker) -> None:
+    for _ in range(100_000):  # a pipe holds 65,536
+        waker.wake()
+    for _ in range(100):
+        waker.clear()
+    poller = Poller(waker)
+    began = time.monotonic()
+    poller.wait(0.2)
+    assert time.monotonic() - began >= 0.19
+
+
+def test_a_wake_after_closing_writes_into_nobody_elses_file(waker: Waker) -> None:
+    waker.close()
+    reader, writer = os.pipe()  # gets the numbers that were given up
+    os.set_blocking(reader, False)
+    waker.wake()
+    waker.close()
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 1)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_poller_notices_replies_hubs_that_come_and_hubs_that_leave(waker: Waker, hub: RawHub) -> None:
+    requester, poller = Requester(hub.endpoint), Poller(waker)
+    began = time.monotonic()
+
+    def wait(*, writable: bool = False) -> None:
+        poller.watch(requester, writable=writable)
+        poller.wait(WAIT_S)
+        poller.forget(requester)
+        assert time.monotonic() - began < WAIT_S
+
+    wait(writable=True)
+    assert requester.send(HEADER, JPEG)
+    hub.answer()
+    wait()
+    assert requester.receive() == b"OK"
+    hub.close()
+    wait()
+    assert requester.left()
+    requester.reopen()
+    with RawHub(hub.endpoint):
+        wait(writable=True)
+        assert requester.connected()
+    requester.close()
+
+
+# -- requester
+
+
+def test_requests_are_sent_in_reqs_format_many_at_a_time(hub: RawHub, requester: Requester) -> None:
+    payloads: list[Buffer] = [b"small", bytes(200_000), memoryview(JPEG)]
+    for payload in payloads:
+        assert requester.send(HEADER, payload)
+    assert requester.receive() is None
+    for number, payload in enumerate(payloads):
+        route, fields, came = hub.take()
+        assert (fields, came) == ({"msg": "pi1"}, payload)
+        hub.reply(route, b"%d" % number)
+    assert [until(requester.receive) for _ in payloads] == [b"0", b"1", b"2"]
+
+
+def test_without_a_hub_nothing_is_taken() -> None:
+    requester = Requester("tcp://127.0.0.1:1")
+    assert not requester.connected()
+    assert not requester.send(HEADER, JPEG)
+    assert not requester.left()
+    requester.close()
+
+
+def test_a_listener_that_says_nothing_is_no_hub() -> None:
+    with listener() as (server, endpoint):
+        requester = Requester(endpoint)
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(10)  # the greeting: libzmq is connected, and waits
+            assert not requester.connected()
+            assert not requester.send(HEADER, JPEG)
+            requester.close()
+
+
+def test_nothing_stale_is_replayed_after_a_reopen(hub: RawHub, requester: Requester) -> None:
+    stale = bytes(4_000_000)
+    for _ in range(10):  # more than the kernel holds for a hub that does not read
+        assert requester.send(HEADER, stale)
+    hub.close()
+    until(requester.left)
+    requester.reopen()
+    with RawHub(hub.endpoint) as again:
+        until(requester.connected)
+        assert requester.send(HEADER, b"fresh")
+        assert again.take()[2] == b"fresh"
+        assert not again.waits(0.3)
+
+
+def test_a_full_window_of_large_frames_does_not_look_like_a_missing_hub(hub: RawHub, requester: Requester) -> None:
+    for _ in range(16):
+        assert requester.send(HEADER, bytes(4_000_000))
+    assert requester.connected()
+
+
+def test_a_late_reply_to_the_old_socket_does_not_reach_the_new(hub: RawHub, requester: Requester) -> None:
+    assert requester.send(HEADER, b"old")
+    old_route, _, _ = hub.take()
+    requester.reopen()
+    until(requester.connected)
+    hub.reply(old_route, b"late")
+    assert requester.send(HEADER, b"new")
+    new_route, _, payload = hub.take()
+    hub.reply(new_route, b"in time")
+    assert payload == b"new"
+    assert until(requester.receive) == b"in time"
+
+
+def test_a_hub_that_left_and_is_back_is_told_once(hub: RawHub, requester: Requester) -> None:
+    assert not requester.left()
+    hub.close()
+    with RawHub(hub.endpoint):
+        until(lambda: not requester.connected())
+        until(requester.connected)
+        assert requester.left()
+        assert not requester.left()
+
+
+CURVE_GREETING = b"\xff" + bytes(7) + b"\1\x7f\3\0CURVE" + bytes(15) + b"\1" + bytes(31)
+
+
+@pytest.mark.parametrize("rubbish", [b"\xff" * 200, CURVE_GREETING, b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_after_a_peer_that_is_no_hub_the_next_hub_is_found(rubbish: bytes, pool: ThreadPoolExecutor) -> None:
+    with listener() as (server, endpoint):
+        requester = Requester(endpoint)
+        reply = ask(pool, requester)
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(10)  # the greeting
+            connection.sendall(rubbish)
+    with RawHub(endpoint) as hub:
+        hub.answer()
+        assert reply.result(WAIT_S) == b"OK"
+    requester.close()
+
+
+def test_reopening_for_ever_leaks_no_descriptors(requester: Requester) -> None:
+    def reopened() -> int:
+        for _ in range(50):
+            requester.reopen()
+        until(requester.connected)
+        return open_descriptors()
+
+    first = reopened()
+    until(lambda: open_descriptors() <= first)
+    reopened()
+    until(lambda: open_descriptors() <= first + 10)
+
+
+# -- ask
+
+
+def test_ask_waits_for_a_hub_and_returns_its_reply(pool: ThreadPoolExecutor) -> None:
+    with listener() as (_, endpoint):
+        pass  # a free port
+    requester = Requester(endpoint)
+    reply = ask(pool, requester)
+    with RawHub(endpoint) as hub:
+        route, fields, payload = hub.take()
+        hub.reply(route, b"any bytes \0\xff")
+        assert reply.result(WAIT_S) == b"any bytes \0\xff"
+    assert (fields, payload) == ({"msg": "pi1"}, JPEG)
+    requester.close()
+
+
+def test_ask_gives_a_slow_hub_its_time(hub: RawHub, requester: Requester, pool: ThreadPoolExecutor) -> None:
+    reply = ask(pool, requester)
+    route, _, _ = hub.take()
+    assert not hub.waits(0.6), "it asked again while the connection lived"
+    hub.reply(route)
+    assert reply.result(WAIT_S) == b"OK"
+
+
+def test_ask_asks_again_when_the_hub_leaves_in_between_however_soon_it_is_back(
+    hub: RawHub, requester: Requester, pool: ThreadPoolExecutor
+) -> None:
+    for number in range(3):
+        reply = ask(pool, requester, b"%d" % number)
+        assert hub.take()[2] == b"%d" % number
+        hub.close()
+        hub = RawHub(hub.endpoint)  # within the time in which libzmq does not yet connect again
+        route, _, payload = hub.take()
+        assert payload == b"%d" % number
+        hub.reply(route, b"from the new one")
+        assert reply.result(WAIT_S) == b"from the new one"
+        assert not hub.waits()
+    hub.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "stage"),
+    [
+        (zmq.RCVTIMEO, "no hub"),
+        (zmq.RCVTIMEO, "silent hub"),
+        (zmq.RCVTIMEO, "hub that leaves"),
+        (zmq.SNDTIMEO, "no hub"),
+        (zmq.SNDTIMEO, "hub that leaves"),
+    ],
+)
+def test_ask_keeps_to_the_programs_time_outs(
+    option: int, stage: str, hub: RawHub, requester: Requester, pool: ThreadPoolExecutor
+) -> None:
+    if stage == "no hub":
+        hub.close()
+        until(lambda: not requester.connected())
+    requester.socket.setsockopt(option, 400)
+    began = time.monotonic()
+    reply = ask(pool, requester)
+    if stage == "hub that leaves":
+        hub.take()
+        hub.close()
+    with pytest.raises(zmq.Again):
+        reply.result(WAIT_S)
+    assert 0.39 <= time.monotonic() - began < 5
+    assert requester.socket.getsockopt(option) == 400
+
+
+def test_after_a_time_out_the_late_reply_is_not_taken_for_the_next(
+    hub: RawHub, requester: Requester, pool: ThreadPoolExecutor
+) -> None:
+    requester.socket.setsockopt(zmq.RCVTIMEO, 200)
+    with pytest.raises(zmq.Again):
+        requester.ask(HEADER, b"1")
+    route, _, _ = hub.take()
+    hub.reply(route, b"late")
+    until(lambda: requester.socket.poll(0))  # it has arrived
+    requester.socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+    reply = ask(pool, requester, b"2")
+    route, _, payload = hub.take()
+    hub.reply(route, b"in time")
+    assert payload == b"2"
+    assert reply.result(WAIT_S) == b"in time"
+    assert requester.socket.getsockopt(zmq.RCVTIMEO) == round(WAIT_S * 1000)
+
+
+def test_ctrl_c_ends_ask() -> None:
+    requester = Requester("tcp://127.0.0.1:1")
+    timer = threading.Timer(0.2, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        requester.ask(HEADER, JPEG)
+    timer.join()
+    requester.close()
+
+
+# -- replier
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        [b""],
+        [b"x"],
+        [b"", b""],
+        [b"", HEADER],
+        [HEADER, JPEG],  # without REQ's delimiter
+        [b"x", HEADER, JPEG],
+        [b"", HEADER, JPEG, b"x"],
+        [b""] * 100,
+        [b"", HEADER, *[JPEG] * 1000],
+    ],
+    ids=lambda message: f"{len(message)} parts from {message[0][:1]!r}",
+)
+def test_what_is_no_request_has_no_parts_and_can_be_replied_to(replier: Replier, message: list[bytes]) -> None:
+    with raw(zmq.DEALER, connect=replier.endpoint) as stranger:
+        stranger.send_multipart(message)
+        received = replier.wait()
+        assert (received.parts, received.address) == (None, "127.0.0.1")
+        replier.reply(received.route, b"ERR")
+        assert stranger.recv_multipart() == [b"", b"ERR"]
+        stranger.send_multipart([b"", HEADER, JPEG])
+        parts = replier.wait().parts
+    assert parts
+    assert (parts[0], bytes(parts[1])) == (HEADER, JPEG)
+
+
+def test_stock_requesters_and_ours_are_served_side_by_side(replier: Replier) -> None:
+    requester = Requester(replier.endpoint)
+    until(requester.connected)
+    requester.send(HEADER, b"ours")
+    ours = replier.wait()
+    with raw(zmq.REQ, connect=replier.endpoint) as stock:
+        stock.send_multipart([HEADER, b"stock"])
+        theirs = replier.wait()
+        replier.reply(theirs.route, b"to stock")
+        replier.reply(ours.route, b"to ours")
+        assert stock.recv_multipart() == [b"to stock"]
+    assert until(requester.receive) == b"to ours"
+    assert [received.parts[1].tobytes() for received in (ours, theirs) if received.parts] == [b"ours", b"stock"]
+    requester.close()
+
+
+def test_replies_that_nobody_reads_or_can_get_do_not_block(replier: Replier) -> None:
+    with raw(zmq.DEALER, connect=replier.endpoint) as stranger:
+        stranger.setsockopt(zmq.RCVHWM, 1)
+        stranger.send_multipart([b"", HEADER, JPEG])
+        route = replier.wait().route
+        began = time.monotonic()
+        for _ in range(2000):
+            replier.reply(route, bytes(10_000))
+            replier.reply(b"nobody", b"OK")
+        assert time.monotonic() - began < WAIT_S
+    with raw(zmq.REQ, connect=replier.endpoint) as other:
+        other.send_multipart([HEADER, JPEG])
+        replier.reply(replier.wait().route, b"OK")
+        assert other.recv() == b"OK"
+
+
+@pytest.mark.parametrize("rubbish", [b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 4096, bytes(4096), CURVE_GREETING])
+def test_strangers_who_speak_no_zmq_disturb_nobody(replier: Replier, rubbish: bytes) -> None:
+    port = int(replier.endpoint.rpartition(":")[2])
+    with ExitStack() as stack:
+        for _ in range(5):
+            stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port), WAIT_S))
+            stranger.sendall(rubbish)
+        peer = stack.enter_context(raw(zmq.REQ, connect=replier.endpoint))
+        peer.send_multipart([HEADER, JPEG])
+        while (received := replier.wait()).parts is None:
+            replier.reply(received.route, b"ERR")
+        replier.reply(received.route, b"OK")
+        assert peer.recv() == b"OK"
+
+
+def test_a_message_over_the_limit_is_never_received(replier: Replier) -> None:
+    with raw(zmq.DEALER, connect=replier.endpoint) as glutton, raw(zmq.REQ, connect=replier.endpoint) as peer:
+        with glutton.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
+            glutton.send_multipart([b"", HEADER, bytes(wire.PAYLOAD_MAX_BYTES + 1)])
+            assert monitor.poll(round(WAIT_S * 1000))
+        peer.send_multipart([HEADER, JPEG])
+        received = replier.wait()
+        assert received.parts
+        assert bytes(received.parts[1]) == JPEG
+
+
+# -- publisher and subscriber
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    publisher = Publisher(LOCAL)
+    yield publisher
+    publisher.close()
+
+
+@pytest.fixture
+def subscriber() -> Iterator[Subscriber]:
+    subscriber = Subscriber()
+    yield subscriber
+    subscriber.close()
+
+
+def test_a_subscriber_gets_what_every_publisher_sends(subscriber: Subscriber) -> None:
+    publishers = [Publisher(LOCAL) for _ in range(3)]
+    for publisher in publishers:
+        subscriber.connect(publisher.endpoint)
+    came: set[bytes] = set()
+
+    def all_came() -> bool:
+        for number, publisher in enumerate(publishers):
+            publisher.send(HEADER, b"%d" % number)
+        while (received := subscriber.receive()) is not None:
+            assert (received.route, received.address) == (b"", "127.0.0.1")
+            assert received.parts
+            assert received.parts[0] == HEADER
+            came.add(bytes(received.parts[1]))
+        return came == {b"0", b"1", b"2"}
+
+    until(all_came)
+    for publisher in publishers:
+        publisher.close()
+
+
+@pytest.mark.parametrize("message", [[b"x"], [HEADER, JPEG, b"x"], [b"x"] * 20], ids=len)
+def test_what_is_no_message_has_no_parts(subscriber: Subscriber, message: list[bytes]) -> None:
+    with raw(zmq.XPUB) as stranger:
+        stranger.bind(LOCAL)
+        subscriber.connect(stranger.getsockopt_string(zmq.LAST_ENDPOINT))
+        stranger.recv()  # the subscription
+        stranger.send_multipart(message)
+        stranger.send_multipart([HEADER, JPEG])
+        subscriber.socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+        assert subscriber.wait().parts is None
+        parts = subscriber.wait().parts
+    assert parts
+    assert bytes(parts[1]) == JPEG
+
+
+def test_publishing_never_waits_for_a_subscriber_that_does_not_read(
+    publisher: Publisher, subscriber: Subscriber
+) -> None:
+    subscriber.connect(publisher.endpoint)
+
+    def connected() -> bool:
+        publisher.send(HEADER, b"first")
+        return bool(subscriber.socket.poll(0))
+
+    until(connected)
+    began = time.monotonic()
+    for _ in range(500):
+        publisher.send(HEADER, bytes(1_000_000))
+    assert time.monotonic() - began < WAIT_S
+
+
+# -- waiting and closing
+
+
+@pytest.mark.parametrize("make", [lambda: Replier(LOCAL), Subscriber])
+def test_wait_keeps_to_the_programs_time_out(make: Callable[[], Replier | Subscriber]) -> None:
+    end = make()
+    end.socket.setsockopt(zmq.RCVTIMEO, 200)
+    began = time.monotonic()
+    with pytest.raises(zmq.Again):
+        end.wait()
+    assert 0.19 <= time.monotonic() - began < 5
+    end.close()
+
+
+def test_closing_waits_for_nobody(hub: RawHub) -> None:
+    requester, replier, publisher, subscriber = Requester(hub.endpoint), Replier(LOCAL), Publisher(LOCAL), Subscriber()
+    subscriber.connect(publisher.endpoint)
+    subscriber.connect("tcp://127.0.0.1:1")
+    until(requester.connected)
+    with raw(zmq.DEALER, connect=replier.endpoint) as peer:
+        peer.send_multipart([b"", HEADER, JPEG])
+        route = replier.wait().route
+        for _ in range(10):  # none of which is read
+            replier.reply(route, bytes(1_000_000))
+            requester.send(HEADER, bytes(4_000_000))
+            publisher.send(HEADER, bytes(4_000_000))
+        began = time.monotonic()
+        for end in (requester, replier, publisher, subscriber):
+            end.close()
+            end.close()
+        assert time.monotonic() - began < 2
