@@ -42,13 +42,14 @@ class Windows:
         hub: whose cameras are shown.
         cameras: names that get the first places, in this order.
         rows: of windows.
-        width: of each window at first, in pixels; it can be resized by hand.
+        width: of each window at first, in pixels, three quarters as high at most; it can be resized by hand.
     """
 
     def __init__(self, hub: Hub, cameras: Sequence[str] = (), *, rows: int = 2, width: int = 480) -> None:
         self._hub = hub
         self._rows = rows
         self._width = width
+        self._cell_height = width * 3 // 4
         self._places = list(cameras)
         self._pictures: dict[str, Image] = {}  # of each open window
         self._opened: dict[str, float] = {}  # when, of each window that is not in its place for sure
@@ -105,19 +106,17 @@ class Windows:
             self._places.append(name)
         cv2.namedWindow(name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         cv2.imshow(name, self._pictures[name])
-        cv2.resizeWindow(name, self._width, self._height(name))
+        height, width = self._pictures[name].shape[:2]
+        scale = min(self._width / width, self._cell_height / height)
+        cv2.resizeWindow(name, max(1, int(width * scale)), max(1, int(height * scale)))
         self._place(name)
         self._opened[name] = time.monotonic()
 
-    def _height(self, name: str) -> int:
-        height, width = self._pictures[name].shape[:2]
-        return max(1, int(self._width * height / width))
-
     def _place(self, name: str) -> None:
-        """Move a window to its place in the grid, row by row."""
+        """Move a window to its cell of the grid, row by row."""
         columns = -(-max(_EIGHT, len(self._places)) // self._rows)
         row, column = divmod(self._places.index(name), columns)
-        cv2.moveWindow(name, column * self._width, row * (self._height(name) + _TITLE_BAR))
+        cv2.moveWindow(name, column * self._width, row * (self._cell_height + _TITLE_BAR))
 
     def _look_after(self, statuses: list[Status]) -> None:
         """Grey the stale, close the gone, and notice which window was closed by hand."""
