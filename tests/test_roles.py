@@ -117,7 +117,9 @@ def test_a_hub_that_ansible_does_not_manage_gets_a_command() -> None:
     made = plan({"cameras": ["pi1"], "hubs": ["desk"]}, desk={"hub_managed": False, "streamer_display": "windows"})
     assert made["hubs"] == {}
     assert made["hosts"]["desk"]["units"] == []
-    assert made["commands"] == {"desk": "streamer hub '--bind=tcp://*:5555' --http=127.0.0.1:8080 --display=windows"}
+    assert made["commands"] == {
+        "desk": 'streamer hub --bind "tcp://*:5555" --http "127.0.0.1:8080" --display "windows"'
+    }
 
 
 def test_the_raspberry_pi_archive_is_asked_only_where_it_is() -> None:

@@ -23,7 +23,8 @@ _WARM_UP_S = 1.0  # exposure and white balance settle
 _STALL_S = 1.0
 
 # OpenCV's own warnings go to stderr past logging; what matters of them is raised as CameraError.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+if hasattr(cv2.utils, "logging"):  # Debian's build has no such module
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # One picture is too small a work to be shared among cores, and idle workers spin.
 cv2.setNumThreads(1)
 

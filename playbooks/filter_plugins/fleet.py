@@ -1,0 +1,307 @@
+"""What an inventory means: whether it is a fleet at all, and what follows from it for each host.
+
+Everything here is a function of the inventory alone. The plays ask it before they contact a host, so a mistake in the
+inventory is one line about that line, and no host has been touched.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    Variables = Mapping[str, Any]
+    Groups = Mapping[str, list[str]]
+
+HOSTNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
+HTTP = re.compile(r"(?P<host>\[[0-9A-Fa-f:]+\]|[0-9.]+|localhost):(?P<port>\d{1,5})")
+CAMERA = re.compile(r"picamera2|usb:\d+|file:/.+|pattern")
+
+# Modules that a host's work imports, and the Debian packages that have them.
+NEEDS = {
+    "everywhere": {"zmq": "python3-zmq", "yaml": "python3-yaml", "installer": "python3-installer"},
+    "picamera2": {"picamera2": "python3-picamera2"},
+    "usb": {"cv2": "python3-opencv"},
+    "file": {"cv2": "python3-opencv"},
+    "pattern": {"PIL": "python3-pil"},
+    "hub": {"aiohttp": "python3-aiohttp", "numpy": "python3-numpy"},
+    "windows": {"cv2": "python3-opencv"},
+}
+# Faster than what Debian has for the same work, and only in the Raspberry Pi archive.
+FASTER = {"simplejpeg": "python3-simplejpeg"}
+CODES_JPEG = {"picamera2", "usb", "file", "windows"}
+
+# The sandbox of the sender's service hides these.
+HIDDEN = ("/home/", "/root/", "/tmp/", "/var/tmp/", "/run/user/")  # noqa: S108 - nothing is written there
+EVERY_ADDRESS = ("0.0.0.0", "[::]")  # noqa: S104 - read, not bound
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host of the inventory: its variables over the roles' defaults."""
+
+    name: str
+    variables: Variables
+    defaults: Variables
+
+    def __getitem__(self, variable: str) -> Any:
+        return self.variables[variable] if variable in self.variables else self.defaults[variable]
+
+    @property
+    def managed(self) -> bool:
+        """Whether Ansible sets this host up."""
+        return _is_true(self["hub_managed"])
+
+    @property
+    def local(self) -> bool:
+        """Whether Ansible reaches it without a network, so that its name says nothing."""
+        return self.variables.get("ansible_connection") == "local"
+
+    @property
+    def address(self) -> str:
+        """Where cameras reach this host; empty if the inventory does not say."""
+        given = self["streamer_address"] or self.variables.get("ansible_host")
+        return str(given or ("" if self.local else self.name))
+
+    @property
+    def preferred_hubs(self) -> list[str]:
+        """What `streamer_hub` says: one name, several, or none."""
+        wanted = self["streamer_hub"] or []
+        return [wanted] if isinstance(wanted, str) else list(wanted)
+
+    @property
+    def endpoint(self) -> str:
+        """Where cameras send, if this is their hub."""
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"tcp://{address}:{int(self['streamer_port'])}"
+
+    @property
+    def url(self) -> str:
+        """The hub's page, seen from the hub itself."""
+        host, port = str(self["streamer_http"]).rsplit(":", 1)
+        return f"http://{'127.0.0.1' if host in EVERY_ADDRESS else host}:{port}"
+
+
+class Fleet:
+    """The cameras and hubs of an inventory."""
+
+    def __init__(self, groups: Groups, hostvars: Variables, defaults: Variables) -> None:
+        names = dict.fromkeys([*groups.get("hubs", []), *groups.get("cameras", []), *groups.get("retired", [])])
+        self.hosts = {name: Host(name, hostvars[name], defaults) for name in names}
+        self.hubs = {name: self.hosts[name] for name in groups.get("hubs", [])}
+        self.cameras = {name: self.hosts[name] for name in groups.get("cameras", [])}
+        self.retired = list(groups.get("retired", []))
+        self.known = {variable for variable in defaults if variable.startswith("streamer_")}
+
+    def hubs_of(self, camera: Host) -> list[Host]:
+        """The hubs that a camera sends to, the preferred one first."""
+        return [self.hubs[name] for name in camera.preferred_hubs or list(self.hubs)[:1]]
+
+    def cameras_of(self, hub: Host) -> list[str]:
+        """The cameras that prefer this hub."""
+        return [name for name, camera in self.cameras.items() if self.hubs_of(camera)[0] is hub]
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong, one line each: where, what, and what would be right."""
+        if not self.hubs:
+            yield "the inventory names no hub: put the hub's host into the group 'hubs'"
+        if not self.cameras:
+            yield "the inventory names no camera: put the cameras' hosts into the group 'cameras'"
+        for name in self.retired:
+            if name in self.cameras or name in self.hubs:
+                yield f"{name}: it is in the group 'retired' and still a camera or a hub: take it out of one of them"
+        yield from self._name_problems()
+        yield from self._address_problems()
+        for host in self.hosts.values():
+            for variable in host.variables:
+                if str(variable).startswith("streamer_") and variable not in self.known:
+                    near = difflib.get_close_matches(str(variable), self.known, 1, 0)
+                    yield f"{host.name}: no variable is called {variable}: did you mean {near[0]}?"
+        for hub in self.hubs.values():
+            yield from self._hub_problems(hub)
+        for camera in self.cameras.values():
+            yield from self._camera_problems(camera)
+
+    def _name_problems(self) -> Iterator[str]:
+        seen: dict[str, str] = {}
+        for name, host in self.hosts.items():
+            twin = seen.setdefault(name.lower(), name)
+            if twin != name:
+                yield f"{twin} and {name}: two hosts with one name: give each a name of its own, a-z, 0-9 and '-'"
+            elif name == "localhost":
+                if host.managed:
+                    yield "localhost: every machine calls itself so: give this host a name of its own"
+            elif not HOSTNAME.fullmatch(name) and (host.managed or name in self.cameras):
+                yield f"{name}: no hostname: 1 to 63 of a-z, 0-9, inner '-' are right; the address goes in ansible_host"
+
+    def _address_problems(self) -> Iterator[str]:
+        seen: dict[tuple[str, str], str] = {}
+        for name, host in self.hosts.items():
+            address = "this machine" if host.local else str(host.variables.get("ansible_host", name))
+            port = str(host.variables.get("ansible_port", 22))
+            other = seen.setdefault((address.lower(), port), name)
+            if other != name:
+                yield f"{other} and {name}: two hosts with one address, {address}: give each its own ansible_host"
+
+    def _hub_problems(self, hub: Host) -> Iterator[str]:
+        name = hub.name
+        port = _integer(hub["streamer_port"], 1024, 65535)
+        if port is None:
+            yield f"{name}: streamer_port is {hub['streamer_port']!r}: a number from 1024 to 65535 is right, as in 5555"
+        http = HTTP.fullmatch(str(hub["streamer_http"]))
+        http_port = _integer(http["port"], 1024, 65535) if http else None
+        if http_port is None:
+            yield (
+                f"{name}: streamer_http is {hub['streamer_http']!r}: ADDRESS:PORT with a port from 1024 to 65535 is "
+                "right, as in 127.0.0.1:8080"
+            )
+        elif http_port == port:
+            yield f"{name}: streamer_port and streamer_http both take port {port}: give each its own"
+        if hub["streamer_display"] not in ("none", "windows"):
+            yield f"{name}: streamer_display is {hub['streamer_display']!r}: none or windows is right"
+        elif hub["streamer_display"] == "windows" and hub.managed and not hub["hub_display_user"]:
+            yield f"{name}: windows need a screen: set hub_display_user to the user who is logged in at it"
+        others = [camera for camera in self.cameras if camera != name]
+        if not hub.address:
+            yield f"{name}: Ansible reaches this hub locally, cameras cannot: set its ansible_host or streamer_address"
+        elif _is_loopback(hub.address) and others:
+            yield (
+                f"{name}: {hub.address} leads every camera to itself: set streamer_address to the address at which "
+                "cameras reach this hub"
+            )
+
+    def _camera_problems(self, camera: Host) -> Iterator[str]:
+        name = camera.name
+        for hub in camera.preferred_hubs:
+            if hub not in self.hubs:
+                near = difflib.get_close_matches(str(hub), self.hubs, 1)
+                hint = f"did you mean {near[0]}?" if near else f"the hubs are: {', '.join(self.hubs) or 'none'}"
+                yield f"{name}: streamer_hub is {hub!r}, which is not in the group 'hubs': {hint}"
+        source = camera["streamer_camera"]
+        if not isinstance(source, str) or not CAMERA.fullmatch(source):
+            yield f"{name}: streamer_camera is {source!r}: picamera2, usb:N, file:/PATH or pattern is right"
+        elif source == "picamera2" and not _is_true(camera["streamer_pi_archive"]):
+            yield (
+                f"{name}: picamera2 is only in the Raspberry Pi archive: set streamer_pi_archive: true or another "
+                "streamer_camera"
+            )
+        elif source.startswith("file:") and f"{source[5:]}/".startswith(HIDDEN):
+            yield f"{name}: the service cannot see {source[5:]}: put the file elsewhere, below /srv for example"
+        size = SIZE.fullmatch(str(camera["streamer_size"]))
+        sides = [int(side) for side in size.groups()] if size else []
+        if not sides or any(side % 2 or not 16 <= side <= 8192 for side in sides):
+            yield (
+                f"{name}: streamer_size is {camera['streamer_size']!r}: WIDTHxHEIGHT in even numbers from 16 to 8192 "
+                "is right, as in 640x480"
+            )
+        if not _is_rate(camera["streamer_fps"]):
+            yield f"{name}: streamer_fps is {camera['streamer_fps']!r}: a number from 0.1 to 240 is right, as in 30"
+        if _integer(camera["streamer_quality"], 1, 100) is None:
+            yield f"{name}: streamer_quality is {camera['streamer_quality']!r}: a whole number from 1 to 100 is right"
+
+    def plan(self) -> dict[str, Any]:
+        """What each host gets, for a fleet without problems."""
+        return {
+            "problems": [],
+            "hosts": {name: self._host_plan(host) for name, host in self.hosts.items()},
+            "hubs": {
+                name: {"url": hub.url, "cameras": self.cameras_of(hub)}
+                for name, hub in self.hubs.items()
+                if hub.managed
+            },
+            "commands": {
+                name: " ".join(["streamer hub", *(f'--{key} "{value}"' for key, value in _hub_flags(hub).items())])
+                for name, hub in self.hubs.items()
+                if not hub.managed
+            },
+        }
+
+    def _host_plan(self, host: Host) -> dict[str, Any]:
+        runs_hub = host.name in self.hubs and host.managed
+        is_camera = host.name in self.cameras
+        work = ["everywhere"]
+        if is_camera:
+            work.append(str(host["streamer_camera"]).split(":")[0])
+        if runs_hub:
+            work += ["hub"] if host["streamer_display"] == "none" else ["hub", "windows"]
+        needs = {module: package for part in work for module, package in NEEDS[part].items()}
+        if _is_true(host["streamer_pi_archive"]) and CODES_JPEG.intersection(work):
+            needs |= FASTER
+        plan: dict[str, Any] = {
+            "packages": list(needs.values()),
+            "imports": list(needs),
+            "units": ["streamer-hub"] * runs_hub + ["streamer-sender"] * is_camera,
+        }
+        if is_camera:
+            plan["hub"] = self.hubs_of(host)[0].name
+            plan["sender"] = {
+                "name": host.name,
+                "hubs": [hub.endpoint for hub in self.hubs_of(host)],
+                "camera": host["streamer_camera"],
+                "size": host["streamer_size"],
+                "fps": float(host["streamer_fps"]),
+                "quality": int(host["streamer_quality"]),
+            }
+        if runs_hub:
+            plan["hub_config"] = {**_hub_flags(host), "cameras": self.cameras_of(host)}
+        return plan
+
+
+def _hub_flags(hub: Host) -> dict[str, str]:
+    return {
+        "bind": f"tcp://*:{int(hub['streamer_port'])}",
+        "http": str(hub["streamer_http"]),
+        "display": str(hub["streamer_display"]),
+    }
+
+
+def _is_true(value: Any) -> bool:
+    # An INI inventory and -e give text.
+    return str(value).lower() in ("true", "yes", "1")
+
+
+def _integer(value: Any, low: int, high: int) -> int | None:
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)):
+        return None
+    return int(value) if low <= int(value) <= high else None
+
+
+def _is_rate(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and 0.1 <= float(value) <= 240
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def fleet_plan(groups: Groups, hostvars: Variables, defaults: Variables) -> dict[str, Any]:
+    """Say what is wrong with an inventory or, if nothing is, what each of its hosts gets.
+
+    Args:
+        groups: Ansible's `groups`.
+        hostvars: Ansible's `hostvars`.
+        defaults: the roles' defaults, for what the inventory does not set.
+    """
+    fleet = Fleet(groups, hostvars, defaults)
+    problems = list(fleet.problems())
+    return {"problems": problems} if problems else fleet.plan()
+
+
+class FilterModule:
+    """What Ansible looks for."""
+
+    def filters(self) -> dict[str, Any]:
+        """The filters by name."""
+        return {"fleet_plan": fleet_plan}

@@ -1,0 +1,73 @@
+# What a host has of what the roles want, as lines of key=value. Reads only.
+# One look at the start, instead of a module for each question: a module costs a small computer a quarter of a second.
+# Arguments: the wanted name, then the wanted packages.
+name=$1
+shift
+
+# role node
+
+echo "name=$(cat /proc/sys/kernel/hostname)"
+echo "static_name=$(cat /etc/hostname 2>/dev/null)"
+grep -Eqs "^127\.0\.1\.1[[:space:]]+$name\$" /etc/hosts && hosts=right
+echo "hosts=${hosts:-wrong}"
+
+# cloud-init renames at every boot what its seed does not leave alone. The seed wins over /etc/cloud/cloud.cfg.d.
+if [ -d /etc/cloud/cloud.cfg.d ]; then
+  grep -qsx 'preserve_hostname: true' /etc/cloud/cloud.cfg.d/99-streamer.cfg && cloud=kept || cloud=loose
+  seeds=$(grep -lisE '^[[:space:]]*(manage_etc_hosts:[[:space:]]*["'\'']?(true|localhost|template)|preserve_hostname:[[:space:]]*["'\'']?false)' \
+    /boot/firmware/user-data /boot/user-data /var/lib/cloud/seed/nocloud/user-data /var/lib/cloud/seed/nocloud-net/user-data)
+fi
+echo "cloud=${cloud:-none}"
+echo "seeds=$(echo $seeds)"
+
+installed=$(dpkg-query -W -f '${db:Status-Status} ${Package} , ${Provides} ,\n' | grep '^installed ')
+for package in "$@"; do
+  case "$installed" in
+    *"installed $package ,"*) ;;
+    *) missing="$missing $package" ;;
+  esac
+done
+echo "missing=$(echo $missing)"
+ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1 && lists=some
+echo "lists=${lists:-none}"
+
+case "$installed" in
+  *"installed systemd-timesyncd ,"*) clock="timesyncd-$(systemctl is-enabled systemd-timesyncd.service 2>/dev/null)" ;;
+  *" time-daemon"[\ ,]*) clock=other ;;
+esac
+echo "clock=${clock:-none}"
+
+[ -d /etc/systemd/journald.conf.d ] && journal_dir=there
+echo "journal_dir=${journal_dir:-missing}"
+echo "journal=$(sha256sum /etc/systemd/journald.conf.d/60-streamer.conf 2>/dev/null | cut -d' ' -f1)"
+
+# role streamer
+
+# A venv dies with the Python that made it: Bookworm -> Trixie must make a new one.
+echo "python=$(/usr/bin/python3 -c 'import sys; print("py%d%d" % sys.version_info[:2])')"
+echo "groups=$(id -nG streamer 2>/dev/null)"
+# The groups that own camera devices. Not every image has both.
+echo "device_groups=$(getent group video render | cut -d: -f1 | xargs)"
+[ -d /etc/streamer ] && etc=there
+echo "etc=${etc:-missing}"
+if cd /opt/streamer 2>/dev/null; then
+  echo "current=$(basename "$(readlink current)")"
+  echo "history=$(cat history 2>/dev/null)"
+  echo "releases=$(ls releases 2>/dev/null | xargs)"
+  echo "complete=$(ls releases/*/.complete 2>/dev/null | cut -d/ -f2 | xargs)"
+fi
+
+# roles sender and hub
+
+echo "systemd=$(systemctl --version | awk 'NR == 1 { print $2 }')"
+for part in hub sender; do
+  [ -e "/etc/systemd/system/streamer-$part.service" ] || continue
+  units="$units streamer-$part"
+  for file in "/etc/streamer/$part.yml" "/etc/systemd/system/streamer-$part.service"; do
+    echo "$(basename "$file")=$(sha256sum 2>/dev/null <"$file" | cut -d' ' -f1) $(stat -c '%a %U %G' "$file" 2>/dev/null)"
+  done
+  # What it was last started with, as its role wrote it down, and how it is.
+  echo "streamer-$part=$(cat "/opt/streamer/streamer-$part.started" 2>/dev/null)" \
+    "$(systemctl is-enabled "streamer-$part.service")" "$(systemctl is-active "streamer-$part.service")"
+done
+echo "units=$(echo $units)"
