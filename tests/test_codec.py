@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from streamer.codec import Image
 
 DATA = Path(__file__).parent / "data"
-LIBRARIES = ("simplejpeg", "cv2")
+LIBRARIES = ("simplejpeg", "cv2", "PIL")
 
 
 @pytest.fixture(params=LIBRARIES)

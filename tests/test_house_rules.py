@@ -39,7 +39,7 @@ FOLDERS = {"cameras", "wall"}
 
 # The only files that import a library at run time.
 LIBRARIES = {
-    "PIL": {"cameras.pattern"},
+    "PIL": {"cameras.pattern", "codec"},
     "aiohttp": {"wall"},
     "cv2": {"codec", "cameras.opencv", "windows"},
     "numpy": {"codec", "frame", "imagezmq"},

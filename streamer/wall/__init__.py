@@ -138,7 +138,7 @@ class Wall:
         headers = {"Cache-Control": "no-store", "X-Received": f"{frame.received_ns / 1e9:.3f}"}
         try:
             return web.Response(body=await _jpeg(frame), content_type="image/jpeg", headers=headers)
-        except CodecError as error:
+        except (CodecError, MissingExtraError) as error:
             raise web.HTTPUnsupportedMediaType(text=f"{name}: {error}\n") from error
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
@@ -161,7 +161,7 @@ class Wall:
             while (frame := await viewer.next()) is not None:
                 try:
                     jpeg = await _jpeg(frame)
-                except CodecError:  # an array that no JPEG can show
+                except (CodecError, MissingExtraError):  # an array that no JPEG can show, or nothing to make one
                     break
                 # The boundary that ends a part goes with it, else browsers show every picture one late.
                 head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()

@@ -89,16 +89,15 @@ def table() -> dict[str, dict[str, Any]]:
 
 def all_live(names: list[str] = CAMERAS) -> None:
     """Wait until these cameras are LIVE and their frames go on."""
-    before: dict[str, int] = {}
+    first_seen: dict[str, int] = {}
 
     def moving() -> bool:
         rows = table()
-        good = all(
-            rows.get(name, {}).get("state") == "LIVE" and rows[name]["frames"] > before.get(name, 1 << 60)
-            for name in names
+        for name, row in rows.items():
+            first_seen[name] = min(first_seen.get(name, row["frames"]), row["frames"])  # a new hub counts from 0
+        return all(
+            name in rows and rows[name]["state"] == "LIVE" and rows[name]["frames"] > first_seen[name] for name in names
         )
-        before.update({name: row["frames"] for name, row in rows.items()})
-        return good
 
     until(moving, LIVE_WITHIN_S)
 
