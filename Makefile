@@ -5,6 +5,8 @@ SUITE ?= trixie
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := streamer tests playbooks roles
+# ansible-lint looks for its companions there.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo test lint lab lab-down clean
 .DELETE_ON_ERROR:
