@@ -355,6 +355,9 @@ def _forget_empty_namespaces() -> None:
 def _boot(name: str, address: str, image: images.Image, footage: Path) -> None:
     group = Group(name)
     group.kill()  # an orphan whose nspawn was killed
+    # Linux notes a kill in every group below, and kills what is started from a group with a note into one without:
+    # systemd, in a group of the last boot, could restart no service.
+    group.remove()
     disk = DISKS / name
     if not disk.exists():
         _make_disk(disk)
