@@ -1,7 +1,6 @@
-"""The wall: the page with every camera, the streams and the API, by aiohttp in a thread of its own.
+"""The hub's HTTP side: the page with every camera, its WebSocket, streams, snapshots and the state of the cameras.
 
-JPEG bytes go from the hub to the browser untouched. A viewer that is slow misses frames and delays nobody: each
-has a newest-only mailbox, and takes from it only when its socket has room again.
+JPEG bytes go from the hub to the browser untouched: `viewers` takes each frame once for all who look.
 """
 
 from __future__ import annotations
@@ -10,26 +9,40 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import json
+import math
 import threading
 import time
+from email.utils import formatdate
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import streamer
 from streamer.errors import CodecError, MissingExtraError, TransportError
+from streamer.presence import natural
 
 try:
-    from aiohttp import web
+    from aiohttp import WSCloseCode, WSMsgType, web
 except ImportError as error:
     raise MissingExtraError("the hub's page", "hub", "python3-aiohttp") from error
+
+from streamer.wall.history import EVERY_S, History
+from streamer.wall.viewers import BOUNDARY, MESSAGE_VERSION, RATE_MAX, FanOut
 
 if TYPE_CHECKING:
     from streamer.frame import Frame
     from streamer.hub import Hub
+    from streamer.wall.viewers import Viewer
 
-_BOUNDARY = "frame"
-_TURN_S = 0.5
+_TURN_S = 0.25
+_TABLE_S = 1.0
 _STUCK_S = 5.0
-_STATIC = {"wall.js": "text/javascript", "wall.css": "text/css", "icon.svg": "image/svg+xml"}
+_HEARTBEAT_S = 20.0  # a viewer that has vanished is let go after at most one and a half of this
+_CLOSE_S = 0.5
+_COMMAND_MAX_BYTES = 128 * 1024  # of what a page may say at once: the names of 1,024 cameras
+_REASON_MAX_BYTES = 100  # of a WebSocket's close frame, which has 123 for it (RFC 6455, 5.5)
+_PAGES = {"/": "index.html", "/numbers": "numbers.html"}
+_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; frame-ancestors 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -54,9 +67,11 @@ class Wall:
         self._address = host, port
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
-        self._viewers: set[_Viewer] = set()
         self._listening = threading.Event()
         self._failure: OSError | None = None
+        self._history = History()
+        self._pages: set[_Page] = set()
+        self._table = ""
         self.port = port
         self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()], name="wall")
@@ -80,12 +95,16 @@ class Wall:
         self.close()
 
     async def _serve(self) -> None:
+        self._fan_out = FanOut(self._hub)
         app = web.Application()
         app.add_routes(
             [
-                web.get("/", self._index),
+                *(web.get(path, self._page) for path in _PAGES),
                 web.get("/static/{file}", self._file),
+                web.get("/ws", self._socket, allow_head=False),
                 web.get("/api/cameras", self._cameras),
+                web.get("/api/viewers", self._viewers),
+                web.get("/api/history", self._past),
                 web.get("/healthz", self._health),
                 web.get("/snapshot/{name}.jpg", self._snapshot),
                 web.get("/stream/{name}.mjpg", self._stream),
@@ -102,26 +121,48 @@ class Wall:
             self._failure = error
             self._ending.set()
         self._listening.set()
-        while not self._ending.is_set():
-            self.turned = time.monotonic()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), _TURN_S)
-        for viewer in self._viewers:
-            viewer.close()
+        await self._watch()
+        self._fan_out.close_all()
         await runner.cleanup()
 
-    async def _index(self, _: web.Request) -> web.Response:
-        return _static("index.html", "text/html")
+    async def _watch(self) -> None:
+        """Until the end, look at the cameras: for the pages at once when a state changes, and for the curves."""
+        states: dict[str, str] = {}
+        told = sampled = -math.inf
+        while not self._ending.is_set():
+            now = self.turned = time.monotonic()
+            statuses = self._hub.cameras()
+            before, states = states, {status.name: status.state for status in statuses}
+            if states != before or now - told >= _TABLE_S:
+                told = now
+                self._table = json.dumps({"cameras": [dataclasses.asdict(status) for status in statuses]})
+                for page in self._pages:
+                    if page.seen:
+                        page.news.set()
+            if now - sampled >= EVERY_S:
+                sampled = now
+                self._history.add(statuses)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), _TURN_S)
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return _static(_PAGES[request.path], "text/html")
 
     async def _file(self, request: web.Request) -> web.Response:
         file = request.match_info["file"]
-        if file not in _STATIC:
-            raise web.HTTPNotFound(text=f"no file {file}\n")
-        return _static(file, _STATIC[file])
+        suffix = file[file.rfind(".") :]
+        if file not in _static_files() or suffix not in _TYPES:
+            raise web.HTTPNotFound(text="no such file\n")
+        return _static(file, _TYPES[suffix])
 
     async def _cameras(self, _: web.Request) -> web.Response:
-        rows = [dataclasses.asdict(status) for status in self._hub.cameras()]
-        return web.json_response(rows, headers={"Cache-Control": "no-store"})
+        return _json([dataclasses.asdict(status) for status in self._hub.cameras()])
+
+    async def _viewers(self, _: web.Request) -> web.Response:
+        return _json([dataclasses.asdict(status) for status in self._fan_out.viewers()])
+
+    async def _past(self, _: web.Request) -> web.Response:
+        return _json(self._history.table())
 
     async def _health(self, _: web.Request) -> web.Response:
         """Answer 200 while frames can be received, else 503."""
@@ -129,101 +170,194 @@ class Wall:
             return web.Response(status=503, text="the receiving thread is stuck\n")
         return web.Response(text="ok\n")
 
+    async def _socket(self, request: web.Request) -> web.WebSocketResponse:
+        """Serve one page: pictures as binary messages, the table of cameras as JSON.
+
+        The page says `{"want": {camera: frames per second}}`, or `{"want": null}` while nobody sees it, and then
+        nothing is sent to it; and `{"shown": [camera, …]}`, which makes room for their next pictures.
+        """
+        response = web.WebSocketResponse(
+            timeout=_CLOSE_S, heartbeat=_HEARTBEAT_S, compress=False, max_msg_size=_COMMAND_MAX_BYTES
+        )
+        await response.prepare(request)
+        page = _Page(self._fan_out.open("wall", *_who(request)))
+        hello = {"version": streamer.__version__, "message": MESSAGE_VERSION, "stale_after_s": self._hub.stale_after_s}
+        sending = [asyncio.ensure_future(self._send_pictures(response, page.viewer))]
+        try:
+            await response.send_str(json.dumps({"hello": hello}))
+            sending.append(asyncio.ensure_future(self._send_tables(response, page)))
+            self._pages.add(page)
+            async for message in response:
+                try:
+                    if message.type is not WSMsgType.TEXT:
+                        raise TypeError("it must be text")
+                    self._obey(page, json.loads(message.data))
+                except (TypeError, ValueError, RecursionError) as error:
+                    why = f"not understood: {error}".encode()[:_REASON_MAX_BYTES]
+                    await response.close(code=WSCloseCode.POLICY_VIOLATION, message=why)
+        except ConnectionError:  # it has left
+            pass
+        finally:
+            self._pages.discard(page)
+            self._fan_out.close(page.viewer)
+            for task in sending:
+                task.cancel()
+            await asyncio.gather(*sending, return_exceptions=True)
+        return response
+
+    def _obey(self, page: _Page, command: Any) -> None:
+        """Do what a page says.
+
+        Raises:
+            TypeError, ValueError: it is nothing that a page may say.
+        """
+        match command:
+            case {"want": None}:
+                page.seen = False
+                self._fan_out.want(page.viewer, {})
+            case {"want": dict(wanted)}:
+                rates = {str(name): min(RATE_MAX, float(rate)) for name, rate in wanted.items()}
+                if not all(rate > 0 for rate in rates.values()):
+                    raise ValueError("a rate must be greater than 0")
+                if not page.seen:
+                    page.seen = True
+                    page.news.set()
+                self._fan_out.want(page.viewer, rates)
+            case {"shown": list(names)}:
+                page.viewer.shown(str(name) for name in names)
+            case _:
+                raise ValueError("neither 'want' nor 'shown'")
+
+    async def _send_pictures(self, response: web.WebSocketResponse, viewer: Viewer) -> None:
+        with contextlib.suppress(ConnectionError):
+            while (picture := await viewer.next()) is not None:
+                await response.send_bytes(picture.message)
+            await response.close(code=WSCloseCode.GOING_AWAY, message=b"the hub ends")
+
+    async def _send_tables(self, response: web.WebSocketResponse, page: _Page) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.send_str(self._table)
+                page.news.clear()
+                await page.news.wait()
+
     async def _snapshot(self, request: web.Request) -> web.Response:
-        """Answer with a camera's newest picture, however old it is; its age is in a header."""
+        """Answer with a camera's newest picture; 503 if it is older than `?max_age=` seconds."""
         name = request.match_info["name"]
         frame = self._hub.latest(name)
         if frame is None:
             raise self._unknown(name)
-        headers = {"Cache-Control": "no-store", "X-Received": f"{frame.received_ns / 1e9:.3f}"}
-        try:
-            return web.Response(body=await _jpeg(frame), content_type="image/jpeg", headers=headers)
-        except (CodecError, MissingExtraError) as error:
-            raise web.HTTPUnsupportedMediaType(text=f"{name}: {error}\n") from error
+        age_s = next(status.age_s or 0.0 for status in self._hub.cameras() if status.name == name)
+        max_age_s = _number(request, "max_age", math.inf, 0)
+        etag = f"{frame.received_ns:x}"
+        headers = {
+            # To be asked for again each time; who has this picture already is told so in a few bytes.
+            "Cache-Control": "no-cache, private",
+            "ETag": f'"{etag}"',
+            "Last-Modified": formatdate(frame.received_ns / 1e9, usegmt=True),
+            "Age": str(int(age_s)),
+        }
+        if age_s > max_age_s:
+            raise web.HTTPServiceUnavailable(
+                text=f"{name}: the newest picture is {age_s:.1f} s old, max_age is {max_age_s:g}\n",
+                headers={"Retry-After": "1", "Cache-Control": "no-store"},
+            )
+        if any(tag.value in (etag, "*") for tag in request.if_none_match or ()):
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=await _jpeg(frame), content_type="image/jpeg", headers=headers)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        """Answer with a camera's pictures as they come, as multipart/x-mixed-replace (RFC 2046 parts)."""
+        """Answer with a camera's pictures as they come, at most `?fps=` a second, as multipart/x-mixed-replace."""
         name = request.match_info["name"]
         if name not in {status.name for status in self._hub.cameras()}:
             raise self._unknown(name)
+        frame = self._hub.latest(name)
+        if frame is not None:
+            await _jpeg(frame)  # before the stream begins, so that one without pictures can say so
+        rate = _number(request, "fps", RATE_MAX, 0.01)
         response = web.StreamResponse(
             headers={
-                "Content-Type": f"multipart/x-mixed-replace; boundary={_BOUNDARY}",
+                "Content-Type": f"multipart/x-mixed-replace; boundary={BOUNDARY}",
                 "Cache-Control": "no-store",
                 "Connection": "close",
             }
         )
         await response.prepare(request)
-        await response.write(f"--{_BOUNDARY}\r\n".encode())
-        viewer = _Viewer(self._hub, name)
-        self._viewers.add(viewer)
+        if request.method == "HEAD":
+            return response
+        viewer = self._fan_out.open("stream", *_who(request))
         try:
-            while (frame := await viewer.next()) is not None:
-                try:
-                    jpeg = await _jpeg(frame)
-                except (CodecError, MissingExtraError):  # an array that no JPEG can show, or nothing to make one
-                    break
-                # The boundary that ends a part goes with it, else browsers show every picture one late.
-                head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
-                await response.write(b"".join((head, jpeg, f"\r\n--{_BOUNDARY}\r\n".encode())))
+            await response.write(f"--{BOUNDARY}\r\n".encode())
+            self._fan_out.want(viewer, {name: min(RATE_MAX, rate)})
+            while (picture := await viewer.next()) is not None:
+                await response.write(picture.part)
+                viewer.shown([name])
         except ConnectionError:  # the viewer has left
             pass
         finally:
-            self._viewers.discard(viewer)
-            viewer.close()
+            self._fan_out.close(viewer)
         return response
 
     def _unknown(self, name: str) -> web.HTTPNotFound:
-        names = ", ".join(status.name for status in self._hub.cameras()) or "none"
+        names = ", ".join(sorted((status.name for status in self._hub.cameras()), key=natural)) or "none"
         return web.HTTPNotFound(text=f"no picture of a camera '{name}'; the cameras are: {names}\n")
 
 
-class _Viewer:
-    """A viewer's newest-only mailbox, with a way to wait for it in the event loop."""
+class _Page:
+    """A page that looks, and whether anybody sees it."""
 
-    def __init__(self, hub: Hub, name: str) -> None:
-        self._hub = hub
-        self._ready = asyncio.Event()
-        self._closed = False
-        self._loop = asyncio.get_running_loop()
-        self._mailbox = hub.open_mailbox([name], on_ready=self._wake)
-
-    def _wake(self) -> None:
-        """Wake the event loop from the receiving thread."""
-        with contextlib.suppress(RuntimeError):  # the wall has just closed
-            self._loop.call_soon_threadsafe(self._ready.set)
-
-    async def next(self) -> Frame | None:
-        """Wait for the next frame; None when the wall closes."""
-        while not self._closed and not self._mailbox.closed:
-            frame = self._mailbox.take()
-            if frame is not None:
-                return frame
-            self._ready.clear()
-            if not self._mailbox:
-                await self._ready.wait()
-        return None
-
-    def close(self) -> None:
-        self._closed = True
-        self._hub.close_mailbox(self._mailbox)
-        self._ready.set()
+    def __init__(self, viewer: Viewer) -> None:
+        self.viewer = viewer
+        self.seen = True
+        self.news = asyncio.Event()  # there is another table
 
 
 async def _jpeg(frame: Frame) -> bytes | memoryview:
-    """Return a frame's JPEG; encoding one from an array is kept off the event loop."""
-    return frame.jpeg if frame.is_jpeg else await asyncio.to_thread(lambda: frame.jpeg)
+    """Return a frame's JPEG; encoding one from an array is kept off the event loop.
+
+    Raises:
+        HTTPUnsupportedMediaType: an array that no JPEG can show, or nothing to make one with.
+    """
+    try:
+        return frame.jpeg if frame.is_jpeg else await asyncio.to_thread(lambda: frame.jpeg)
+    except (CodecError, MissingExtraError) as error:
+        raise web.HTTPUnsupportedMediaType(text=f"{frame.camera}: {error}\n") from error
+
+
+def _number(request: web.Request, key: str, default: float, low: float) -> float:
+    """Read a number of the query.
+
+    Raises:
+        HTTPBadRequest: it is none, or less than `low`.
+    """
+    text = request.query.get(key)
+    if text is None:
+        return default
+    with contextlib.suppress(ValueError):
+        if (value := float(text)) >= low:
+            return value
+    raise web.HTTPBadRequest(text=f"{key} is {text!r}: it must be a number from {low:g}\n")
+
+
+def _who(request: web.Request) -> tuple[str | None, str]:
+    """Return a viewer's address and what its program calls itself."""
+    return request.remote, request.headers.get("User-Agent", "")[:200]
 
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(_HEADERS)
 
 
+def _json(value: Any) -> web.Response:
+    return web.json_response(value, headers={"Cache-Control": "no-store"})
+
+
 @functools.cache
-def _static_bytes(file: str) -> bytes:
-    return resources.files(__package__).joinpath("static", file).read_bytes()
+def _static_files() -> dict[str, bytes]:
+    folder = resources.files(__package__).joinpath("static")
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
 def _static(file: str, content_type: str) -> web.Response:
     headers = {"Cache-Control": "no-cache"}
-    return web.Response(body=_static_bytes(file), content_type=content_type, charset="utf-8", headers=headers)
+    return web.Response(body=_static_files()[file], content_type=content_type, charset="utf-8", headers=headers)

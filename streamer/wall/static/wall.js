@@ -1,97 +1,385 @@
-// Every camera on one page. Pictures are fetched one after the other for each camera: eight endless MJPEG images
-// would use up the six connections that a browser opens to one origin.
+// Every camera on one page. The feed decodes, this draws: it says of each camera how many pictures a second it can use,
+// and never shows an old picture as if it were live.
 
-const TABLE_EVERY_MS = 1000;
-const PICTURE_EVERY_MS = 100;
-const RETRY_MS = 1000;
+import { SHAPES, latency, span, summary } from "./states.js";
+
+const FULL_HZ = 60;
+const SMALL_HZ = 15; // shown narrower than SMALL_PX
+const TINY_HZ = 8;
+const UNSEEN_HZ = 0.5; // scrolled out of sight
+const SMALL_PX = 240;
+const TINY_PX = 120;
+const FIT_MAX = 16; // up to so many cameras fit without scrolling, whatever the screen
+const SCROLL_PX = 200; // else no tile is narrower
+const SWIPE_PX = 60;
+const LOOK_MS = 250;
 
 const wall = document.getElementById("wall");
 const notice = document.getElementById("notice");
+const counts = document.getElementById("summary");
+const one = document.getElementById("one");
 const template = document.getElementById("tile");
-const tiles = new Map();
 
-const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+const tiles = new Map(); // by name, in the hub's order
+let staleAfterS = 3;
+let version = null;
+let lostAt = null; // since when there is no connection
+let everConnected = false;
+let columns = 1;
 
 class Tile {
   constructor(name) {
     this.name = name;
-    this.state = "WAITING";
-    this.figure = template.content.firstElementChild.cloneNode(true);
-    this.image = this.figure.querySelector("img");
-    this.image.alt = `picture of ${name}`;
-    this.figure.querySelector(".name").textContent = name;
-    this.play();
+    this.row = null;
+    this.rowAt = 0;
+    this.shownAt = null; // when its newest picture was drawn
+    this.damagedAt = -Infinity;
+    this.inSight = true;
+    this.pending = null;
+    this.element = template.content.firstElementChild.cloneNode(true);
+    this.element.href = `#${encodeURIComponent(name)}`;
+    this.canvas = this.element.querySelector("canvas");
+    this.context = this.canvas.getContext("bitmaprenderer");
+    this.parts = Object.fromEntries(
+      ["name", "shape", "label", "rate", "late", "word"].map((part) => [part, this.element.querySelector(`.${part}`)]),
+    );
+    this.parts.name.textContent = name;
+    this.element.dataset.name = name;
   }
 
   update(row) {
-    this.state = row.state;
-    this.figure.className = `tile ${row.state.toLowerCase()}`;
-    this.figure.querySelector(".state").textContent = row.state;
-    const silent = row.age_s === null ? "never seen" : `no picture for ${Math.round(row.age_s)} s`;
-    this.figure.querySelector(".word").textContent = row.state === "LIVE" ? "" : silent;
-    this.figure.querySelector(".numbers").textContent =
-      row.state === "LIVE" ? `${row.fps.toFixed(1)} fps · ${row.width}×${row.height}` : "";
+    this.row = row;
+    this.rowAt = performance.now();
   }
 
-  async play() {
-    while (tiles.get(this.name) === this || !tiles.has(this.name)) {
-      const began = performance.now();
-      // Of a camera that is stale the last picture is wanted, once.
-      const wanted = this.state === "LIVE" || (this.state === "STALE" && !this.image.src);
-      if (!wanted || document.hidden || !(await this.load())) {
-        await pause(RETRY_MS / 4);
-      }
-      await pause(Math.max(0, PICTURE_EVERY_MS - (performance.now() - began)));
-    }
+  draw() {
+    const { width, height } = this.pending;
+    if (this.canvas.width !== width) this.canvas.width = width;
+    if (this.canvas.height !== height) this.canvas.height = height;
+    this.context.transferFromImageBitmap(this.pending);
+    this.pending = null;
+    this.shownAt = performance.now();
   }
 
-  async load() {
-    try {
-      const answer = await fetch(`/snapshot/${this.name}.jpg`);
-      if (!answer.ok) return false;
-      const url = URL.createObjectURL(await answer.blob());
-      const before = this.image.src;
-      this.image.src = url;
-      await this.image.decode().catch(() => {});
-      if (before) URL.revokeObjectURL(before);
-      return true;
-    } catch {
-      return false;
+  rate() {
+    if (!this.inSight || !this.element.offsetParent) return UNSEEN_HZ;
+    const width = this.canvas.clientWidth;
+    return width < TINY_PX ? TINY_HZ : width < SMALL_PX ? SMALL_HZ : FULL_HZ;
+  }
+
+  // The state as the hub has it; but a picture that has not moved here is not live here.
+  look(now) {
+    const row = this.row;
+    let { state } = row;
+    const hubAgeS = row.age_s === null ? null : row.age_s + (now - this.rowAt) / 1000;
+    const pictureAgeS = this.shownAt === null ? null : (now - this.shownAt) / 1000;
+    const patienceS = Math.max(staleAfterS, 2 / this.rate(), row.fps > 0 ? 2 / row.fps : 0);
+    let word = "";
+    if (state === "LIVE") {
+      const waitedS = pictureAgeS ?? (now - this.firstAsked) / 1000;
+      if (lostAt !== null || waitedS > patienceS) state = "STALE";
+      if (now - this.damagedAt < staleAfterS * 1000) word = "damaged picture";
+      else if (state === "STALE") word = pictureAgeS === null ? "no picture yet" : `no picture for ${span(pictureAgeS)}`;
+    } else if (state === "STALE") {
+      word = `no picture for ${span(hubAgeS)}`;
+    } else if (state === "GONE") {
+      word = `gone, last seen ${span(hubAgeS)} ago`;
+    } else {
+      word = "waiting for its first picture";
     }
+    const empty = state === "GONE" || state === "WAITING" || this.shownAt === null;
+    const live = state === "LIVE";
+    const ageS = state === row.state ? hubAgeS : (pictureAgeS ?? hubAgeS);
+    const chosen = this.element.classList.contains("chosen") ? " chosen" : "";
+    const classes = `tile ${state.toLowerCase()}${state === "STALE" ? " old" : ""}${empty ? " empty" : ""}${chosen}`;
+    if (this.element.className !== classes) this.element.className = classes;
+    write(this.parts.word, word);
+    write(this.parts.shape, SHAPES[state]);
+    write(this.parts.label, state);
+    write(this.parts.rate, live ? `${row.fps.toFixed(row.fps < 10 ? 1 : 0)} fps` : "");
+    write(this.parts.late, live ? latency(row) : ageS === null ? "" : span(ageS));
+    const said = `${this.name}, ${state}${word ? `, ${word}` : ""}`;
+    if (this.canvas.getAttribute("aria-label") !== said) this.canvas.setAttribute("aria-label", said);
   }
 }
 
-async function watch() {
-  for (;;) {
-    try {
-      const answer = await fetch("/api/cameras");
-      const rows = await answer.json();
-      for (const row of rows) {
-        if (!tiles.has(row.name)) {
-          tiles.set(row.name, new Tile(row.name));
-        }
-        tiles.get(row.name).update(row);
-      }
-      for (const name of tiles.keys()) {
-        if (!rows.some((row) => row.name === name)) tiles.delete(name);
-      }
-      const figures = rows.map((row) => tiles.get(row.name).figure);
-      if (figures.length !== wall.children.length || figures.some((figure, at) => wall.children[at] !== figure)) {
-        wall.replaceChildren(...figures);
-      }
-      notice.textContent = rows.length ? "" : "No camera has come yet.";
-      const live = rows.filter((row) => row.state === "LIVE").length;
-      document.title = `${live} of ${rows.length} cameras live`;
-      await pause(TABLE_EVERY_MS);
-    } catch {
-      notice.textContent = "The hub does not answer. Trying again …";
-      for (const tile of tiles.values()) {
-        tile.update({ state: "STALE", age_s: null });
-        tile.figure.querySelector(".word").textContent = "the hub does not answer";
-      }
-      await pause(RETRY_MS);
-    }
+function write(element, content) {
+  if (element.textContent !== content) element.textContent = content;
+}
+
+// -- the feed
+
+let tell = () => {};
+let wantedBefore = "";
+
+function receive(message) {
+  if (message.picture) take(message.picture);
+  else if (message.cameras) arrange(message.cameras);
+  else if (message.hello) greet(message.hello);
+  else if (message.damaged) {
+    const tile = tiles.get(message.damaged);
+    if (tile) tile.damagedAt = performance.now();
+  } else if (message.lost !== undefined) lose();
+}
+
+function greet(hello) {
+  // A hub of another version has another page: screens that nobody touches take it by themselves.
+  if (version !== null && version !== hello.version) location.reload();
+  version = hello.version;
+  staleAfterS = hello.stale_after_s;
+  lostAt = null;
+  everConnected = true;
+  wantedBefore = "";
+}
+
+async function lose() {
+  lostAt ??= performance.now();
+  // Asked for a password now: the reload leads to the page that asks for it.
+  const answer = await fetch("/api/cameras", { headers: { Accept: "application/json" } }).catch(() => null);
+  if (answer?.status === 401) location.reload();
+}
+
+let drawing = false;
+
+function take({ name, bitmap }) {
+  const tile = tiles.get(name);
+  if (!tile) {
+    bitmap.close();
+    tell({ shown: [name] });
+    return;
+  }
+  tile.pending?.close();
+  tile.pending = bitmap;
+  if (!drawing) {
+    drawing = true;
+    requestAnimationFrame(draw);
   }
 }
 
-watch();
+function draw() {
+  drawing = false;
+  const drawn = [...tiles.values()].filter((tile) => tile.pending);
+  for (const tile of drawn) tile.draw();
+  tell({ shown: drawn.map((tile) => tile.name) });
+}
+
+// What each tile can use, told to the hub when it has changed. Nothing while nobody sees the page.
+function want() {
+  const rates = document.hidden ? null : Object.fromEntries([...tiles].map(([name, tile]) => [name, tile.rate()]));
+  const wanted = JSON.stringify(rates);
+  if (wanted === wantedBefore) return;
+  wantedBefore = wanted;
+  tell({ want: rates });
+}
+
+function start() {
+  const inPage = async () => {
+    const { openFeed } = await import("./feed.js");
+    const url = new URL("/ws", location.href);
+    url.protocol = url.protocol.replace("http", "ws");
+    tell = openFeed(url, receive);
+    wantedBefore = "";
+  };
+  try {
+    const worker = new Worker("/static/worker.js", { type: "module" });
+    worker.onmessage = ({ data }) => receive(data);
+    worker.onerror = () => {
+      worker.terminate();
+      if (!everConnected) inPage();
+    };
+    tell = (message) => worker.postMessage(message);
+  } catch {
+    inPage();
+  }
+}
+
+// -- the grid
+
+function arrange(rows) {
+  const now = performance.now();
+  let changed = rows.length !== tiles.size;
+  for (const name of [...tiles.keys()]) {
+    if (!rows.some((row) => row.name === name)) {
+      sight.unobserve(tiles.get(name).element);
+      tiles.get(name).pending?.close();
+      tiles.delete(name);
+      changed = true;
+    }
+  }
+  for (const row of rows) {
+    let tile = tiles.get(row.name);
+    if (!tile) {
+      tile = new Tile(row.name);
+      tile.firstAsked = now;
+      tiles.set(row.name, tile);
+      sight.observe(tile.element);
+      changed = true;
+    }
+    tile.update(row);
+  }
+  if (changed) {
+    const held = document.activeElement;
+    const ordered = rows.map((row) => [row.name, tiles.get(row.name)]);
+    tiles.clear();
+    for (const [name, tile] of ordered) tiles.set(name, tile);
+    wall.replaceChildren(...ordered.map(([, tile]) => tile.element));
+    if (held?.isConnected) held.focus();
+    choose();
+  }
+  look();
+}
+
+// As many columns as make the pictures largest.
+function lay() {
+  const count = tiles.size;
+  if (!count) return;
+  const shapes = [...tiles.values()].map(({ row }) => (row.width ? row.width / row.height : 4 / 3)).sort((a, b) => a - b);
+  const shape = shapes[count >> 1];
+  const style = getComputedStyle(wall);
+  const gap = parseFloat(style.columnGap) || 0;
+  const width = wall.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+  const height = wall.clientHeight - parseFloat(style.paddingTop) - parseFloat(style.paddingBottom);
+  const caption = tiles.values().next().value.element.querySelector(".caption").offsetHeight || 24;
+  const pictureWidth = (number) => {
+    const lines = Math.ceil(count / number);
+    const cellHeight = (height - gap * (lines - 1)) / lines - caption;
+    return Math.min((width - gap * (number - 1)) / number, cellHeight * shape);
+  };
+  columns = 1;
+  for (let number = 2; number <= count; number++) {
+    if (pictureWidth(number) > pictureWidth(columns)) columns = number;
+  }
+  let row = "minmax(0, 1fr)";
+  if (count > FIT_MAX && pictureWidth(columns) < SCROLL_PX) {
+    columns = Math.max(2, Math.floor((width + gap) / (SCROLL_PX + gap)));
+    row = `${Math.round((width - gap * (columns - 1)) / columns / shape + caption)}px`;
+  }
+  wall.style.setProperty("--columns", columns);
+  wall.style.setProperty("--row", row);
+}
+
+function look() {
+  const now = performance.now();
+  for (const tile of tiles.values()) tile.look(now);
+  const rows = [...tiles.values()].map(({ row }) => row);
+  const lostS = lostAt === null ? null : (now - lostAt) / 1000;
+  const name = chosenName();
+  notice.classList.toggle("alarm", lostS !== null && everConnected);
+  if (lostS !== null) {
+    write(notice, everConnected ? `The hub does not answer for ${span(lostS)} now. Trying again …` : "The hub does not answer. Trying again …");
+  } else if (name && rows.length && !tiles.has(name)) {
+    write(notice, `There is no camera ${name}; there are: ${[...tiles.keys()].join(", ")}`);
+  } else if (everConnected) {
+    write(notice, rows.length ? "" : "No camera has come yet.");
+  }
+  write(counts, lostS === null ? summary(rows) : "");
+  const live = rows.filter((row) => row.state === "LIVE").length;
+  document.title = lostS === null ? `${live} of ${rows.length} cameras live` : "Cameras: the hub does not answer";
+  lay();
+  want();
+}
+
+// -- one camera
+
+const chosenName = () => decodeURIComponent(location.hash.slice(1));
+
+function choose() {
+  const name = chosenName();
+  const found = tiles.has(name);
+  for (const tile of tiles.values()) tile.element.classList.toggle("chosen", tile.name === name);
+  wall.classList.toggle("one", found);
+  one.hidden = !found;
+}
+
+function go(name) {
+  location.hash = name ? `#${encodeURIComponent(name)}` : "#";
+}
+
+function step(by) {
+  const names = [...tiles.keys()];
+  go(names[(names.indexOf(chosenName()) + by + names.length) % names.length]);
+}
+
+function back() {
+  const name = chosenName();
+  go("");
+  tiles.get(name)?.element.focus();
+}
+
+function save() {
+  const name = chosenName() || document.activeElement?.dataset?.name;
+  if (!tiles.has(name)) return;
+  const link = document.createElement("a");
+  link.href = `/snapshot/${encodeURIComponent(name)}.jpg`;
+  link.download = `${name}-${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}.jpg`;
+  link.click();
+}
+
+function toggleFull() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else document.documentElement.requestFullscreen?.();
+}
+
+function move(by) {
+  const elements = [...wall.children];
+  const at = elements.indexOf(document.activeElement);
+  elements[at < 0 ? 0 : Math.min(elements.length - 1, Math.max(0, at + by))]?.focus();
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const single = wall.classList.contains("one");
+  const actions = {
+    ArrowLeft: () => (single ? step(-1) : move(-1)),
+    ArrowRight: () => (single ? step(1) : move(1)),
+    ArrowUp: () => !single && move(-columns),
+    ArrowDown: () => !single && move(columns),
+    Escape: () => single && back(),
+    s: save,
+    f: toggleFull,
+  };
+  if (!Object.hasOwn(actions, event.key)) return;
+  actions[event.key]();
+  event.preventDefault();
+});
+
+let touchedAt = null;
+wall.addEventListener("touchstart", ({ touches }) => {
+  touchedAt = touches.length === 1 ? touches[0].clientX : null;
+}, { passive: true });
+wall.addEventListener("touchend", ({ changedTouches }) => {
+  if (touchedAt === null || !wall.classList.contains("one")) return;
+  const moved = changedTouches[0].clientX - touchedAt;
+  if (Math.abs(moved) > SWIPE_PX) step(moved < 0 ? 1 : -1);
+}, { passive: true });
+
+wall.addEventListener("click", (event) => {
+  // In the large picture a click leads back.
+  if (wall.classList.contains("one") && event.target.closest(".tile")) {
+    event.preventDefault();
+    back();
+  }
+});
+document.getElementById("previous").onclick = () => step(-1);
+document.getElementById("next").onclick = () => step(1);
+document.getElementById("back").onclick = back;
+document.getElementById("save").onclick = save;
+document.getElementById("full").onclick = toggleFull;
+if (!document.fullscreenEnabled) document.getElementById("full").hidden = true;
+
+const sight = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    const tile = tiles.get(entry.target.dataset.name);
+    if (tile) tile.inSight = entry.isIntersecting;
+  }
+  want();
+}, { root: wall, rootMargin: "100px" });
+
+addEventListener("hashchange", () => {
+  choose();
+  look();
+});
+addEventListener("resize", look);
+document.addEventListener("visibilitychange", want);
+setInterval(look, LOOK_MS);
+start();

@@ -1,0 +1,144 @@
+// The page for whoever runs the fleet: a row a camera, with curves of the last minutes, and a row a viewer.
+
+import { SHAPES, latency, span, summary } from "./states.js";
+
+const RETRY_MS = 2000;
+const CURVE = { width: 80, height: 22 };
+const SVG = "http://www.w3.org/2000/svg";
+
+const notice = document.getElementById("notice");
+let history = { every_s: 2, points: 150, cameras: {} };
+
+const size = (bytes) => {
+  const units = ["B", "kB", "MB", "GB"];
+  const power = bytes < 1000 ? 0 : Math.min(units.length - 1, Math.floor(Math.log10(bytes) / 3));
+  return `${(bytes / 1000 ** power).toFixed(power && bytes / 1000 ** power < 10 ? 1 : 0)} ${units[power]}`;
+};
+const known = (value, form = String) => (value === null || value === undefined ? "–" : form(value));
+const count = (value) => value.toLocaleString("en").replaceAll(",", " ");
+
+function curve(values, what) {
+  const top = Math.max(...values.filter((value) => value !== null), 0) * 1.1 || 1;
+  const step = CURVE.width / (history.points - 1);
+  const left = CURVE.width - (values.length - 1) * step;
+  let path = "";
+  let pen = "M";
+  values.forEach((value, at) => {
+    if (value === null) {
+      pen = "M";
+      return;
+    }
+    path += `${pen}${(left + at * step).toFixed(1)} ${(CURVE.height - 1 - (value / top) * (CURVE.height - 2)).toFixed(1)}`;
+    pen = "L";
+  });
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("class", "curve");
+  svg.setAttribute("viewBox", `0 0 ${CURVE.width} ${CURVE.height}`);
+  svg.setAttribute("role", "img");
+  svg.setAttribute("aria-label", `${what}, the last ${span(values.length * history.every_s)}`);
+  const line = document.createElementNS(SVG, "path");
+  line.setAttribute("d", path);
+  svg.append(line);
+  return svg;
+}
+
+function cell(tag, content, name = "") {
+  const element = document.createElement(tag);
+  element.append(...[content].flat().filter((part) => part !== null));
+  if (name) element.className = name;
+  return element;
+}
+
+function fill(table, heads, rows, none) {
+  const head = document.createElement("thead");
+  head.append(document.createElement("tr"));
+  head.firstChild.append(...heads.map(([title, name]) => Object.assign(cell("th", title, name), { scope: "col" })));
+  const body = document.createElement("tbody");
+  for (const row of rows) {
+    const line = document.createElement("tr");
+    line.append(...row);
+    body.append(line);
+  }
+  if (!rows.length) {
+    body.append(document.createElement("tr"));
+    body.firstChild.append(Object.assign(cell("td", none, "words soft"), { colSpan: heads.length }));
+  }
+  table.replaceChildren(head, body);
+}
+
+const CAMERA_HEADS = [
+  ["camera"], ["state", "words"], ["frames/s"], ["wanted"], ["latency to hub"], ["data/s"], ["size"],
+  ["frames"], ["dropped"], ["lost"], ["reconnects"], ["address"], ["release"],
+];
+
+function cameraRow(row) {
+  const past = history.cameras[row.name] ?? { fps: [], latency_ms: [], bytes_per_s: [] };
+  const silent = row.state === "LIVE" || row.age_s === null ? "" : `, ${span(row.age_s)}`;
+  const state = cell("td", `${SHAPES[row.state]} ${row.state}${silent}`, "state");
+  const link = Object.assign(document.createElement("a"), { href: `/#${encodeURIComponent(row.name)}`, textContent: row.name });
+  const name = Object.assign(cell("th", link), { scope: "row" });
+  return [
+    name,
+    state,
+    cell("td", [row.fps.toFixed(1), curve(past.fps, `frames per second of ${row.name}`)]),
+    cell("td", known(row.wanted_fps, (fps) => `${+fps.toFixed(1)}`)),
+    cell("td", [latency(row) || "not known", curve(past.latency_ms, `latency of ${row.name}`)]),
+    cell("td", [size(row.bytes_per_s), curve(past.bytes_per_s, `data per second of ${row.name}`)]),
+    cell("td", row.width ? `${row.width}×${row.height}` : "–"),
+    cell("td", count(row.frames)),
+    cell("td", count(row.dropped)),
+    cell("td", count(row.lost)),
+    cell("td", known(row.reconnects)),
+    cell("td", known(row.address)),
+    cell("td", known(row.release)),
+  ];
+}
+
+const VIEWER_HEADS = [
+  ["viewer"], ["kind", "words"], ["cameras"], ["for"], ["frames"], ["data"], ["delay"], ["program", "words"],
+];
+
+function viewerRow(row) {
+  const agent = Object.assign(cell("td", row.agent || "–", "words agent"), { title: row.agent });
+  return [
+    Object.assign(cell("th", known(row.address)), { scope: "row" }),
+    cell("td", row.kind, "words"),
+    cell("td", row.cameras ? String(row.cameras) : "not looking"),
+    cell("td", span(row.since_s)),
+    cell("td", count(row.frames)),
+    cell("td", size(row.bytes)),
+    cell("td", known(row.delay_ms, (delay) => `${delay.toFixed(0)} ms`)),
+    agent,
+  ];
+}
+
+async function ask(path) {
+  const answer = await fetch(path, { headers: { Accept: "application/json" } });
+  if (answer.status === 401) location.reload();
+  if (!answer.ok) throw new Error(`${answer.status}`);
+  return answer.json();
+}
+
+async function watch() {
+  for (;;) {
+    if (!document.hidden) {
+      try {
+        const [rows, viewers, past] = await Promise.all(["/api/cameras", "/api/viewers", "/api/history"].map(ask));
+        history = past;
+        const cameras = document.getElementById("cameras");
+        fill(cameras, CAMERA_HEADS, rows.map(cameraRow), "No camera has come yet.");
+        rows.forEach((row, at) => cameras.tBodies[0].rows[at].classList.add(row.state.toLowerCase()));
+        fill(document.getElementById("viewers"), VIEWER_HEADS, viewers.map(viewerRow), "Nobody looks now.");
+        document.getElementById("summary").textContent = summary(rows);
+        notice.textContent = "";
+        notice.classList.remove("alarm");
+      } catch {
+        notice.textContent = "The hub does not answer. These numbers are old. Trying again …";
+        notice.classList.add("alarm");
+      }
+    }
+    await new Promise((done) => setTimeout(done, RETRY_MS));
+  }
+}
+
+watch();

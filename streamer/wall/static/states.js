@@ -1,0 +1,26 @@
+// What both pages say about a camera.
+
+// Words and shapes, so that nobody has to tell colours apart.
+export const SHAPES = { WAITING: "○", LIVE: "●", STALE: "▲", GONE: "■" };
+
+export function span(seconds) {
+  const whole = Math.max(0, Math.floor(seconds));
+  if (whole < 100) return `${whole} s`;
+  if (whole < 100 * 60) return `${Math.floor(whole / 60)} min`;
+  if (whole < 48 * 3600) return `${Math.floor(whole / 3600)} h`;
+  return `${Math.floor(whole / 86400)} days`;
+}
+
+export function latency(row) {
+  if (row.latency_ms === null) return "";
+  const error = row.latency_error_ms ?? null;
+  const digits = error !== null && error < 1 && row.latency_ms < 100 ? 1 : 0;
+  const value = row.latency_ms.toFixed(digits);
+  return error === null ? `${value} ms` : `${value} ±${error.toFixed(digits)} ms`;
+}
+
+export function summary(rows) {
+  const count = (state) => rows.filter((row) => row.state === state).length;
+  const troubled = ["STALE", "GONE", "WAITING"].filter(count).map((state) => `${SHAPES[state]} ${count(state)} ${state}`);
+  return rows.length ? [`${SHAPES.LIVE} ${count("LIVE")} of ${rows.length} LIVE`, ...troubled].join(" · ") : "";
+}

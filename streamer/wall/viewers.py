@@ -1,0 +1,343 @@
+"""The fan-out: each frame is taken from the hub once, and given to every viewer who wants it and has room for it.
+
+All of it runs in the wall's event loop and never waits: what a viewer has no room for now is replaced by the next
+frame of the same camera. Two limits keep a slow viewer's pictures young. Of each camera one frame is under way until
+the viewer has shown it; and of all cameras together no more than a window that follows the time this takes: additive
+increase, multiplicative decrease on the queueing delay, as TCP Vegas and LEDBAT (RFC 6817) do it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streamer.errors import CodecError, MissingExtraError
+from streamer.presence import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from streamer.frame import Frame
+    from streamer.hub import Hub
+    from streamer.mailbox import Mailbox
+
+BOUNDARY = "frame"
+MESSAGE_VERSION = 1
+RATE_MAX = 1000.0  # frames per second and camera that a viewer may ask for
+# Little-endian: version, length of the name, when the hub had the frame (ms since 1970). The name and the JPEG follow.
+_HEAD = struct.Struct("<BBd")
+_WINDOW_FIRST = 4
+_WINDOW_MAX = 1024
+# Queueing delays at which the window shrinks and may grow, in seconds.
+_DELAY_HIGH_S = 0.1
+_DELAY_LOW_S = 0.05
+_FORGET_S = 60.0  # how long the quickest round trip is remembered: the way to a viewer changes
+
+
+class Picture:
+    """A frame as it goes to viewers: made ready once for all of them, in either form, when first asked for."""
+
+    __slots__ = ("_message", "_part", "frame")
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self._message: bytes | None = None
+        self._part: bytes | None = None
+
+    @property
+    def message(self) -> bytes:
+        """The WebSocket message: `_HEAD`, the camera's name, the JPEG."""
+        if self._message is None:
+            name = self.frame.camera.encode()
+            head = _HEAD.pack(MESSAGE_VERSION, len(name), self.frame.received_ns / 1e6)
+            self._message = b"".join((head, name, self.frame.jpeg))
+        return self._message
+
+    @property
+    def part(self) -> bytes:
+        """The part of a multipart/x-mixed-replace stream (RFC 2046), with the boundary that ends it.
+
+        Without that boundary browsers would show every picture one late.
+        """
+        if self._part is None:
+            jpeg = self.frame.jpeg
+            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
+            self._part = b"".join((head, jpeg, f"\r\n--{BOUNDARY}\r\n".encode()))
+        return self._part
+
+
+@dataclass(frozen=True)
+class ViewerStatus:
+    """One row of the table of viewers; the field names are those of `/api/viewers`.
+
+    Attributes:
+        id: a number, from 1, in the order in which they came.
+        kind: `wall` (the page) or `stream` (one camera as MJPEG).
+        address: its IP address, if known.
+        agent: what its program calls itself.
+        cameras: how many cameras it wants now; 0 for a hidden tab.
+        since_s: how long it has been there, in seconds.
+        frames: sent to it so far.
+        bytes: of these, in all.
+        delay_ms: from sending a frame until the viewer has shown it, smoothed; None as long as it has shown none.
+    """
+
+    id: int
+    kind: str
+    address: str | None
+    agent: str
+    cameras: int
+    since_s: float
+    frames: int
+    bytes: int
+    delay_ms: float | None
+
+
+class _Slot:
+    """One camera that a viewer wants."""
+
+    __slots__ = ("due", "frame", "interval_s", "picture")
+
+    def __init__(self) -> None:
+        self.interval_s = 0.0
+        self.due = 0.0
+        self.frame: Frame | None = None  # the last that was offered
+        self.picture: Picture | None = None  # the newest, not sent yet
+
+
+class Viewer:
+    """Somebody who looks; made by `FanOut.open`.
+
+    Args:
+        number: its id.
+        kind: `wall` or `stream`.
+        address: its IP address, if known.
+        agent: what its program calls itself.
+    """
+
+    def __init__(self, number: int, kind: str, address: str | None, agent: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._identity = number, kind, address, agent
+        self._since = self._loop.time()
+        self._slots: dict[str, _Slot] = {}
+        self._waiting: dict[str, None] = {}  # cameras with a picture to send, the one that has waited longest first
+        self._under_way: dict[str, float] = {}  # camera: when its picture was sent
+        self._ready = asyncio.Event()
+        self._window = float(_WINDOW_FIRST)
+        self._quickest_s = math.inf
+        self._quickest_at = 0.0
+        self._shrunk = 0.0
+        self._delay_s: float | None = None
+        self._frames = self._bytes = 0
+        self.closed = False
+
+    def want(self, rates: Mapping[str, float]) -> None:
+        """Set the cameras that it wants from now on, each with its limit in frames per second."""
+        self._slots = {name: self._slots.get(name) or _Slot() for name in rates}
+        for name, rate in rates.items():
+            slot = self._slots[name]
+            slot.interval_s = 1 / rate
+            slot.due = min(slot.due, self._loop.time() + slot.interval_s)
+        self._waiting = {name: None for name in self._waiting if name in self._slots}
+        self._ready.set()
+
+    @property
+    def wanted(self) -> Iterable[str]:
+        """The cameras that it wants."""
+        return self._slots.keys()
+
+    def offer(self, picture: Picture) -> None:
+        """Make this the next picture of its camera, in place of one that still waits."""
+        name = picture.frame.camera
+        slot = self._slots.get(name)
+        if slot is None or slot.frame is picture.frame:
+            return
+        slot.frame = picture.frame
+        slot.picture = picture
+        if name not in self._under_way:
+            self._waiting[name] = None
+            self._ready.set()
+
+    async def next(self) -> Picture | None:
+        """Wait for the next picture that it has room for; None when it is closed."""
+        while not self.closed:
+            now = self._loop.time()
+            due = math.inf
+            if len(self._under_way) < self._window:
+                for name in self._waiting:
+                    slot = self._slots[name]
+                    if slot.due <= now and slot.picture is not None:
+                        return self._take(name, slot, now)
+                    due = min(due, slot.due)
+            self._ready.clear()
+            timer = None if due == math.inf else self._loop.call_at(due, self._ready.set)
+            try:
+                await self._ready.wait()
+            finally:
+                if timer:
+                    timer.cancel()
+        return None
+
+    def _take(self, name: str, slot: _Slot, now: float) -> Picture | None:
+        del self._waiting[name]
+        picture, slot.picture = slot.picture, None
+        # Counted from when it was due, so that a timer that is late does not lower the rate.
+        slot.due = max(slot.due + slot.interval_s, now)
+        self._under_way[name] = now
+        if picture is not None:
+            self._frames += 1
+            self._bytes += len(picture.frame.payload)
+        return picture
+
+    def shown(self, names: Iterable[str]) -> None:
+        """Take note that it has shown what was under way of these cameras: there is room for the next."""
+        now = self._loop.time()
+        for name in names:
+            sent = self._under_way.pop(name, None)
+            if sent is None:
+                continue
+            self._adapt(now - sent, now)
+            slot = self._slots.get(name)
+            if slot is not None and slot.picture is not None:
+                self._waiting[name] = None
+        self._ready.set()
+
+    def _adapt(self, took_s: float, now: float) -> None:
+        """Let the window follow what the viewer and the way to it can take."""
+        self._delay_s = took_s if self._delay_s is None else self._delay_s + (took_s - self._delay_s) / 8
+        if took_s <= self._quickest_s or now - self._quickest_at > _FORGET_S:
+            self._quickest_s, self._quickest_at = took_s, now
+        queued_s = took_s - self._quickest_s
+        if queued_s > _DELAY_HIGH_S:
+            if now - self._shrunk > took_s:  # once for all that was under way together
+                self._window = max(1.0, self._window / 2)
+                self._shrunk = now
+        elif queued_s < _DELAY_LOW_S:
+            self._window = min(_WINDOW_MAX, self._window + 1 / self._window)
+
+    def status(self) -> ViewerStatus:
+        """Return its row."""
+        return ViewerStatus(
+            *self._identity,
+            cameras=len(self._slots),
+            since_s=round(self._loop.time() - self._since, 1),
+            frames=self._frames,
+            bytes=self._bytes,
+            delay_ms=None if self._delay_s is None else round(self._delay_s * 1000, 1),
+        )
+
+    def close(self) -> None:
+        """End its wait."""
+        self.closed = True
+        self._ready.set()
+
+
+class FanOut:
+    """Takes the hub's frames for all viewers. While nobody looks it takes none.
+
+    Args:
+        hub: whose frames are given on.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._loop = asyncio.get_running_loop()
+        self._numbers = itertools.count(1)
+        self._viewers: set[Viewer] = set()
+        self._mailbox: Mailbox[Frame] | None = None
+        self._encoding: dict[str, Frame | None] = {}  # cameras whose raw array is made a JPEG, and what comes next
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._left_frames = self._left_bytes = 0  # sent to viewers who have left
+
+    def open(self, kind: str, address: str | None, agent: str) -> Viewer:
+        """Let a viewer in."""
+        viewer = Viewer(next(self._numbers), kind, address, agent)
+        self._viewers.add(viewer)
+        if self._mailbox is None:
+            self._mailbox = self._hub.open_mailbox(on_ready=self._wake)
+        if self._mailbox.closed:  # the hub has ended
+            viewer.close()
+        return viewer
+
+    def close(self, viewer: Viewer) -> None:
+        """Let it go."""
+        viewer.close()
+        if viewer in self._viewers:
+            self._viewers.remove(viewer)
+            status = viewer.status()
+            self._left_frames += status.frames
+            self._left_bytes += status.bytes
+        if not self._viewers and self._mailbox is not None:
+            self._hub.close_mailbox(self._mailbox)
+            self._mailbox = None
+
+    def close_all(self) -> None:
+        """Let all go."""
+        for viewer in list(self._viewers):
+            self.close(viewer)
+
+    def want(self, viewer: Viewer, rates: Mapping[str, float]) -> None:
+        """Set what a viewer wants, and give it the newest picture of each camera that it did not want before."""
+        new = rates.keys() - viewer.wanted
+        viewer.want(rates)
+        for status in self._hub.cameras() if new else ():
+            if status.name in new and status.state in (State.LIVE.value, State.STALE.value):
+                frame = self._hub.latest(status.name)
+                if frame is not None:
+                    self._give(frame, [viewer])
+
+    def viewers(self) -> list[ViewerStatus]:
+        """Return a row for each, in the order in which they came."""
+        return sorted((viewer.status() for viewer in self._viewers), key=lambda status: status.id)
+
+    def sent(self) -> tuple[int, int]:
+        """Return how many frames, and bytes of them, went to viewers so far, those who have left included."""
+        rows = self.viewers()
+        return (
+            self._left_frames + sum(row.frames for row in rows),
+            self._left_bytes + sum(row.bytes for row in rows),
+        )
+
+    def _wake(self) -> None:
+        """Wake the event loop from the receiving thread."""
+        with contextlib.suppress(RuntimeError):  # the wall has just closed
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        mailbox = self._mailbox
+        if mailbox is None:
+            return
+        while (frame := mailbox.take()) is not None:
+            self._give(frame, self._viewers)
+        if mailbox.closed:
+            self.close_all()
+
+    def _give(self, frame: Frame, viewers: Iterable[Viewer]) -> None:
+        if frame.is_jpeg or "jpeg" in vars(frame):
+            picture = Picture(frame)
+            for viewer in viewers:
+                viewer.offer(picture)
+        elif frame.camera in self._encoding:
+            self._encoding[frame.camera] = frame
+        elif any(frame.camera in viewer.wanted for viewer in viewers):
+            self._encoding[frame.camera] = None
+            task = self._loop.create_task(self._encode(frame))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _encode(self, frame: Frame) -> None:
+        """Make JPEGs of a camera's raw arrays off the event loop, one at a time, always of the newest."""
+        following: Frame | None = frame
+        while following is not None:
+            frame = following
+            with contextlib.suppress(CodecError, MissingExtraError):  # no picture: `/snapshot` says why
+                await asyncio.to_thread(lambda frame=frame: frame.jpeg)
+                self._give(frame, self._viewers)
+            following = self._encoding.pop(frame.camera)
+            if following is not None:
+                self._encoding[frame.camera] = None
