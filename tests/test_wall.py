@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
 import json
+import shutil
 import socket
+import struct
+import subprocess
 import threading
+import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,7 +30,7 @@ from streamer.wall import Wall
 from tests.conftest import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 SIZE = (176, 144)
 
@@ -56,9 +64,10 @@ def send_one(hub: streamer.Hub, sender: streamer.Sender, jpeg: bytes) -> None:
     until(lambda: sum(status.frames for status in hub.cameras()) > frames)
 
 
-def get(wall: Wall, path: str) -> tuple[int, dict[str, str], bytes]:
+def get(wall: Wall, path: str, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
+    request = urllib.request.Request(f"http://127.0.0.1:{wall.port}{path}", headers=headers or {})
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{wall.port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, dict(answer.headers), answer.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -88,7 +97,47 @@ def test_snapshot_is_the_sender_s_own_bytes(hub: streamer.Hub, wall: Wall, sende
     jpeg = picture()
     send_one(hub, sender, jpeg)
     status, headers, body = get(wall, "/snapshot/pi1.jpg")
-    assert (status, headers["Content-Type"], headers["Cache-Control"], body) == (200, "image/jpeg", "no-cache, private", jpeg)
+    assert (status, headers["Content-Type"], headers["Cache-Control"], body) == (
+        200,
+        "image/jpeg",
+        "no-cache, private",
+        jpeg,
+    )
+
+
+def test_snapshot_that_a_client_has_already_is_not_sent_again(
+    hub: streamer.Hub, wall: Wall, sender: streamer.Sender
+) -> None:
+    send_one(hub, sender, picture())
+    _, headers, _ = get(wall, "/snapshot/pi1.jpg")
+    assert headers["Age"] == "0"
+    assert headers["Last-Modified"].endswith("GMT")
+    known = {"If-None-Match": headers["ETag"]}
+    assert get(wall, "/snapshot/pi1.jpg", known)[::2] == (304, b"")
+    later = picture("later")
+    send_one(hub, sender, later)
+    assert get(wall, "/snapshot/pi1.jpg", known)[::2] == (200, later)
+
+
+def test_snapshot_that_is_too_old_is_refused(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
+    send_one(hub, sender, picture())
+    assert get(wall, "/snapshot/pi1.jpg?max_age=60")[0] == 200
+    until(lambda: get(wall, "/snapshot/pi1.jpg?max_age=0.2")[0] == 503)
+    status, headers, body = get(wall, "/snapshot/pi1.jpg?max_age=0.2")
+    assert (status, headers["Retry-After"]) == (503, "1")
+    assert body.startswith(b"pi1: the newest picture is 0.")
+    assert body.endswith(b" s old, max_age is 0.2\n")
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", ""])
+@pytest.mark.parametrize("path", ["/snapshot/pi1.jpg?max_age=", "/stream/pi1.mjpg?fps="])
+def test_number_that_is_none_is_named(
+    hub: streamer.Hub, wall: Wall, sender: streamer.Sender, path: str, value: str
+) -> None:
+    send_one(hub, sender, picture())
+    status, _, body = get(wall, path + value)
+    assert status == 400
+    assert body.startswith(f"{path.partition('?')[2][:-1]} is {value!r}: it must be a number from 0".encode())
 
 
 def test_snapshot_of_a_raw_array_is_encoded(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
@@ -106,9 +155,10 @@ def test_snapshot_of_a_raw_array_is_encoded(hub: streamer.Hub, wall: Wall, sende
 def test_array_that_is_no_picture_is_said_to_be_none(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
     sender.send(np.zeros((4, 4), np.float32))
     until(lambda: hub.latest("pi1"))
-    status, _, body = get(wall, "/snapshot/pi1.jpg")
-    assert status == 415
-    assert b"float32" in body
+    for path in ("/snapshot/pi1.jpg", "/stream/pi1.mjpg"):
+        status, _, body = get(wall, path)
+        assert status == 415
+        assert b"float32" in body
 
 
 @pytest.mark.parametrize("path", ["/snapshot/pi7.jpg", "/stream/pi7.mjpg"])
@@ -125,7 +175,15 @@ def test_page_and_its_files_come_from_the_hub_alone(wall: Wall) -> None:
     assert b"//" not in body.replace(b"http://www.w3.org", b"").replace(b"<!--", b"")
     for file in ("wall.js", "wall.css", "icon.svg"):
         assert f"/static/{file}".encode() in body
-        assert get(wall, f"/static/{file}")[0] == 200
+    types = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+    for path in (Path(streamer.__file__).parent / "wall/static").iterdir():
+        status, headers, body = get(wall, f"/static/{path.name}")
+        if path.suffix == ".html":
+            assert status == 404, "pages have addresses of their own"
+        else:
+            assert (status, body) == (200, path.read_bytes())
+            assert headers["Content-Type"] == f"{types[path.suffix[1:]]}; charset=utf-8"
+    assert get(wall, "/numbers")[0] == 200
     assert get(wall, "/static/../__init__.py")[0] == 404
     assert get(wall, "/static/__init__.py")[0] == 404
 
@@ -139,12 +197,12 @@ def test_health_follows_the_receiving_thread(hub: streamer.Hub, wall: Wall, monk
 class Stream:
     """A viewer of /stream/NAME.mjpg that reads part by part."""
 
-    def __init__(self, wall: Wall, name: str, buffer_bytes: int | None = None) -> None:
+    def __init__(self, wall: Wall, name: str, buffer_bytes: int | None = None, query: str = "") -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", wall.port, timeout=10)
         self._connection.connect()
         if buffer_bytes:
             self._connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-        self._connection.request("GET", f"/stream/{name}.mjpg")
+        self._connection.request("GET", f"/stream/{name}.mjpg{query}")
         self._answer = self._connection.getresponse()
         assert self._answer.headers.get_content_type() == "multipart/x-mixed-replace"
         self._boundary = f"--{self._answer.headers.get_param('boundary')}\r\n".encode()
@@ -251,3 +309,287 @@ def test_hub_that_closes_first_ends_the_streams() -> None:
         reader.join(10)
         assert ended == [b""]
         stream.close()
+
+
+def test_stream_at_a_lower_rate(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
+    send_one(hub, sender, picture("first"))
+    stream = Stream(wall, "pi1", query="?fps=2")
+    try:
+        stream.part()
+        began = time.monotonic()
+        for number in range(5):
+            send_one(hub, sender, last := picture(f"{number}"))
+        assert stream.part() == last
+        assert time.monotonic() - began > 0.4
+    finally:
+        stream.close()
+
+
+def test_head_of_a_stream_is_an_answer_not_a_stream(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
+    send_one(hub, sender, picture())
+    connection = http.client.HTTPConnection("127.0.0.1", wall.port, timeout=10)
+    connection.request("HEAD", "/stream/pi1.mjpg")
+    with connection.getresponse() as answer:
+        assert answer.status == 200
+        assert answer.read() == b""
+    connection.close()
+    assert viewers(wall) == []
+
+
+class Playing:
+    """Sends a test card, 30 pictures a second, until it is left."""
+
+    def __init__(self, sender: streamer.Sender) -> None:
+        self._sender = sender
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._play)
+
+    def _play(self) -> None:
+        card = Pattern("pi1", (320, 240), 30, 85)
+        while not self._ended.is_set():
+            self._sender.send(card.read()[0])
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def test_opencv_reads_the_stream(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
+    with Playing(sender):
+        until(lambda: hub.latest("pi1"))
+        capture = cv2.VideoCapture(f"http://127.0.0.1:{wall.port}/stream/pi1.mjpg")
+        try:
+            for _ in range(5):
+                found, image = capture.read()
+                assert found
+                assert image.shape == (240, 320, 3)
+        finally:
+            capture.release()
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+def test_ffmpeg_reads_the_stream(hub: streamer.Hub, wall: Wall, sender: streamer.Sender, tmp_path: Path) -> None:
+    with Playing(sender):
+        until(lambda: hub.latest("pi1"))
+        source = f"http://127.0.0.1:{wall.port}/stream/pi1.mjpg"
+        command = ["ffmpeg", "-v", "error", "-i", source, "-frames:v", "5", str(tmp_path / "%d.png")]
+        subprocess.run(command, check=True, timeout=30, stdin=subprocess.DEVNULL)
+    images = [Image.open(path).tobytes() for path in sorted(tmp_path.iterdir())]
+    assert len(set(images)) == 5
+
+
+# -- the page's socket
+
+
+def with_socket(wall: Wall, *scenes: Callable[[aiohttp.ClientWebSocketResponse], Awaitable[None]]) -> None:
+    """Connect a page for each scene, and play the scenes side by side."""
+
+    async def one(session: aiohttp.ClientSession, scene: Callable[[Any], Awaitable[None]]) -> None:
+        async with session.ws_connect(f"http://127.0.0.1:{wall.port}/ws", max_msg_size=0) as page:
+            await scene(page)
+
+    async def everything() -> None:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session:
+            await asyncio.gather(*(one(session, scene) for scene in scenes))
+
+    asyncio.run(asyncio.wait_for(everything(), 30))
+
+
+async def next_table(page: aiohttp.ClientWebSocketResponse) -> list[dict[str, Any]]:
+    while True:
+        message = await page.receive()
+        assert message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY), message
+        if message.type is aiohttp.WSMsgType.TEXT and "cameras" in (news := json.loads(message.data)):
+            rows: list[dict[str, Any]] = news["cameras"]
+            return rows
+
+
+async def next_picture(page: aiohttp.ClientWebSocketResponse) -> tuple[str, float, bytes]:
+    """Return the name, the hub's stamp in ms and the JPEG of the next picture."""
+    while True:
+        message = await page.receive()
+        assert message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY), message
+        if message.type is aiohttp.WSMsgType.BINARY:
+            version, length, received_ms = struct.unpack_from("<BBd", message.data)
+            assert version == 1
+            return message.data[10 : 10 + length].decode(), received_ms, message.data[10 + length :]
+
+
+def test_socket_brings_every_camera_untouched(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
+    assert hub.endpoint
+    first, second = picture("one"), picture("two")
+    with streamer.Sender(hub.endpoint, name="pi2") as other:
+        send_one(hub, sender, first)
+        send_one(hub, other, second)
+
+        async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
+            hello = json.loads((await page.receive()).data)["hello"]
+            assert hello == {"version": streamer.__version__, "message": 1, "stale_after_s": 0.5}
+            assert [row["name"] for row in await next_table(page)] == ["pi1", "pi2", "pi9"]
+            assert viewers(wall)[0]["frames"] == 0, "nothing was asked for"
+            await page.send_json({"want": {"pi1": 60, "pi2": 60}})
+            pictures = [await next_picture(page) for _ in range(2)]
+            assert {name: jpeg for name, _, jpeg in pictures} == {"pi1": first, "pi2": second}
+            frame = hub.latest("pi1")
+            assert frame
+            assert {name: stamp for name, stamp, _ in pictures}["pi1"] == frame.received_ns / 1e6
+
+        with_socket(wall, scene)
+
+
+def test_next_picture_comes_when_the_last_is_shown(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
+    async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
+        await page.send_json({"want": {"pi1": 1000}})
+        send_one(hub, sender, first := picture("first"))
+        assert (await next_picture(page))[2] == first
+        for number in range(3):
+            send_one(hub, sender, last := picture(f"{number}"))
+        assert viewers(wall)[0]["frames"] == 1
+        await page.send_json({"shown": ["pi1"]})
+        assert (await next_picture(page))[2] == last
+
+    with_socket(wall, scene)
+
+
+def test_page_that_nobody_sees_costs_nothing(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
+    async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
+        await page.send_json({"want": {"pi1": 1000}})
+        send_one(hub, sender, picture("first"))
+        await next_picture(page)
+        await page.send_json({"want": None, "shown": ["pi1"]})
+        until(lambda: viewers(wall)[0]["cameras"] == 0)
+        sent = viewers(wall)[0]["frames"]
+        send_one(hub, sender, picture("unseen"))
+        # The camera goes STALE, which is told at once, but not here.
+        until(lambda: hub.cameras()[0].state == "STALE")
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(page.receive(), 1.2)
+        assert viewers(wall)[0]["frames"] == sent
+        await page.send_json({"want": {"pi1": 1000}})
+        assert (await next_table(page))[0]["state"] == "STALE"
+
+    with_socket(wall, scene)
+
+
+def test_change_of_state_is_told_at_once(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
+    async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
+        send_one(hub, sender, picture())
+        seen = [state for _ in range(6) for state in [(await next_table(page))[0]["state"]]]
+        assert "STALE" in seen
+
+    with_socket(wall, scene)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "nonsense", "[]", "{}", '{"want": 3}', '{"want": {"pi1": "often"}}', '{"want": {"pi1": 0}}',
+        '{"want": {"pi1": NaN}}',
+        '{"want": {"pi1": null}}', '{"shown": "pi1"}', '{"other": 1}', "[" * 5000, b"binary",
+    ],
+    ids=lambda command: repr(command)[:24],
+)  # fmt: skip
+def test_page_that_talks_rubbish_is_told_so(wall: Wall, command: str | bytes) -> None:
+    async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
+        await (page.send_bytes(command) if isinstance(command, bytes) else page.send_str(command))
+        while (message := await page.receive()).type is aiohttp.WSMsgType.TEXT:
+            pass
+        assert message.type is aiohttp.WSMsgType.CLOSE
+        assert message.data == aiohttp.WSCloseCode.POLICY_VIOLATION
+        assert str(message.extra).startswith("not understood: ")
+
+    with_socket(wall, scene)
+    until(lambda: viewers(wall) == [])
+
+
+def test_page_that_never_shows_anything_holds_up_no_other(
+    hub: streamer.Hub, wall: Wall, sender: streamer.Sender
+) -> None:
+    pictures: Sequence[bytes] = [picture(f"{number}") for number in range(20)]
+    stuck_is_there = asyncio.Event()
+    done = asyncio.Event()
+
+    async def stuck(page: aiohttp.ClientWebSocketResponse) -> None:
+        await page.send_json({"want": {"pi1": 1000}})
+        stuck_is_there.set()
+        await done.wait()
+
+    async def quick(page: aiohttp.ClientWebSocketResponse) -> None:
+        await stuck_is_there.wait()
+        await page.send_json({"want": {"pi1": 1000}})
+        for each in pictures:
+            send_one(hub, sender, each)
+            assert (await next_picture(page))[2] == each
+            await page.send_json({"shown": ["pi1"]})
+        assert [row["frames"] for row in viewers(wall)] == [1, len(pictures)]
+        done.set()
+
+    with_socket(wall, stuck, quick)
+
+
+def test_array_is_encoded_once_for_all(
+    hub: streamer.Hub, wall: Wall, sender: streamer.Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[Any] = []
+
+    def encode(image: Any, quality: int) -> bytes:
+        encoded.append(image)
+        return bytes(encode_jpeg(image, quality))
+
+    monkeypatch.setattr("streamer.codec.encode_jpeg", encode)
+
+    together = asyncio.Barrier(3)
+
+    async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
+        await page.send_json({"want": {"pi1": 1000}})
+        await next_table(page)
+        if await together.wait() == 0:
+            sender.send(np.full((48, 64, 3), 90, np.uint8))
+        _, _, jpeg = await next_picture(page)
+        assert Image.open(io.BytesIO(jpeg)).size == (64, 48)
+
+    with_socket(wall, scene, scene, scene)
+    assert len(encoded) == 1
+
+
+def test_wall_closes_under_its_pages(hub: streamer.Hub, sender: streamer.Sender) -> None:
+    with Wall(hub, "127.0.0.1", 0) as wall:
+        send_one(hub, sender, picture())
+
+        async def polite(page: aiohttp.ClientWebSocketResponse) -> None:
+            await page.send_json({"want": {"pi1": 1000}})
+            await next_picture(page)
+            closing = asyncio.get_running_loop().run_in_executor(None, wall.close)
+            while (message := await page.receive()).type is not aiohttp.WSMsgType.CLOSE:
+                pass
+            assert (message.data, message.extra) == (aiohttp.WSCloseCode.GOING_AWAY, "the hub ends")
+            await closing
+
+        with_socket(wall, polite)
+
+
+def test_wall_closes_though_a_page_does_not_answer(hub: streamer.Hub) -> None:
+    wall = Wall(hub, "127.0.0.1", 0)
+    with socket.create_connection(("127.0.0.1", wall.port)) as silent:
+        silent.sendall(
+            b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        assert silent.recv(12) == b"HTTP/1.1 101"
+        until(lambda: len(viewers(wall)) == 1)
+        began = time.monotonic()
+        wall.close()
+        assert time.monotonic() - began < 2
+
+
+def test_last_minutes_are_kept(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
+    send_one(hub, sender, picture())
+    past = until(lambda: json.loads(get(wall, "/api/history")[2])["cameras"].get("pi1") and get(wall, "/api/history"))
+    table = json.loads(past[2])
+    assert (table["every_s"], table["points"]) == (2.0, 150)
+    assert set(table["cameras"]) == {"pi1", "pi9"}
+    assert set(table["cameras"]["pi1"]) == {"fps", "latency_ms", "bytes_per_s"}
+    assert table["cameras"]["pi9"]["latency_ms"][0] is None

@@ -32,6 +32,7 @@ from streamer.wall.viewers import BOUNDARY, MESSAGE_VERSION, RATE_MAX, FanOut
 if TYPE_CHECKING:
     from streamer.frame import Frame
     from streamer.hub import Hub
+    from streamer.presence import Status
     from streamer.wall.viewers import Viewer
 
 _TURN_S = 0.25
@@ -135,7 +136,7 @@ class Wall:
             before, states = states, {status.name: status.state for status in statuses}
             if states != before or now - told >= _TABLE_S:
                 told = now
-                self._table = json.dumps({"cameras": [dataclasses.asdict(status) for status in statuses]})
+                self._table = _table(statuses)
                 for page in self._pages:
                     if page.seen:
                         page.news.set()
@@ -216,9 +217,9 @@ class Wall:
                 page.seen = False
                 self._fan_out.want(page.viewer, {})
             case {"want": dict(wanted)}:
-                rates = {str(name): min(RATE_MAX, float(rate)) for name, rate in wanted.items()}
-                if not all(rate > 0 for rate in rates.values()):
-                    raise ValueError("a rate must be greater than 0")
+                rates = {str(name): float(rate) for name, rate in wanted.items()}
+                if not all(0 < rate <= RATE_MAX for rate in rates.values()):
+                    raise ValueError(f"a rate must be greater than 0 and at most {RATE_MAX:g}")
                 if not page.seen:
                     page.seen = True
                     page.news.set()
@@ -236,10 +237,10 @@ class Wall:
 
     async def _send_tables(self, response: web.WebSocketResponse, page: _Page) -> None:
         with contextlib.suppress(ConnectionError):
-            while True:
-                await response.send_str(self._table)
+            await response.send_str(_table(self._hub.cameras()))
+            while await page.news.wait():
                 page.news.clear()
-                await page.news.wait()
+                await response.send_str(self._table)
 
     async def _snapshot(self, request: web.Request) -> web.Response:
         """Answer with a camera's newest picture; 503 if it is older than `?max_age=` seconds."""
@@ -346,6 +347,10 @@ def _who(request: web.Request) -> tuple[str | None, str]:
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(_HEADERS)
+
+
+def _table(statuses: list[Status]) -> str:
+    return json.dumps({"cameras": [dataclasses.asdict(status) for status in statuses]})
 
 
 def _json(value: Any) -> web.Response:

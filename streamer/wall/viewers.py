@@ -36,6 +36,7 @@ _WINDOW_MAX = 1024
 # Queueing delays at which the window shrinks and may grow, in seconds.
 _DELAY_HIGH_S = 0.1
 _DELAY_LOW_S = 0.05
+_LATE_S = 0.02  # by which a picture may come late and its follower still be in time
 _FORGET_S = 60.0  # how long the quickest round trip is remembered: the way to a viewer changes
 
 
@@ -186,8 +187,8 @@ class Viewer:
     def _take(self, name: str, slot: _Slot, now: float) -> Picture | None:
         del self._waiting[name]
         picture, slot.picture = slot.picture, None
-        # Counted from when it was due, so that a timer that is late does not lower the rate.
-        slot.due = max(slot.due + slot.interval_s, now)
+        # Counted from when it was due, so that a timer or a camera that is a little late does not lower the rate.
+        slot.due = max(slot.due, now - min(_LATE_S, slot.interval_s / 2)) + slot.interval_s
         self._under_way[name] = now
         if picture is not None:
             self._frames += 1
@@ -336,7 +337,7 @@ class FanOut:
         while following is not None:
             frame = following
             with contextlib.suppress(CodecError, MissingExtraError):  # no picture: `/snapshot` says why
-                await asyncio.to_thread(lambda frame=frame: frame.jpeg)
+                await asyncio.to_thread(getattr, frame, "jpeg")
                 self._give(frame, self._viewers)
             following = self._encoding.pop(frame.camera)
             if following is not None:
