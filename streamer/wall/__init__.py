@@ -16,6 +16,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from streamer.errors import CodecError, MissingExtraError, TransportError
+from streamer.wall.metrics import Metrics
 
 try:
     from aiohttp import web
@@ -55,6 +56,8 @@ class Wall:
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
         self._viewers: set[_Viewer] = set()
+        self._viewer_frames = 0  # sent to all of them
+        self._metrics = Metrics(hub, viewers=lambda: len(self._viewers), viewer_frames=lambda: self._viewer_frames)
         self._listening = threading.Event()
         self._failure: OSError | None = None
         self.port = port
@@ -87,6 +90,7 @@ class Wall:
                 web.get("/static/{file}", self._file),
                 web.get("/api/cameras", self._cameras),
                 web.get("/healthz", self._health),
+                web.get("/metrics", self._metrics_text),
                 web.get("/snapshot/{name}.jpg", self._snapshot),
                 web.get("/stream/{name}.mjpg", self._stream),
             ]
@@ -129,6 +133,11 @@ class Wall:
             return web.Response(status=503, text="the receiving thread is stuck\n")
         return web.Response(text="ok\n")
 
+    async def _metrics_text(self, request: web.Request) -> web.Response:
+        """Answer in Prometheus' text format; the work is kept off the event loop."""
+        text, content_type = await asyncio.to_thread(self._metrics.text, request.headers.get("Accept", ""))
+        return web.Response(body=text, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+
     async def _snapshot(self, request: web.Request) -> web.Response:
         """Answer with a camera's newest picture, however old it is; its age is in a header."""
         name = request.match_info["name"]
@@ -166,6 +175,7 @@ class Wall:
                 # The boundary that ends a part goes with it, else browsers show every picture one late.
                 head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
                 await response.write(b"".join((head, jpeg, f"\r\n--{_BOUNDARY}\r\n".encode())))
+                self._viewer_frames += 1
         except ConnectionError:  # the viewer has left
             pass
         finally:
