@@ -58,9 +58,10 @@ def send_one(hub: streamer.Hub, sender: streamer.Sender, jpeg: bytes) -> None:
     until(lambda: sum(status.frames for status in hub.cameras()) > frames)
 
 
-def get(wall: Wall, path: str) -> tuple[int, dict[str, str], bytes]:
+def get(wall: Wall, path: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+    request = urllib.request.Request(f"http://127.0.0.1:{wall.port}{path}", method=method)
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{wall.port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, dict(answer.headers), answer.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -126,10 +127,13 @@ def test_page_and_its_files_come_from_the_hub_alone(wall: Wall) -> None:
     assert get(wall, "/static/__init__.py")[0] == 404
 
 
-def test_health_follows_the_receiving_thread(hub: streamer.Hub, wall: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert get(wall, "/healthz")[::2] == (200, b"ok\n")
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_health_follows_the_receiving_thread(
+    method: str, hub: streamer.Hub, wall: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert get(wall, "/healthz", method)[::2] == (200, b"ok\n" if method == "GET" else b"")
     monkeypatch.setattr(hub, "_failure", OSError("broken"))
-    assert get(wall, "/healthz")[0] == 503
+    assert get(wall, "/healthz", method)[0] == 503
 
 
 class Stream:
