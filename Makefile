@@ -40,5 +40,5 @@ $(VENV)/demo: pyproject.toml
 
 $(VENV)/test: pyproject.toml tests/environment.sh
 	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv,fleet,test python3-venv libgl1 libglib2.0-0 \
-	  xvfb openbox xdotool openssh-client
+	  xvfb openbox xdotool openssh-client prometheus
 	@touch $@ $(VENV)/demo

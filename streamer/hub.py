@@ -59,6 +59,7 @@ class Hub:
         self._presence = Presence(cameras, stale_after_s=stale_after_s, gone_after_s=gone_after_s)
         self._lock = threading.Lock()  # of the presence table and the list of mailboxes
         self._mailboxes: list[tuple[Mailbox[Frame], frozenset[str] | None]] = []
+        self.refused = 0  # messages since the start
         self._refused: Counter[tuple[str, str]] = Counter()
         self._refused_told = time.monotonic()
         self._closing = False
@@ -110,6 +111,11 @@ class Hub:
         """Return a row for every camera, by name."""
         with self._lock:
             return self._presence.statuses(time.monotonic())
+
+    @property
+    def expected(self) -> frozenset[str]:
+        """The names of the cameras that there should be."""
+        return self._presence.expected
 
     @property
     def elapsed_s(self) -> float:
@@ -227,6 +233,7 @@ class Hub:
             _tell(change)
 
     def _refuse(self, received: Received, error: WireError) -> None:
+        self.refused += 1
         if self._replier and received.route:
             self._replier.reply(received.route, wire.error_reply(error))
         if len(self._refused) < 100:  # a stranger who varies his rubbish must not fill the memory

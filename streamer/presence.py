@@ -68,6 +68,11 @@ class Status:
     height: int | None
     bytes_per_s: float
     address: str | None
+    latency_error_ms: float | None = None
+    wanted_fps: float | None = None
+    reconnects: int = 0
+    release: str | None = None
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,7 @@ class _Camera:
         self.frame: Frame | None = None
         self.seen = 0.0
         self.frames = 0
+        self.bytes = 0
         self.lost = 0
         self.address: str | None = None
         self._rate: _Rate | None = None
@@ -145,6 +151,7 @@ class _Camera:
         self.frame = frame
         self.seen = now
         self.frames += 1
+        self.bytes += len(frame.payload)
         self.address = address
         if self._rate is None:
             self._rate = _Rate(now)
@@ -170,6 +177,7 @@ class _Camera:
             height=frame.height,
             bytes_per_s=round(bytes_per_s),
             address=self.address,
+            bytes=self.bytes,
         )
 
 
@@ -185,8 +193,8 @@ class Presence:
     def __init__(self, expected: Iterable[str] = (), *, stale_after_s: float, gone_after_s: float) -> None:
         self._stale_after_s = stale_after_s
         self._gone_after_s = gone_after_s
-        self._expected = frozenset(expected)
-        self._cameras = {name: _Camera(name) for name in sorted(self._expected)}
+        self.expected = frozenset(expected)
+        self._cameras = {name: _Camera(name) for name in sorted(self.expected)}
 
     def add(self, frame: Frame, address: str | None, now: float) -> Change | None:
         """Take note of a frame.
@@ -235,7 +243,7 @@ class Presence:
         return [self._cameras[name].status(now) for name in sorted(self._cameras, key=natural)]
 
     def _make_room(self) -> None:
-        gone = [c for c in self._cameras.values() if c.state is State.GONE and c.name not in self._expected]
+        gone = [c for c in self._cameras.values() if c.state is State.GONE and c.name not in self.expected]
         if not gone:
             raise WireError(f"the hub already has {CAMERAS_MAX} cameras")
         del self._cameras[min(gone, key=lambda camera: camera.seen).name]

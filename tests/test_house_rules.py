@@ -44,6 +44,7 @@ LIBRARIES = {
     "cv2": {"codec", "cameras.opencv", "windows"},
     "numpy": {"codec", "frame", "imagezmq"},
     "picamera2": {"cameras.picamera2"},
+    "prometheus_client": {"wall.metrics"},
     "simplejpeg": {"codec"},
     "yaml": {"config"},
     "zmq": {"transport", "keys"},
@@ -191,7 +192,7 @@ def extras_named() -> dict[str, set[str]]:
 def test_extras_that_errors_name_exist() -> None:
     named = extras_named()
     assert set().union(*named.values()) <= set(PROJECT["optional-dependencies"])
-    optional = {"PIL", "aiohttp", "cv2", "picamera2", "simplejpeg"}
+    optional = {"PIL", "aiohttp", "cv2", "picamera2", "prometheus_client", "simplejpeg"}
     assert set().union(*(LIBRARIES[library] for library in optional)) == set(named)
 
 

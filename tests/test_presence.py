@@ -118,7 +118,8 @@ def test_a_strange_camera_is_live_at_once() -> None:
 
 def test_row_has_the_fields_of_the_api() -> None:
     assert " ".join(field.name for field in dataclasses.fields(Status)) == (
-        "name state fps age_s latency_ms frames dropped lost width height bytes_per_s address"
+        "name state fps age_s latency_ms frames dropped lost width height bytes_per_s address "
+        "latency_error_ms wanted_fps reconnects release bytes"
     )
 
 
@@ -145,6 +146,7 @@ def test_row() -> None:
         height=480,
         bytes_per_s=6667,
         address="192.0.2.2",
+        bytes=5009,
     )
 
 

@@ -30,8 +30,13 @@ NEEDS = {
     "usb": {"cv2": "python3-opencv"},
     "file": {"cv2": "python3-opencv"},
     "pattern": {"PIL": "python3-pil"},
-    # The last two make a JPEG of the raw arrays that a program may send.
-    "hub": {"aiohttp": "python3-aiohttp", "numpy": "python3-numpy", "PIL": "python3-pil"},
+    "hub": {
+        "aiohttp": "python3-aiohttp",
+        "prometheus_client": "python3-prometheus-client",
+        # These make a JPEG of the raw arrays that a program may send.
+        "numpy": "python3-numpy",
+        "PIL": "python3-pil",
+    },
     "windows": {"cv2": "python3-opencv"},
 }
 # Faster than what Debian has for the same work, and only in the Raspberry Pi archive.

@@ -27,6 +27,7 @@ except ImportError as error:
     raise MissingExtraError("the hub's page", "hub", "python3-aiohttp") from error
 
 from streamer.wall.history import EVERY_S, History
+from streamer.wall.metrics import Metrics
 from streamer.wall.viewers import BOUNDARY, MESSAGE_VERSION, RATE_MAX, FanOut
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Wall:
         self._address = host, port
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
+        self._looking = 0, 0  # viewers, and frames sent to them, as the loop last told
+        self._metrics = Metrics(hub, viewers=lambda: self._looking[0], viewer_frames=lambda: self._looking[1])
         self._listening = threading.Event()
         self._failure: OSError | None = None
         self._history = History()
@@ -107,6 +110,7 @@ class Wall:
                 web.get("/api/viewers", self._viewers),
                 web.get("/api/history", self._past),
                 web.get("/healthz", self._health),
+                web.get("/metrics", self._metrics_text),
                 web.get("/snapshot/{name}.jpg", self._snapshot),
                 web.get("/stream/{name}.mjpg", self._stream),
             ]
@@ -241,6 +245,12 @@ class Wall:
             while await page.news.wait():
                 page.news.clear()
                 await response.send_str(self._table)
+
+    async def _metrics_text(self, request: web.Request) -> web.Response:
+        """Answer in Prometheus' text format; the work is kept off the event loop."""
+        self._looking = len(self._fan_out.viewers()), self._fan_out.sent_frames()
+        text, content_type = await asyncio.to_thread(self._metrics.text, request.headers.get("Accept", ""))
+        return web.Response(body=text, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
     async def _snapshot(self, request: web.Request) -> web.Response:
         """Answer with a camera's newest picture; 503 if it is older than `?max_age=` seconds."""

@@ -253,7 +253,7 @@ class FanOut:
         self._mailbox: Mailbox[Frame] | None = None
         self._encoding: dict[str, Frame | None] = {}  # cameras whose raw array is made a JPEG, and what comes next
         self._tasks: set[asyncio.Task[None]] = set()
-        self._left_frames = self._left_bytes = 0  # sent to viewers who have left
+        self._left_frames = 0  # sent to viewers who have left
 
     def open(self, kind: str, address: str | None, agent: str) -> Viewer:
         """Let a viewer in."""
@@ -270,9 +270,7 @@ class FanOut:
         viewer.close()
         if viewer in self._viewers:
             self._viewers.remove(viewer)
-            status = viewer.status()
-            self._left_frames += status.frames
-            self._left_bytes += status.bytes
+            self._left_frames += viewer.status().frames
         if not self._viewers and self._mailbox is not None:
             self._hub.close_mailbox(self._mailbox)
             self._mailbox = None
@@ -296,13 +294,9 @@ class FanOut:
         """Return a row for each, in the order in which they came."""
         return sorted((viewer.status() for viewer in self._viewers), key=lambda status: status.id)
 
-    def sent(self) -> tuple[int, int]:
-        """Return how many frames, and bytes of them, went to viewers so far, those who have left included."""
-        rows = self.viewers()
-        return (
-            self._left_frames + sum(row.frames for row in rows),
-            self._left_bytes + sum(row.bytes for row in rows),
-        )
+    def sent_frames(self) -> int:
+        """Return how many frames went to viewers so far, those who have left included."""
+        return self._left_frames + sum(row.frames for row in self.viewers())
 
     def _wake(self) -> None:
         """Wake the event loop from the receiving thread."""

@@ -47,6 +47,7 @@ FLEET_PACKAGES = (
     "python3-pil",
     "python3-opencv",
     "python3-aiohttp",
+    "python3-prometheus-client",
     "python3-installer",
     "python3-venv",
     "systemd-timesyncd",
