@@ -56,10 +56,9 @@ export function openFeed(url, post) {
     if (head.getUint8(0) !== VERSION) return;
     const jpegAt = HEAD_BYTES + head.getUint8(1);
     const name = text.decode(new Uint8Array(data, HEAD_BYTES, jpegAt - HEAD_BYTES));
-    const receivedMs = head.getFloat64(2, true);
     try {
       const bitmap = await createImageBitmap(new Blob([new Uint8Array(data, jpegAt)], { type: "image/jpeg" }));
-      post({ picture: { name, bitmap, receivedMs } }, [bitmap]);
+      post({ picture: { name, bitmap } }, [bitmap]);
     } catch {
       say({ shown: [name] });
       post({ damaged: name });

@@ -1,0 +1,252 @@
+"""The pages in a real browser, with real senders behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import shutil
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.browser import Fleet, chromium, needs_chromium
+from tests.conftest import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from playwright.sync_api import Browser, Page
+
+pytestmark = [
+    needs_chromium,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:playwright"),
+]
+
+DESKTOP = {"width": 1280, "height": 800}
+PHONE = {"width": 390, "height": 844}
+EIGHT = {f"pi{number}": "pattern" for number in range(1, 9)}
+
+# Counts what is drawn on each canvas, before the page's own script runs.
+COUNT_DRAWINGS = """
+window.drawings = {};
+const draw = ImageBitmapRenderingContext.prototype.transferFromImageBitmap;
+ImageBitmapRenderingContext.prototype.transferFromImageBitmap = function (bitmap) {
+  const name = this.canvas.closest(".tile").dataset.name;
+  window.drawings[name] = (window.drawings[name] ?? 0) + 1;
+  return draw.call(this, bitmap);
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def eight() -> Iterator[Fleet]:
+    with Fleet({**EIGHT, "pi9": None}, stale_after_s=1, gone_after_s=3) as fleet:
+        yield fleet
+
+
+@contextlib.contextmanager
+def looking(browser: Browser, url: str, size: dict[str, int] = DESKTOP, **options: Any) -> Iterator[Page]:
+    """Open a page; an error of its script fails the test."""
+    context = browser.new_context(viewport=size, **options)  # type: ignore[arg-type]
+    context.set_default_timeout(15_000)
+    context.add_init_script(COUNT_DRAWINGS)
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
+    try:
+        page.goto(url)
+        yield page
+        assert errors == []
+    finally:
+        context.close()
+
+
+def tile(page: Page, name: str) -> Any:
+    return page.locator(f'.tile[data-name="{name}"]')
+
+
+def says(page: Page, name: str, pattern: str, within_s: float = 15) -> None:
+    """Wait until a tile says so."""
+    words = ""
+
+    def look() -> bool:
+        nonlocal words
+        words = " ".join(tile(page, name).inner_text().split())
+        return re.search(pattern, words) is not None
+
+    try:
+        until(look, within_s)
+    except AssertionError:
+        raise AssertionError(f"{name} says {words!r}, not {pattern!r}") from None
+
+
+def drawings(page: Page) -> dict[str, int]:
+    counts: dict[str, int] = page.evaluate("window.drawings")
+    return counts
+
+
+def contents(page: Page) -> dict[str, str]:
+    """What is on each canvas."""
+    script = "Object.fromEntries([...document.querySelectorAll('.tile')].map(t => [t.dataset.name, t.querySelector('canvas').toDataURL()]))"
+    pixels: dict[str, str] = page.evaluate(script)
+    return pixels
+
+
+def all_drawn(page: Page, names: Any, times: int = 2) -> None:
+    """Wait until each canvas was drawn so many times more."""
+    before = drawings(page)
+    until(lambda: all(drawings(page).get(name, 0) >= before.get(name, 0) + times for name in names), 15)
+
+
+def test_all_eight_pictures_move(browser: Browser, eight: Fleet) -> None:
+    with looking(browser, eight.url) as page:
+        all_drawn(page, EIGHT, 1)
+        before = contents(page)
+        assert len(set(before.values())) == 9
+        all_drawn(page, EIGHT)
+        after = contents(page)
+        assert [name for name in before if after[name] == before[name]] == ["pi9"]
+        for name in EIGHT:
+            says(page, name, rf"^{name} ● LIVE \d+ fps")
+        says(page, "pi9", "^waiting for its first picture pi9 ○ WAITING$")
+        assert page.locator("#summary").inner_text() == "● 8 of 9 LIVE · ○ 1 WAITING"
+        assert page.title() == "8 of 9 cameras live"
+
+
+def test_killed_sender_is_stale_then_gone_and_comes_back(browser: Browser, eight: Fleet) -> None:
+    with looking(browser, eight.url) as page:
+        says(page, "pi3", "LIVE")
+        eight.senders["pi3"].process.kill()
+        says(page, "pi3", r"no picture for \d s pi3 ▲ STALE")
+        greyed = tile(page, "pi3").locator("canvas").evaluate("canvas => getComputedStyle(canvas).filter")
+        assert "grayscale(1)" in greyed
+        says(page, "pi3", r"gone, last seen \d s ago pi3 ■ GONE")
+        assert not tile(page, "pi3").locator("canvas").is_visible()
+        says(page, "pi4", "LIVE")
+        eight.start("pi3")
+        says(page, "pi3", "pi3 ● LIVE")
+        all_drawn(page, ["pi3"])
+
+
+def test_one_camera_by_keyboard_and_back(browser: Browser, eight: Fleet) -> None:
+    with looking(browser, eight.url) as page:
+        all_drawn(page, EIGHT, 1)
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Enter")
+        assert page.evaluate("location.hash") == "#pi2"
+        assert [name for name in EIGHT if tile(page, name).is_visible()] == ["pi2"]
+        all_drawn(page, ["pi2"])
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate("location.hash") == "#pi3"
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("ArrowLeft")
+        assert page.evaluate("location.hash") == "#pi9"
+        page.keyboard.press("Escape")
+        assert all(tile(page, name).is_visible() for name in EIGHT)
+        assert page.evaluate("document.activeElement.dataset.name") == "pi9"
+        page.go_back()
+        assert page.evaluate("location.hash") == "#pi9"
+
+
+def test_link_to_one_camera_and_saving_its_picture(browser: Browser, eight: Fleet, tmp_path: Path) -> None:
+    with looking(browser, f"{eight.url}#pi5") as page:
+        all_drawn(page, ["pi5"])
+        assert [name for name in EIGHT if tile(page, name).is_visible()] == ["pi5"]
+        with page.expect_download() as download:
+            page.keyboard.press("s")
+        assert re.fullmatch(r"pi5-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.jpg", download.value.suggested_filename)
+        download.value.save_as(tmp_path / "saved.jpg")
+        assert (tmp_path / "saved.jpg").read_bytes()[:2] == b"\xff\xd8"
+        page.click("#back")
+        assert tile(page, "pi1").is_visible()
+    with looking(browser, f"{eight.url}#pi77") as page:
+        notice = page.locator("#notice")
+        until(lambda: "no camera pi77; there are: pi1, pi2," in notice.inner_text(), 15)
+        assert tile(page, "pi1").is_visible()
+
+
+def test_tab_that_nobody_sees_costs_nothing(browser: Browser, eight: Fleet) -> None:
+    with looking(browser, eight.url) as page:
+        all_drawn(page, EIGHT)
+        hide = """hidden => {
+            Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }"""
+        page.evaluate(hide, True)
+        until(lambda: [row["cameras"] for row in eight.ask("api/viewers")] == [0])
+        frames = eight.ask("api/viewers")[0]["frames"]
+        received = eight.ask("api/cameras")[0]["frames"]
+        until(lambda: eight.ask("api/cameras")[0]["frames"] > received + 30)
+        assert eight.ask("api/viewers")[0]["frames"] == frames
+        page.evaluate(hide, False)
+        all_drawn(page, EIGHT)
+
+
+def test_page_says_that_the_hub_is_away_and_comes_back_by_itself(browser: Browser) -> None:
+    with Fleet({"pi1": "pattern", "pi2": "pattern"}, stale_after_s=1) as fleet, looking(browser, fleet.url) as page:
+        all_drawn(page, ["pi1", "pi2"])
+        fleet.hub.process.kill()
+        notice = page.locator("#notice")
+        until(lambda: notice.inner_text().startswith("The hub does not answer for "), 15)
+        says(page, "pi1", "no picture for .* pi1 ▲ STALE")
+        assert page.title() == "Cameras: the hub does not answer"
+        fleet.restart_hub()
+        all_drawn(page, ["pi1", "pi2"])
+        until(lambda: not notice.is_visible())
+        says(page, "pi1", "^pi1 ● LIVE")
+
+
+def test_numbers(browser: Browser, eight: Fleet) -> None:
+    evil = '<img src=x onerror="document.title=1"> & co'
+    with looking(browser, eight.url, user_agent=evil) as page, looking(browser, f"{eight.url}numbers") as numbers:
+        all_drawn(page, EIGHT)
+        row = numbers.locator("#cameras tbody tr").first
+        until(lambda: "pi1" in row.inner_text(), 15)
+        words = " ".join(row.inner_text().split())
+        assert re.match(r"pi1 ● LIVE [\d.]+ 30 .* 320×240 \d+ ", words), words
+        assert row.locator("svg.curve").count() == 3
+        viewer = numbers.locator("#viewers tbody tr").first
+        until(lambda: "127.0.0.1 wall 9" in " ".join(viewer.inner_text().split()), 15)
+        assert viewer.locator("td").last.inner_text() == evil
+        assert numbers.locator("img").count() == 0
+        link = row.locator("a")
+        link.click()
+        all_drawn(numbers, ["pi1"])
+        assert [name for name in EIGHT if tile(numbers, name).is_visible()] == ["pi1"]
+
+
+@pytest.fixture(scope="module")
+def sixteen() -> Iterator[Fleet]:
+    waiting = {f"spare{number}": None for number in range(1, 25)}
+    with Fleet({**{f"pi{number}": "pattern" for number in range(1, 17)}}, size="176x144") as fleet:
+        fleet.spares = waiting  # type: ignore[attr-defined]
+        yield fleet
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE, {"width": 844, "height": 390}], ids=["desktop", "phone", "turned"])
+def test_sixteen_fit_any_screen(browser: Browser, sixteen: Fleet, size: dict[str, int]) -> None:
+    with looking(browser, sixteen.url, size) as page:
+        names = [f"pi{number}" for number in range(1, 17)]
+        all_drawn(page, names)
+        boxes = [tile(page, name).locator("canvas").bounding_box() for name in names]
+        assert all(box and box["y"] >= 0 and box["x"] >= 0 for box in boxes)
+        assert all(box["x"] + box["width"] <= size["width"] for box in boxes if box)
+        assert all(box["y"] + box["height"] <= size["height"] for box in boxes if box)
+        assert len({(box["x"], box["y"]) for box in boxes if box}) == 16
+        assert page.evaluate("document.scrollingElement.scrollHeight <= innerHeight")
+        assert page.evaluate(
+            "document.getElementById('wall').scrollHeight <= document.getElementById('wall').clientHeight"
+        )
