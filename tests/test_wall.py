@@ -71,8 +71,8 @@ def test_api_has_a_row_for_every_camera(hub: streamer.Hub, wall: Wall, sender: s
     rows = {row["name"]: row for row in json.loads(body)}
     assert (status, headers["Cache-Control"]) == (200, "no-store")
     assert list(rows) == ["pi1", "pi9"]
-    fields = "name state fps age_s latency_ms frames dropped lost width height bytes_per_s address"
-    assert set(rows["pi1"]) == set(fields.split())
+    fields = "name state fps wanted_fps age_s latency_ms latency_error_ms frames dropped lost reconnects width height"
+    assert set(rows["pi1"]) == {*fields.split(), "bytes_per_s", "address", "release"}
     assert (rows["pi1"]["state"], rows["pi1"]["width"], rows["pi1"]["height"]) == ("LIVE", *SIZE)
     assert rows["pi1"]["address"] == "127.0.0.1"
     assert (rows["pi9"]["state"], rows["pi9"]["age_s"]) == ("WAITING", None)
