@@ -52,6 +52,7 @@ _ITEM_BYTES = {
         *(f"{order}{_KINDS[kind]}{size}" for order in ("", "<", ">", "|", "=")),
     )
 }
+_write_json = json.JSONEncoder(separators=(",", ":")).encode
 _INT_MAX = 2**63 - 1
 _INT_DIGITS = len(str(_INT_MAX))
 _DIMENSIONS_MAX = 8
@@ -102,7 +103,7 @@ def make_header(
     if extras:
         header |= {key: value for key, value in extras.items() if value is not None}
     try:
-        packed = json.dumps(header, separators=(",", ":")).encode()
+        packed = _write_json(header).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise WireError(f"the message cannot be written as JSON: {error}") from error
     if len(packed) > HEADER_MAX_BYTES:
@@ -122,7 +123,7 @@ def read_header(header: bytes) -> dict[str, Any]:
     if len(header) > HEADER_MAX_BYTES:
         raise WireError(f"header of {len(header)} bytes, at most {HEADER_MAX_BYTES} are allowed")
     try:
-        fields = json.loads(header)
+        fields = json.loads(header.decode())  # json.loads would take longer to find out that it is UTF-8
     except (ValueError, RecursionError) as error:
         raise WireError("header is not JSON") from error
     if not isinstance(fields, dict) or "msg" not in fields:
