@@ -190,6 +190,7 @@ def _send(options: argparse.Namespace) -> int:
             in_flight_limit=config.in_flight_limit,
             reply_timeout_s=config.reply_timeout_s,
             every_s=1 / config.fps,
+            release=_release(),
         )
         open_parts.callback(sender.close)
         feed = Feed(open_camera, sender)
@@ -211,6 +212,12 @@ def _send(options: argparse.Namespace) -> int:
         notifier.stopping()
     _summarise_sender(sender)
     return 0
+
+
+def _release() -> str:
+    """Name the release that runs: by its directory where it was deployed, else by the package's version."""
+    name, version = Path(sys.prefix).name, streamer.__version__
+    return name if name.startswith(f"{version}+") else version
 
 
 def _summarise_sender(sender: Sender) -> None:
@@ -441,8 +448,7 @@ def _status(options: argparse.Namespace) -> int:
 def _never_seen(name: str) -> dict[str, Any]:
     from streamer.presence import State, Status
 
-    row = Status(name, State.WAITING.value, 0.0, None, None, 0, 0, 0, None, None, 0.0, None)
-    return dict(vars(row))
+    return dict(vars(Status(name, State.WAITING.value)))
 
 
 def _ask_hub(url: str) -> tuple[list[dict[str, Any]] | None, str]:
@@ -457,6 +463,8 @@ def _ask_hub(url: str) -> tuple[list[dict[str, Any]] | None, str]:
 
 
 def _print_cameras(rows: Iterable[dict[str, Any]]) -> None:
+    """Print the hub's table; what a hub of an older release does not tell is unknown."""
+
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
@@ -469,26 +477,33 @@ def _print_cameras(rows: Iterable[dict[str, Any]]) -> None:
         "frames",
         "dropped",
         "lost",
+        "reconnects",
         "size",
         "kB/s",
         "address",
+        "release",
     )
     table: list[tuple[str, ...]] = [head]
     for row in rows:
         size = f"{row['width']}x{row['height']}" if row["width"] else "-"
+        wanted, error = row.get("wanted_fps"), row.get("latency_error_ms")
+        latency = "-" if error is None else f"{row['latency_ms']:.1f} ±{max(0.1, error):.1f}"
+        version, plus, build = (row.get("release") or "-").partition("+")
         table.append(
             (
                 row["name"],
                 row["state"],
-                f"{row['fps']:.1f}",
+                f"{row['fps']:.1f}" + (f"/{wanted:g}" if wanted else ""),
                 number(row["age_s"], ".2f"),
-                number(row["latency_ms"], ".1f"),
+                latency,
                 str(row["frames"]),
                 str(row["dropped"]),
                 str(row["lost"]),
+                number(row.get("reconnects"), "d"),
                 size,
                 f"{row['bytes_per_s'] / 1000:.0f}",
                 row["address"] or "-",
+                version + plus + build[:8],  # enough to tell releases apart
             )
         )
     _print_table(table)

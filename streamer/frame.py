@@ -32,6 +32,11 @@ class Frame:
         captured_ns: the sender's wall clock when the sensor was read, in ns since 1970, or None.
         dropped: frames the sender has skipped so far, or None.
         every_s: the interval that the sender aims at, in seconds, or None.
+        release: the release that the sender runs, or None.
+        offset_ns: how far the hub's wall clock is ahead of the sender's, in ns, as the sender has measured it; negative
+            when behind; None while it is not known.
+        offset_error_ns: how far the true value may be from that, to either side, in ns; None with `offset_ns`.
+        wants_clock: whether the sender asks for the hub's clock.
     """
 
     camera: str
@@ -46,11 +51,27 @@ class Frame:
     captured_ns: int | None = None
     dropped: int | None = None
     every_s: float | None = None
+    release: str | None = None
+    offset_ns: int | None = None
+    offset_error_ns: int | None = None
+    wants_clock: bool = False
 
     @property
     def is_jpeg(self) -> bool:
         """Whether the picture came as JPEG; else as a raw array."""
         return self.dtype is None
+
+    @property
+    def latency_ns(self) -> int | None:
+        """The time from the sensor to the hub, in ns, right to within `offset_error_ns`.
+
+        None where it cannot be told: the sender has not said when, or by which clock; or the frame would have come
+        before it was captured by more than the error, since a clock was set in between.
+        """
+        if self.captured_ns is None or self.offset_ns is None or self.offset_error_ns is None:
+            return None
+        latency_ns = self.received_ns - self.captured_ns - self.offset_ns
+        return max(0, latency_ns) if latency_ns >= -self.offset_error_ns else None
 
     @cached_property
     def jpeg(self) -> bytes | memoryview:

@@ -217,13 +217,13 @@ class Hub:
                 raise WireError("a message must have two parts, header and payload")
             frame = wire.parse(*received.parts, time.time_ns())
             with self._lock:
-                change = self._presence.add(frame, received.address, now)
+                change = self._presence.add(frame, received.address, now, received.route)
                 mailboxes = self._mailboxes
         except WireError as error:
             self._refuse(received, error)
             return
         if self._replier and received.route:
-            self._replier.reply(received.route, wire.OK)
+            self._replier.reply(received.route, wire.reply_to(frame))
         self._first = self._first or now
         self._last = now
         for mailbox, wanted in mailboxes:

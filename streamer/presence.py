@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -54,23 +55,42 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 
 @dataclass(frozen=True)
 class Status:
-    """One row of the hub's table; the field names are those of `/api/cameras`."""
+    """One row of the hub's table; the field names are those of `/api/cameras`.
+
+    Attributes:
+        name: the camera's.
+        state: that of a State.
+        fps: frames per second that come.
+        wanted_fps: frames per second that its sender aims at; None when it does not say.
+        age_s: seconds since the newest frame came; None before the first.
+        latency_ms: from the sensor to the hub, of the newest frame; None when it is not known.
+        latency_error_ms: how far the true latency may be from that, to either side; None with `latency_ms`.
+        frames: received.
+        dropped: skipped by the sender on purpose.
+        lost: gaps in the sender's count.
+        reconnects: how often its frames went on over another connection, or from another start of the sender.
+        width: of the newest picture, in pixels.
+        height: of the newest picture, in pixels.
+        bytes_per_s: of the pictures that come.
+        address: of the sender.
+        release: that the sender runs; None when it does not say.
+    """
 
     name: str
     state: str
-    fps: float
-    age_s: float | None
-    latency_ms: float | None
-    frames: int
-    dropped: int
-    lost: int
-    width: int | None
-    height: int | None
-    bytes_per_s: float
-    address: str | None
-    latency_error_ms: float | None = None
+    fps: float = 0.0
     wanted_fps: float | None = None
+    age_s: float | None = None
+    latency_ms: float | None = None
+    latency_error_ms: float | None = None
+    frames: int = 0
+    dropped: int = 0
+    lost: int = 0
     reconnects: int = 0
+    width: int | None = None
+    height: int | None = None
+    bytes_per_s: float = 0.0
+    address: str | None = None
     release: str | None = None
     bytes: int = 0
 
@@ -131,7 +151,9 @@ class _Camera:
         self.frames = 0
         self.bytes = 0
         self.lost = 0
+        self.reconnects = 0
         self.address: str | None = None
+        self._connection = b""
         self._rate: _Rate | None = None
         self._dropped_before = 0  # by earlier starts of the sender
         self._dropped = 0
@@ -140,8 +162,11 @@ class _Camera:
     def dropped(self) -> int:
         return self._dropped_before + self._dropped
 
-    def add(self, frame: Frame, address: str | None, now: float) -> None:
+    def add(self, frame: Frame, address: str | None, now: float, connection: bytes) -> None:
         before = self.frame
+        if before is not None and (connection != self._connection or frame.start != before.start):
+            self.reconnects += 1
+        self._connection = connection
         if before is not None and frame.start != before.start:
             self._dropped_before += self._dropped
             self._dropped = 0
@@ -161,22 +186,26 @@ class _Camera:
     def status(self, now: float) -> Status:
         frame = self.frame
         if frame is None or self._rate is None:
-            return Status(self.name, self.state.value, 0.0, None, None, 0, 0, 0, None, None, 0.0, None)
+            return Status(self.name, self.state.value)
         fps, bytes_per_s = self._rate.read(now)
-        latency_ms = None if frame.captured_ns is None else round((frame.received_ns - frame.captured_ns) / 1e6, 1)
+        latency_ms, latency_error_ms = _latency_ms(frame)
         return Status(
             name=self.name,
             state=self.state.value,
             fps=round(fps, 1),
+            wanted_fps=None if frame.every_s is None else round(1 / frame.every_s, 2),
             age_s=round(max(0.0, now - self.seen), 3),
             latency_ms=latency_ms,
+            latency_error_ms=latency_error_ms,
             frames=self.frames,
             dropped=self.dropped,
             lost=self.lost,
+            reconnects=self.reconnects,
             width=frame.width,
             height=frame.height,
             bytes_per_s=round(bytes_per_s),
             address=self.address,
+            release=frame.release,
             bytes=self.bytes,
         )
 
@@ -196,13 +225,14 @@ class Presence:
         self.expected = frozenset(expected)
         self._cameras = {name: _Camera(name) for name in sorted(self.expected)}
 
-    def add(self, frame: Frame, address: str | None, now: float) -> Change | None:
+    def add(self, frame: Frame, address: str | None, now: float, connection: bytes = b"") -> Change | None:
         """Take note of a frame.
 
         Args:
             frame: it.
             address: where it came from, if known.
             now: monotonic seconds.
+            connection: tells one connection from another; empty when nothing does.
 
         Returns:
             The change of state that it makes, if any.
@@ -215,7 +245,7 @@ class Presence:
             if len(self._cameras) >= CAMERAS_MAX:
                 self._make_room()
             camera = self._cameras[frame.camera] = _Camera(frame.camera)
-        camera.add(frame, address, now)
+        camera.add(frame, address, now, connection)
         return self._move(camera, Event.FRAME)
 
     def tick(self, now: float) -> list[Change]:
@@ -253,6 +283,14 @@ class Presence:
         before = camera.state
         after = camera.state = TRANSITIONS[before, event]
         return Change(camera.name, before, after) if after is not before else None
+
+
+def _latency_ms(frame: Frame) -> tuple[float | None, float | None]:
+    """Return a frame's latency and its error, in ms to the microsecond; rounding is part of the error."""
+    latency_ns, error_ns = frame.latency_ns, frame.offset_error_ns
+    if latency_ns is None or error_ns is None:
+        return None, None
+    return round(latency_ns / 1e6, 3), math.ceil((error_ns + 500) / 1000) / 1000
 
 
 def natural(name: str) -> list[str | int]:

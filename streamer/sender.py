@@ -12,16 +12,17 @@ import secrets
 import socket
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from streamer import wire
+from streamer import clock, wire
 from streamer.errors import CameraError, ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
 from streamer.transport import Poller, Publisher, Requester, Waker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
     from typing_extensions import Buffer
@@ -44,9 +45,9 @@ class _Outgoing:
     dtype: str | None
     shape: tuple[int, ...] | None
     captured_ns: int
+    wall: clock.Offset  # how far the wall clock, by which it was captured, is ahead of the monotonic one
 
-    def header(self, seq: int, start: str, dropped: int, every_s: float | None) -> bytes:
-        extras = {"seq": seq, "start": start, "captured": self.captured_ns, "dropped": dropped, "every": every_s}
+    def header(self, extras: Mapping[str, object]) -> bytes:
         return wire.make_header(self.camera, dtype=self.dtype, shape=self.shape, extras=extras)
 
 
@@ -76,12 +77,17 @@ class SenderStatistics:
 class _Link:
     """One hub, and the requests in flight to it. Not locked: it belongs to the sender's thread."""
 
-    def __init__(self, endpoint: str, in_flight_limit: int, reply_timeout_s: float) -> None:
+    def __init__(
+        self, endpoint: str, in_flight_limit: int, reply_timeout_s: float, extras: Mapping[str, object]
+    ) -> None:
         self.end = Requester(endpoint)
         self.answered = 0
         self._in_flight_limit = in_flight_limit
         self._reply_timeout_s = reply_timeout_s
-        self._in_flight = 0
+        self._extras = extras  # what every header says
+        self._in_flight_ns: deque[int] = deque()  # when each was sent, the oldest first, as replies come
+        # The hub's wall clock against our monotonic one: a Pi is told the time some while after it has booted.
+        self._hub_clock = clock.Estimate()
         self._moved = 0.0  # when a reply came, or the first request went out
         self._resume = 0.0
         self._backoff_s = 0.0
@@ -105,27 +111,44 @@ class _Link:
 
     @property
     def has_credit(self) -> bool:
-        return self._in_flight < self._in_flight_limit
+        return len(self._in_flight_ns) < self._in_flight_limit
 
     @property
     def deadline(self) -> float | None:
         """When to look again even if nothing comes."""
-        return self._moved + self._reply_timeout_s if self._in_flight else self._resume or None
+        return self._moved + self._reply_timeout_s if self._in_flight_ns else self._resume or None
 
-    def send(self, outgoing: _Outgoing, dropped: int, every_s: float | None, now: float) -> bool:
-        header = outgoing.header(self._seq, self._start, dropped, every_s)
+    def send(self, outgoing: _Outgoing, dropped: int, now: float) -> bool:
+        extras: dict[str, object] = {
+            "seq": self._seq,
+            "start": self._start,
+            "captured": outgoing.captured_ns,
+            "dropped": dropped,
+            "clock": True,
+            **self._extras,
+        }
+        hub = self._hub_clock.read(time.monotonic_ns())
+        if hub:
+            extras["offset"] = hub.ns - outgoing.wall.ns
+            extras["offset_error"] = hub.error_ns + outgoing.wall.error_ns
+        header = outgoing.header(extras)
+        sent_ns = time.monotonic_ns()
         if not self.end.send(header, outgoing.payload):
             return False
         self._seq += 1
-        if not self._in_flight:
+        if not self._in_flight_ns:
             self._moved = now
-        self._in_flight += 1
+        self._in_flight_ns.append(sent_ns)
         return True
 
     def receive(self, now: float) -> None:
         """Take the replies that are there: each is the credit for one more frame."""
         while (reply := self.end.receive()) is not None:
-            self._in_flight = max(0, self._in_flight - 1)
+            received_ns = time.monotonic_ns()
+            sent_ns = self._in_flight_ns.popleft() if self._in_flight_ns else None
+            stamp_ns = wire.read_stamp(reply)
+            if sent_ns is not None and stamp_ns is not None:
+                self._hub_clock.add(sent_ns, stamp_ns, received_ns)
             self._moved = now
             self._resume = self._backoff_s = 0.0
             self.answered += 1
@@ -136,12 +159,13 @@ class _Link:
             self._refused = refused
 
     def overdue(self, now: float) -> bool:
-        return self._in_flight > 0 and now - self._moved >= self._reply_timeout_s
+        return bool(self._in_flight_ns) and now - self._moved >= self._reply_timeout_s
 
     def reopen(self, now: float) -> None:
         """Start afresh; a hub that keeps accepting and never replies, or leaves, is asked less and less often."""
         self.end.reopen()
-        self._in_flight = 0
+        self._in_flight_ns.clear()
+        self._hub_clock = clock.Estimate()  # it may be another hub that answers next
         self._resume = now + self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
         self._backoff_s = min(_BACKOFF_MAX_S, 2 * self._backoff_s or _BACKOFF_FIRST_S)
 
@@ -156,10 +180,12 @@ class Sender:
         in_flight_limit: frames without a reply, at most; 1 is imagezmq's lock-step.
         reply_timeout_s: without a reply for so many seconds the socket is thrown away and opened afresh.
         every_s: the interval between frames that is aimed at, in seconds; told to the hub.
+        release: the release that runs, 1 to 64 of A-Z a-z 0-9 . _ + -; told to the hub.
 
     Raises:
         TransportError: an endpoint is malformed, or cannot be bound.
-        ConfigError: no endpoint, or both kinds; a name that is no camera name; a limit out of range.
+        ConfigError: no endpoint, or both kinds; a name that is no camera name, a release that is none; a limit out of
+            range.
     """
 
     def __init__(
@@ -171,6 +197,7 @@ class Sender:
         in_flight_limit: int = 2,
         reply_timeout_s: float = 1.0,
         every_s: float | None = None,
+        release: str | None = None,
     ) -> None:
         endpoints = [hubs] if isinstance(hubs, str) else list(hubs)
         if bool(endpoints) == bool(publish):
@@ -180,7 +207,9 @@ class Sender:
             raise ConfigError(f"{self.name!r} is no camera name: 1 to 64 of A-Z a-z 0-9 . _ -")
         if not 1 <= in_flight_limit <= wire.IN_FLIGHT_MAX:
             raise ConfigError(f"in_flight_limit is {in_flight_limit}: it must be from 1 to {wire.IN_FLIGHT_MAX}")
-        self._every_s = every_s
+        if release is not None and not wire.is_release(release):
+            raise ConfigError(f"{release!r} is no release: 1 to 64 of A-Z a-z 0-9 . _ + -")
+        self._extras = {"every": every_s, "release": release}
         self._reply_timeout_s = reply_timeout_s
         self._waker = Waker()
         self._mailbox: Mailbox[_Outgoing] = Mailbox(on_ready=None if publish else self._waker.wake)
@@ -197,7 +226,7 @@ class Sender:
         self._publisher: Publisher | None = None
         try:
             for endpoint in endpoints:
-                self._links.append(_Link(endpoint, in_flight_limit, reply_timeout_s))
+                self._links.append(_Link(endpoint, in_flight_limit, reply_timeout_s, self._extras))
             if publish:
                 self._publisher = Publisher(publish)
         except TransportError:
@@ -221,12 +250,15 @@ class Sender:
         """
         if self._closing or self._failure:
             raise TransportError(f"the sender has failed: {self._failure}" if self._failure else "the sender is closed")
-        captured_ns = captured_ns or time.time_ns()
+        # Both clocks now, while the wall clock is still the one that `captured_ns` was read from: later it may step.
+        before_ns, wall_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        wall = clock.measure(before_ns, wall_ns, after_ns)
+        captured_ns = captured_ns or wall_ns
         if hasattr(picture, "dtype"):
             payload, dtype, shape = wire.array_to_send(cast("npt.NDArray[Any]", picture))
-            outgoing = _Outgoing(self.name, payload, dtype, shape, captured_ns)
+            outgoing = _Outgoing(self.name, payload, dtype, shape, captured_ns, wall)
         else:
-            outgoing = _Outgoing(self.name, wire.jpeg_to_send(picture), None, None, captured_ns)
+            outgoing = _Outgoing(self.name, wire.jpeg_to_send(picture), None, None, captured_ns, wall)
         self._mailbox.put(self.name, outgoing)
 
     @property
@@ -308,8 +340,8 @@ class Sender:
                 # Better hubs that have failed to reply get a copy, and are chosen again once they reply.
                 for link in ready[: ready.index(chosen)]:
                     if link.has_credit:
-                        link.send(outgoing, self._dropped, self._every_s, now)
-                if chosen.send(outgoing, self._dropped, self._every_s, now):
+                        link.send(outgoing, self._dropped, now)
+                if chosen.send(outgoing, self._dropped, now):
                     self._count(outgoing, now)
                 else:
                     self._unsent += 1
@@ -333,7 +365,8 @@ class Sender:
             outgoing = self._mailbox.take(_IDLE_S)
             now = self.turned = time.monotonic()
             if outgoing is not None:
-                publisher.send(outgoing.header(seq, start, self._dropped, self._every_s), outgoing.payload)
+                counts = {"seq": seq, "start": start, "captured": outgoing.captured_ns, "dropped": self._dropped}
+                publisher.send(outgoing.header({**counts, **self._extras}), outgoing.payload)
                 self._count(outgoing, now)
                 seq += 1
 

@@ -2,7 +2,16 @@
 
 The format is imagezmq's (https://github.com/jeffbass/imagezmq, `imagezmq/imagezmq.py`): a request is
 `[header, payload]`, the header `{"msg": camera}` for a JPEG and `{"msg": camera, "dtype": …, "shape": …}` for a raw
-array; the reply is one part. Stock peers ignore the keys that we add: `seq`, `start`, `captured`, `dropped`, `every`.
+array; the reply is one part, `OK`. Stock peers ignore the keys that we add, all of them optional:
+
+- `seq`: frames sent to this hub before, from 0; `start`: a random id of this start of the sender.
+- `captured`: the sender's wall clock when the sensor was read, in ns since 1970.
+- `dropped`: frames skipped so far; `every`: the interval that is aimed at, in seconds.
+- `release`: the sender's release, 1 to 64 of A-Z a-z 0-9 . _ + -
+- `clock`: true asks for the hub's clock. Only then the reply is `OK` and when the frame was received, by the hub's
+  wall clock in ns since 1970: `OK 1793500000123456789`.
+- `offset`, `offset_error`: what the sender has learnt from such replies, both or neither: how far the hub's wall clock
+  is ahead of its own (negative: behind), and how far from that it may be, to either side, in ns.
 """
 
 from __future__ import annotations
@@ -30,6 +39,7 @@ OK = b"OK"
 ERROR_PREFIX = b"ERR "
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_RELEASE = re.compile(r"[A-Za-z0-9._+-]{1,64}", re.ASCII)
 # The numeric types that numpy has on every platform, so that what is taken here can be shown anywhere.
 _KINDS = {"bool": "b", "int": "i", "uint": "u", "float": "f", "complex": "c"}
 _SIZES = {"bool": (1,), "int": (1, 2, 4, 8), "uint": (1, 2, 4, 8), "float": (2, 4, 8), "complex": (8, 16)}
@@ -42,13 +52,20 @@ _ITEM_BYTES = {
         *(f"{order}{_KINDS[kind]}{size}" for order in ("", "<", ">", "|", "=")),
     )
 }
+_write_json = json.JSONEncoder(separators=(",", ":")).encode
 _INT_MAX = 2**63 - 1
+_INT_DIGITS = len(str(_INT_MAX))
 _DIMENSIONS_MAX = 8
 
 
 def is_camera_name(text: object) -> bool:
     """Whether `text` may name a camera: 1 to 64 of the letters, digits, dot, underscore and hyphen."""
     return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
+def is_release(text: object) -> bool:
+    """Whether `text` may name a release: as a camera's name, and the plus sign."""
+    return isinstance(text, str) and _RELEASE.fullmatch(text) is not None
 
 
 def item_bytes(dtype: str) -> int:
@@ -86,7 +103,7 @@ def make_header(
     if extras:
         header |= {key: value for key, value in extras.items() if value is not None}
     try:
-        packed = json.dumps(header, separators=(",", ":")).encode()
+        packed = _write_json(header).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise WireError(f"the message cannot be written as JSON: {error}") from error
     if len(packed) > HEADER_MAX_BYTES:
@@ -106,7 +123,7 @@ def read_header(header: bytes) -> dict[str, Any]:
     if len(header) > HEADER_MAX_BYTES:
         raise WireError(f"header of {len(header)} bytes, at most {HEADER_MAX_BYTES} are allowed")
     try:
-        fields = json.loads(header)
+        fields = json.loads(header.decode())  # json.loads would take longer to find out that it is UTF-8
     except (ValueError, RecursionError) as error:
         raise WireError("header is not JSON") from error
     if not isinstance(fields, dict) or "msg" not in fields:
@@ -230,8 +247,21 @@ def parse(header: bytes, payload: bytes | memoryview, received_ns: int) -> Frame
     if start is not None and not is_camera_name(start):
         raise WireError("start must be 1 to 64 of A-Z a-z 0-9 . _ -")
     every_s = fields.get("every")
-    if every_s is not None and not (type(every_s) in (int, float) and 0 < every_s < _INT_MAX):
+    # Its inverse, frames per second, has to be a number too.
+    if every_s is not None and not (type(every_s) in (int, float) and 1 / _INT_MAX < every_s < _INT_MAX):
         raise WireError("every must be a positive number of seconds")
+    release = fields.get("release")
+    if release is not None and not is_release(release):
+        raise WireError("release must be 1 to 64 of A-Z a-z 0-9 . _ + -")
+    wants_clock = fields.get("clock", False)
+    if type(wants_clock) is not bool:
+        raise WireError("clock must be true or false")
+    offset_ns = fields.get("offset")
+    if offset_ns is not None and not (type(offset_ns) is int and abs(offset_ns) <= _INT_MAX):
+        raise WireError("offset must be an integer")
+    offset_error_ns = _count(fields, "offset_error")
+    if (offset_ns is None) != (offset_error_ns is None):
+        raise WireError("header has only one of 'offset' and 'offset_error'")
     return Frame(
         camera,
         payload,
@@ -245,7 +275,25 @@ def parse(header: bytes, payload: bytes | memoryview, received_ns: int) -> Frame
         _count(fields, "captured"),
         _count(fields, "dropped"),
         every_s,
+        release,
+        offset_ns,
+        offset_error_ns,
+        wants_clock,
     )
+
+
+def reply_to(frame: Frame) -> bytes:
+    """Write the reply to a frame that was stored."""
+    return b"%b %d" % (OK, frame.received_ns) if frame.wants_clock else OK
+
+
+def read_stamp(reply: bytes) -> int | None:
+    """Return when the hub received the frame, by its wall clock in ns since 1970; None when the reply does not say."""
+    word, _, digits = reply.partition(b" ")
+    if word != OK or not digits.isdigit() or len(digits) > _INT_DIGITS:
+        return None
+    stamp_ns = int(digits)
+    return stamp_ns if stamp_ns <= _INT_MAX else None
 
 
 def error_reply(error: WireError) -> bytes:

@@ -323,14 +323,77 @@ def test_status_shows_what_the_hub_knows(tmp_path: Path) -> None:
         table = run("status", "--hub", wall).stdout.splitlines()
         assert table[0].split()[:3] == ["camera", "state", "fps"]
         assert table[1].split()[:2] == ["pi1", "LIVE"]
-        assert table[1].split()[-1] == "127.0.0.1"
-        assert table[2].split() == ["pi2", "WAITING", "0.0", "-", "-", "0", "0", "0", "-", "0", "-"]
+        assert table[1].split()[-2:] == ["127.0.0.1", streamer.__version__]
+        assert re.fullmatch(r"pi1 +LIVE +\d+\.\d/30 +\d\.\d\d +\d+\.\d ±\d+\.\d +\d+ .*", table[1])
+        assert table[2].split() == ["pi2", "WAITING", "0.0", "-", "-", "0", "0", "0", "0", "-", "0", "-", "-"]
         not_all = run("status", "--hub", wall, "--wait", "0.1", "--json")
         assert not_all.returncode == 1
         assert {row["name"]: row["state"] for row in json.loads(not_all.stdout)} == {"pi1": "LIVE", "pi2": "WAITING"}
         stranger = run("status", "--hub", wall, "--wait", "0.1", "--json", "pi7")
         assert stranger.returncode == 1
         assert json.loads(stranger.stdout)[0]["state"] == "WAITING"
+
+
+ROW = {
+    "name": "pi1",
+    "state": "LIVE",
+    "fps": 29.94,
+    "age_s": 0.016,
+    "latency_ms": 12.345,
+    "frames": 100,
+    "dropped": 2,
+    "lost": 1,
+    "width": 640,
+    "height": 480,
+    "bytes_per_s": 1_234_567,
+    "address": "192.0.2.1",
+}
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        pytest.param(
+            {"latency_error_ms": 0.412, "wanted_fps": 30.0, "reconnects": 3, "release": "0.1.0+a968bc91298f.py313"},
+            "pi1 LIVE 29.9/30 0.02 12.3 ±0.4 100 2 1 3 640x480 1235 192.0.2.1 0.1.0+a968bc91",
+            id="all",
+        ),
+        pytest.param(
+            {"latency_error_ms": 0.012, "wanted_fps": 29.97, "reconnects": 0, "release": "0.1.0"},
+            "pi1 LIVE 29.9/29.97 0.02 12.3 ±0.1 100 2 1 0 640x480 1235 192.0.2.1 0.1.0",
+            id="an error that the table's digits cannot show",
+        ),
+        pytest.param(
+            {"latency_ms": None, "latency_error_ms": None, "wanted_fps": None, "reconnects": 0, "release": None},
+            "pi1 LIVE 29.9 0.02 - 100 2 1 0 640x480 1235 192.0.2.1 -",
+            id="stock sender",
+        ),
+        pytest.param({}, "pi1 LIVE 29.9 0.02 - 100 2 1 - 640x480 1235 192.0.2.1 -", id="hub of an older release"),
+    ],
+)
+def test_status_tells_what_is_known(
+    told: dict[str, object], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_ask_hub", lambda _: ([ROW | told], ""))
+    assert cli.main(["status"]) == 0
+    assert " ".join(capsys.readouterr().out.splitlines()[1].split()) == line
+
+
+@pytest.mark.parametrize(
+    ("prefix", "release"),
+    [
+        ("/opt/streamer/releases/{}+a968bc91298f.py313", "{}+a968bc91298f.py313"),
+        ("/opt/streamer/releases/{}+a968bc91298f.py313/", "{}+a968bc91298f.py313"),
+        ("/home/pi/.venv", "{}"),
+        ("/home/pi/{}", "{}"),
+        ("/home/pi/0.0.0+a968bc91298f", "{}"),
+    ],
+)
+def test_the_release_that_runs_is_named_by_its_directory(
+    prefix: str, release: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", prefix.format(streamer.__version__))
+    assert cli._release() == release.format(streamer.__version__)
 
 
 def test_status_without_a_hub_says_so() -> None:

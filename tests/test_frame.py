@@ -57,6 +57,23 @@ def test_frames_are_the_same_only_when_they_are_one() -> None:
     assert len({frame, of_jpeg(), frame}) == 2
 
 
+@pytest.mark.parametrize(
+    ("fields", "latency_ns"),
+    [
+        pytest.param({}, None, id="a stock sender says nothing"),
+        pytest.param({"captured_ns": 995_000}, None, id="by a clock that may be any"),
+        pytest.param({"offset_ns": 5, "offset_error_ns": 5}, None, id="not when it was captured"),
+        pytest.param({"captured_ns": 995_000, "offset_ns": 0, "offset_error_ns": 0}, 5_000, id="same clock"),
+        pytest.param({"captured_ns": 0, "offset_ns": 400_000, "offset_error_ns": 0}, 600_000, id="sender behind"),
+        pytest.param({"captured_ns": 10**18, "offset_ns": 10**5 - 10**18, "offset_error_ns": 9}, 900_000, id="ahead"),
+        pytest.param({"captured_ns": 0, "offset_ns": 1_000_300, "offset_error_ns": 300}, 0, id="below 0 by the error"),
+        pytest.param({"captured_ns": 0, "offset_ns": 1_000_301, "offset_error_ns": 300}, None, id="and by more"),
+    ],
+)
+def test_latency_is_told_only_when_both_clocks_are_known(fields: dict[str, int], latency_ns: int | None) -> None:
+    assert Frame("pi1", JPEG, 24, 16, received_ns=1_000_000, **fields).latency_ns == latency_ns  # type: ignore[arg-type]
+
+
 def test_jpeg_is_decoded_once_and_only_when_asked_for(decoded: list[str]) -> None:
     frame = of_jpeg()
     assert frame.is_jpeg

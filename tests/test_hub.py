@@ -10,12 +10,14 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import zmq
 
+from streamer import hub as module
 from streamer import wire
 from streamer.errors import TransportError
 from streamer.hub import Hub
@@ -105,6 +107,83 @@ def test_latest_is_the_newest_of_each_camera(hub: Hub, peer: zmq.Socket[bytes]) 
         assert frame
         assert frame.payload[0] == value
     assert hub.latest("pi3") is None
+
+
+# -- clocks
+
+EXTRAS = {"seq": 1, "start": "a", "captured": 5, "dropped": 0, "every": 0.1, "release": "0.1.0"}
+NOT_ASKING = {"stock": {}, "ours": EXTRAS, "no": {"clock": False}, "told": EXTRAS | {"offset": -5, "offset_error": 5}}
+
+
+@pytest.mark.parametrize("fields", NOT_ASKING.values(), ids=NOT_ASKING)
+def test_who_does_not_ask_for_the_clock_gets_ok_and_no_more(
+    hub: Hub, peer: zmq.Socket[bytes], fields: dict[str, Any]
+) -> None:
+    peer.send_multipart([header("pi1", **fields), JPEG])
+    assert peer.recv_multipart() == [b"OK"]
+
+
+def test_who_asks_for_the_clock_gets_the_time_at_which_the_frame_came(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    peer.send_multipart([header("pi1", clock=True), JPEG])
+    reply = peer.recv_multipart()
+    frame = hub.latest("pi1")
+    assert frame
+    assert reply == [b"OK %d" % frame.received_ns]
+
+
+def test_who_asks_and_is_refused_is_told_why(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    peer.send_multipart([header("pi1", clock=True, offset=1), JPEG])
+    assert peer.recv_multipart() == [b"ERR header has only one of 'offset' and 'offset_error'"]
+
+
+@pytest.fixture(params=[0, 5, -5], ids="{:+} h".format)
+def set_wrong(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """By how many ns the hub's wall clock is ahead of the true time."""
+    ahead_ns: int = request.param * 3600 * 10**9
+    clocks = SimpleNamespace(monotonic=time.monotonic, time_ns=lambda: time.time_ns() + ahead_ns)
+    monkeypatch.setattr(module, "time", clocks)
+    return ahead_ns
+
+
+def test_latency_is_right_however_wrong_the_hubs_clock_is(set_wrong: int, hub: Hub) -> None:
+    assert hub.endpoint
+    with Sender(hub.endpoint, "pi1", every_s=0.1, release="0.1.0+abc") as sender:
+        for number in range(1, 20):
+            captured_ns = time.time_ns() - 70_000_000
+            sender.send(JPEG, captured_ns=captured_ns)
+            until(lambda: sender.statistics.answered == number)  # noqa: B023
+            frame = hub.latest("pi1")
+            assert frame
+            latency_ns = frame.received_ns - set_wrong - captured_ns
+            (status,) = hub.cameras()
+            if number == 1:
+                assert (status.latency_ms, status.latency_error_ms) == (None, None)
+            else:
+                assert frame.latency_ns
+                assert frame.offset_error_ns
+                assert abs(frame.latency_ns - latency_ns) <= frame.offset_error_ns
+                assert status.latency_ms is not None
+                assert status.latency_error_ms is not None
+                assert abs(status.latency_ms - latency_ns / 1e6) <= status.latency_error_ms
+    assert (status.wanted_fps, status.release, status.reconnects) == (10.0, "0.1.0+abc", 0)
+
+
+def test_latency_of_who_never_asked_is_unknown(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    peer.send_multipart([header("pi1", captured=time.time_ns()), JPEG])
+    peer.recv_multipart()
+    send(peer, "pi2")
+    assert [(row.latency_ms, row.latency_error_ms, row.wanted_fps, row.release) for row in hub.cameras()] == [
+        (None, None, None, None)
+    ] * 2
+
+
+def test_a_camera_that_comes_back_on_another_connection_is_counted(hub: Hub) -> None:
+    assert hub.endpoint
+    for reconnects in range(3):
+        with raw(zmq.REQ, connect=hub.endpoint) as peer:
+            for _ in range(2):
+                send(peer, "pi1")
+                assert [row.reconnects for row in hub.cameras()] == [reconnects]
 
 
 # -- rubbish

@@ -67,7 +67,7 @@ ROW = Status(
     release="0.1.0+abc",
     bytes=5_000_000,
 )
-BARE = Status("pi2", "LIVE", 0.0, 0.25, None, 1, 0, 0, None, None, 0.0, None)
+BARE = Status("pi2", "LIVE", age_s=0.25, frames=1)
 
 
 @pytest.fixture

@@ -118,45 +118,82 @@ def test_a_strange_camera_is_live_at_once() -> None:
 
 def test_row_has_the_fields_of_the_api() -> None:
     assert " ".join(field.name for field in dataclasses.fields(Status)) == (
-        "name state fps age_s latency_ms frames dropped lost width height bytes_per_s address "
-        "latency_error_ms wanted_fps reconnects release bytes"
+        "name state fps wanted_fps age_s latency_ms latency_error_ms frames dropped lost reconnects width height "
+        "bytes_per_s address release bytes"
     )
 
 
 def test_row_of_a_camera_that_never_came() -> None:
-    assert row(table("pi1")) == Status("pi1", "WAITING", 0.0, None, None, 0, 0, 0, None, None, 0.0, None)
+    assert row(table("pi1")) == Status(
+        name="pi1",
+        state="WAITING",
+        fps=0.0,
+        wanted_fps=None,
+        age_s=None,
+        latency_ms=None,
+        latency_error_ms=None,
+        frames=0,
+        dropped=0,
+        lost=0,
+        reconnects=0,
+        width=None,
+        height=None,
+        bytes_per_s=0.0,
+        address=None,
+        release=None,
+    )
 
 
 def test_row() -> None:
     presence = table()
     presence.add(picture(size=9), "192.0.2.1", BEGIN)
-    presence.add(
-        picture(size=5000, captured_ns=1_000_000_000, received_ns=1_012_340_000, dropped=3), "192.0.2.2", BEGIN + 0.5
+    newest = picture(
+        size=5000,
+        captured_ns=8_201_000_000_000,
+        received_ns=1_001_012_340_400,
+        offset_ns=-7_200_000_000_000,
+        offset_error_ns=400_600,
+        dropped=3,
+        every_s=1 / 30,
+        release="0.1.0+a968bc91298f.py313",
     )
+    presence.add(newest, "192.0.2.2", BEGIN + 0.5, b"another")
     assert row(presence, BEGIN + 0.75) == Status(
         name="pi1",
         state="LIVE",
         fps=1.3,
+        wanted_fps=30.0,
         age_s=0.25,
-        latency_ms=12.3,
+        latency_ms=12.34,
+        latency_error_ms=0.402,  # the 0.4 µs that rounding has taken from the latency are in it
         frames=2,
         dropped=3,
         lost=0,
+        reconnects=1,
         width=640,
         height=480,
         bytes_per_s=6667,
         address="192.0.2.2",
+        release="0.1.0+a968bc91298f.py313",
         bytes=5009,
     )
 
 
-@pytest.mark.parametrize(
-    ("captured_ns", "latency_ms"), [(None, None), (0, 2000.0), (1_999_000_000, 1.0), (2_001_000_000, -1.0)]
-)
-def test_latency_is_the_difference_of_two_clocks(captured_ns: int | None, latency_ms: float | None) -> None:
+def test_latency_is_unknown_together_with_its_error() -> None:
     presence = table()
-    presence.add(picture(captured_ns=captured_ns, received_ns=2_000_000_000), None, BEGIN)
-    assert row(presence).latency_ms == latency_ms
+    presence.add(picture(captured_ns=5, offset_ns=0, offset_error_ns=1_000_000), None, BEGIN)
+    assert (row(presence).latency_ms, row(presence).latency_error_ms) == (0.0, 1.001)
+    presence.add(picture(captured_ns=1_000_006, offset_ns=0, offset_error_ns=1_000_000), None, BEGIN)
+    assert (row(presence).latency_ms, row(presence).latency_error_ms) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("every_s", "wanted_fps"), [(None, None), (1 / 30, 30.0), (0.03337, 29.97), (1 / 0.15, 0.15), (10, 0.1)]
+)
+def test_wanted_rate(every_s: float | None, wanted_fps: float | None) -> None:
+    presence = table()
+    presence.add(picture(every_s=every_s), None, BEGIN)
+    assert row(presence).wanted_fps == wanted_fps
 
 
 def test_age_is_never_negative() -> None:
@@ -200,6 +237,28 @@ def test_drops_and_losses(frames: list[tuple[str | None, int | None, int | None]
         presence.add(picture(start=start, seq=seq, dropped=dropped_so_far), None, BEGIN + at)
     status = row(presence)
     assert (status.dropped, status.lost, status.frames) == (dropped, lost, len(frames))
+
+
+# -- reconnects: (connection, start) of each frame
+
+
+@pytest.mark.parametrize(
+    ("frames", "reconnects"),
+    [
+        pytest.param([(b"1", "a")] * 3, 0, id="one connection"),
+        pytest.param([(b"1", None)] * 3, 0, id="stock sender"),
+        pytest.param([(b"1", "a"), (b"2", "a"), (b"2", "a")], 1, id="the sender opened its socket afresh"),
+        pytest.param([(b"1", "a"), (b"2", "b")], 1, id="the sender started again: both are new, and it is one"),
+        pytest.param([(b"1", None), (b"2", None), (b"3", None)], 2, id="stock sender, twice"),
+        pytest.param([(b"", "a"), (b"", "a"), (b"", "b")], 1, id="a publisher has no connection but a start"),
+        pytest.param([(b"1", "a"), (b"2", "b")] * 3, 5, id="two cameras of one name"),
+    ],
+)
+def test_reconnects(frames: list[tuple[bytes, str | None]], reconnects: int) -> None:
+    presence = table()
+    for connection, start in frames:
+        presence.add(picture(start=start), None, BEGIN, connection)
+    assert row(presence).reconnects == reconnects
 
 
 # -- rates

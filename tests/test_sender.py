@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import signal
 import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,9 +86,10 @@ def until_sent(sender: Sender, frames: int) -> None:
 
 def fill_window(sender: Sender, limit: int) -> None:
     """Have `limit` pictures sent, numbered from 0."""
+    before = sender.statistics.frames
     for number in range(limit):
         sender.send(picture(number))
-        until_sent(sender, number + 1)
+        until_sent(sender, before + number + 1)
 
 
 # -- the window
@@ -134,7 +137,7 @@ def test_a_frame_lost_in_a_short_absence_of_the_hub_gives_its_credit_back(hub: R
 
 def test_header_says_what_the_hub_wants_to_know(hub: RawHub) -> None:
     before = time.time_ns()
-    with Sender(hub.endpoint, "pi1", every_s=0.04) as sender:
+    with Sender(hub.endpoint, "pi1", every_s=0.04, release="0.1.0+abc") as sender:
         sender.send(JPEG)
         route, first, payload = hub.take()
         hub.reply(route)
@@ -142,7 +145,8 @@ def test_header_says_what_the_hub_wants_to_know(hub: RawHub) -> None:
         _, second, _ = hub.take()
     assert payload == JPEG
     assert before <= first.pop("captured") <= time.time_ns()
-    assert first == {"msg": "pi1", "seq": 0, "start": second["start"], "dropped": 0, "every": 0.04}
+    told = {"start": second["start"], "dropped": 0, "every": 0.04, "release": "0.1.0+abc", "clock": True}
+    assert first == {"msg": "pi1", "seq": 0, **told}
     assert (second["seq"], second["captured"], second["dtype"], second["shape"]) == (1, 7, "uint8", [2, 2])
 
 
@@ -170,6 +174,126 @@ def test_arrays_arrive_bit_for_bit(hub: RawHub, array: np.ndarray[Any, Any]) -> 
     came = np.frombuffer(payload, fields["dtype"]).reshape(fields["shape"])
     assert came.dtype == array.dtype
     np.testing.assert_array_equal(came, array)
+
+
+# -- the hub's clock
+
+HOUR_NS = 3600 * 10**9
+
+
+def exchange(sender: Sender, hub: RawHub, reply: bytes | None = None, ahead_ns: int = 0) -> dict[str, Any]:
+    """Have a frame sent and replied to, by a hub whose clock is so much ahead; return its header."""
+    answered = sender.statistics.answered
+    sender.send(JPEG)
+    route, fields, _ = hub.take()
+    hub.reply(route, b"OK %d" % (time.time_ns() + ahead_ns) if reply is None else reply)
+    until(lambda: sender.statistics.answered == answered + 1)
+    return fields
+
+
+def is_off_by(fields: dict[str, Any], ahead_ns: int) -> bool:
+    offset_ns: int = fields["offset"]
+    error_ns: int = fields["offset_error"]
+    return abs(offset_ns - ahead_ns) <= error_ns < 0.1 * HOUR_NS
+
+
+@pytest.mark.parametrize("ahead_ns", [0, 5 * HOUR_NS, -5 * HOUR_NS])
+def test_hub_is_told_how_far_its_clock_is_ahead(hub: RawHub, ahead_ns: int) -> None:
+    with Sender(hub.endpoint, "pi1", reply_timeout_s=PATIENT_S) as sender:
+        headers = [exchange(sender, hub, ahead_ns=ahead_ns) for _ in range(10)]
+    assert not {"offset", "offset_error"} & set(headers[0])
+    assert all(is_off_by(fields, ahead_ns) for fields in headers[1:])
+
+
+def test_hub_that_sets_its_clock_is_told_so_after_its_next_reply(hub: RawHub) -> None:
+    with Sender(hub.endpoint, "pi1", reply_timeout_s=PATIENT_S) as sender:
+        headers = [exchange(sender, hub, ahead_ns=ahead_ns) for ahead_ns in [0] * 3 + [HOUR_NS] * 3]
+    assert [is_off_by(fields, 0) for fields in headers[1:]] == [True] * 3 + [False] * 2
+    assert [is_off_by(fields, HOUR_NS) for fields in headers[1:]] == [False] * 3 + [True] * 2
+
+
+def test_sender_that_is_told_the_time_after_it_has_begun(hub: RawHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    behind_ns = 5 * HOUR_NS
+    clocks = SimpleNamespace(**vars(time))
+    clocks.time_ns = lambda: time.time_ns() - behind_ns
+    monkeypatch.setattr(module, "time", clocks)
+    with Sender(hub.endpoint, "pi1", reply_timeout_s=PATIENT_S) as sender:
+        headers = [exchange(sender, hub) for _ in range(3)]
+        assert all(is_off_by(fields, behind_ns) for fields in headers[1:])
+        # A picture that waits while the clock is set is still told by the clock that it was captured by.
+        fill_window(sender, 2)
+        sender.send(picture(2))
+        behind_ns = 0
+        taken = [hub.take() for _ in range(2)]
+        for route, _, _ in taken:
+            hub.reply(route, b"OK")
+        route, waited, _ = hub.take()
+        hub.reply(route, b"OK")
+        assert is_off_by(waited, 5 * HOUR_NS)
+        until(lambda: sender.statistics.answered == 6)
+        # Nothing has been learnt since, and nothing had to be.
+        after = exchange(sender, hub)
+    assert is_off_by(after, 0)
+    assert after["captured"] - waited["captured"] > 4 * HOUR_NS
+
+
+@pytest.mark.parametrize("reply", [b"OK", b"ERR no", b"", b"OK ", b"OK soon", b"OK 1.5", b"\xff" * 1000])
+def test_hub_that_does_not_tell_its_clock_is_told_no_offset(hub: RawHub, reply: bytes) -> None:
+    with Sender(hub.endpoint, "pi1", reply_timeout_s=PATIENT_S) as sender:
+        headers = [exchange(sender, hub, reply) for _ in range(3)]
+        assert not any("offset" in fields for fields in headers)
+        # It may be another one tomorrow.
+        exchange(sender, hub)
+        assert is_off_by(exchange(sender, hub), 0)
+
+
+def test_each_reply_is_measured_from_its_own_request(hub: RawHub) -> None:
+    with Sender(hub.endpoint, "pi1", in_flight_limit=3, reply_timeout_s=PATIENT_S) as sender:
+        taken: list[tuple[bytes, int]] = []
+        for number in range(3):
+            sender.send(picture(number))
+            taken.append((hub.take()[0], time.time_ns()))
+            time.sleep(0.05)  # what a mistaken request would put the clock off by
+        errors = []
+        for number, (route, stamp_ns) in enumerate(taken):
+            hub.reply(route, b"OK %d" % stamp_ns)
+            sender.send(picture(number))
+            _, fields, _ = hub.take()
+            assert is_off_by(fields, 0)
+            errors.append(fields["offset_error"])
+    assert errors == sorted(errors, reverse=True)  # each waited for its reply less than the one before
+
+
+def test_a_fresh_socket_knows_nothing_of_the_old_one_s_requests_and_clock(hub: RawHub, quick: None) -> None:
+    with Sender(hub.endpoint, "pi1", in_flight_limit=2, reply_timeout_s=PATIENT_S) as sender:
+        for _ in range(3):
+            exchange(sender, hub, ahead_ns=HOUR_NS)
+        fill_window(sender, 2)
+        hub.close()
+        until(lambda: sender.statistics.hub is None)
+        with RawHub(hub.endpoint) as again:
+            first = exchange(sender, again)
+            assert "offset" not in first
+            second = exchange(sender, again)
+    assert is_off_by(second, 0)
+    # Measured from the requests that were lost, the error would be the whole outage.
+    assert second["offset_error"] < 0.5 * (second["captured"] - first["captured"]) + 10**9
+
+
+def test_every_hub_is_told_of_its_own_clock(quick: None) -> None:
+    with (
+        RawHub() as first,
+        RawHub() as second,
+        Sender([first.endpoint, second.endpoint], "pi1", reply_timeout_s=PATIENT_S) as sender,
+    ):
+        for _ in range(3):
+            fields = exchange(sender, first, ahead_ns=HOUR_NS)
+        assert is_off_by(fields, HOUR_NS)
+        first.close()
+        until(lambda: sender.statistics.hub == second.endpoint)
+        headers = [exchange(sender, second, ahead_ns=-HOUR_NS) for _ in range(3)]
+    assert "offset" not in headers[0]
+    assert all(is_off_by(fields, -HOUR_NS) for fields in headers[1:])
 
 
 # -- outages
@@ -368,11 +492,13 @@ def test_a_first_hub_that_accepts_and_never_replies_holds_nothing_up(
 def test_published_frames_reach_subscribers() -> None:
     with listener() as (_, endpoint):
         pass  # a free port
-    with raw(zmq.SUB, connect=endpoint) as subscriber, Sender(publish=endpoint, name="pi1") as sender:
+    with raw(zmq.SUB, connect=endpoint) as subscriber, Sender(publish=endpoint, name="pi1", release="0.1.0") as sender:
         subscriber.subscribe(b"")
         send_until(sender, lambda: subscriber.poll(0))
         header, payload = subscriber.recv_multipart()
-        assert b'"msg":"pi1"' in header
+        fields = json.loads(header)
+        assert (fields["msg"], fields["release"]) == ("pi1", "0.1.0")
+        assert not {"clock", "offset", "offset_error"} & set(fields)  # nobody replies
         assert len(payload) == 4
         assert sender.statistics.hub == endpoint
         assert sender.statistics.answered == 0
@@ -415,6 +541,8 @@ def test_what_is_no_picture_is_refused_at_once(picture: Any) -> None:
         ({"hubs": "tcp://127.0.0.1:1", "name": "a/b"}, ConfigError),
         ({"hubs": "tcp://127.0.0.1:1", "in_flight_limit": 0}, ConfigError),
         ({"hubs": "tcp://127.0.0.1:1", "in_flight_limit": 17}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "release": "a/b"}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "release": ""}, ConfigError),
         ({"hubs": "rubbish"}, TransportError),
         ({"hubs": ["tcp://127.0.0.1:1", "rubbish"]}, TransportError),
         ({"publish": "rubbish"}, TransportError),

@@ -39,7 +39,8 @@ def test_good_message(name: str, form: type[bytes | memoryview]) -> None:
     header, payload = message(name)
     expected = GOOD[name]["frame"]
     frame = wire.parse(header, form(payload), RECEIVED_NS)
-    absent = dict.fromkeys(("dtype", "shape", "seq", "start", "captured_ns", "dropped", "every_s"))
+    optional = "dtype", "shape", "seq", "start", "captured_ns", "dropped", "every_s", "release"
+    absent = dict.fromkeys((*optional, "offset_ns", "offset_error_ns")) | {"wants_clock": False}
     shape = tuple(expected["shape"]) if "shape" in expected else None
     assert vars(frame) == absent | expected | {"shape": shape, "payload": payload, "received_ns": RECEIVED_NS}
 
@@ -54,6 +55,10 @@ def test_our_headers_are_written_as_they_are_read(name: str) -> None:
         "captured": frame.captured_ns,
         "dropped": frame.dropped,
         "every": frame.every_s,
+        "release": frame.release,
+        "clock": frame.wants_clock or None,
+        "offset": frame.offset_ns,
+        "offset_error": frame.offset_error_ns,
     }
     assert wire.make_header(frame.camera, dtype=frame.dtype, shape=frame.shape, extras=extras) == header
 
@@ -84,6 +89,55 @@ def test_broken_header(header: bytes, error: str) -> None:
     with pytest.raises(WireError) as refused:
         wire.parse(header, JPEG, RECEIVED_NS)
     assert str(refused.value) == error
+
+
+# -- replies
+
+
+@pytest.mark.parametrize(
+    ("fields", "reply"),
+    [
+        ({}, b"OK"),
+        ({"clock": False}, b"OK"),
+        ({"seq": 1, "captured": 5, "offset": 3, "offset_error": 2}, b"OK"),
+        ({"clock": True}, b"OK 1793500000987654321"),
+    ],
+)
+def test_the_reply_says_the_time_only_to_who_asks(fields: dict[str, object], reply: bytes) -> None:
+    frame = wire.parse(wire.make_header("pi1", extras=fields), JPEG, RECEIVED_NS)
+    assert wire.reply_to(frame) == reply
+    assert wire.read_stamp(reply) == (RECEIVED_NS if fields.get("clock") else None)
+
+
+@pytest.mark.parametrize(("reply", "stamp_ns"), [(b"OK 0", 0), (b"OK 9223372036854775807", 2**63 - 1)])
+def test_stamp_in_a_reply(reply: bytes, stamp_ns: int) -> None:
+    assert wire.read_stamp(reply) == stamp_ns
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        b"OK",
+        b"OK ",
+        b"OK  1",
+        b"OK -1",
+        b"OK +1",
+        b"OK 1.0",
+        b"OK 1_0",
+        b"OK 1 ",
+        b"OK 1 2",
+        b"OK\n1",
+        b"ok 1",
+        b"ERR 1",
+        b"1793500000987654321",
+        "OK \u0661".encode(),
+        b"OK 9223372036854775808",
+        b"OK " + b"9" * 60_000,  # of more digits than int() takes
+    ],
+)
+def test_any_other_reply_has_no_stamp(reply: bytes) -> None:
+    assert wire.read_stamp(reply) is None
 
 
 # -- limits, each at its edge
@@ -158,6 +212,14 @@ def test_pixel_limit(sides: tuple[int, int], good: bool) -> None:
 )
 def test_camera_name(name: object, good: bool) -> None:
     assert wire.is_camera_name(name) is good
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [("0.1.0+a968bc91298f.py313", True), ("+", True), ("a" * 64, True), ("a" * 65, False), ("", False), (1, False)],
+)
+def test_release_name(name: object, good: bool) -> None:
+    assert wire.is_release(name) is good
 
 
 @pytest.mark.parametrize("filling", [b"\xff", b"\xff\xe0\x00\x02", b"\xff\xfe\x00\x00\xff\xe0\x00\x02"])

@@ -207,7 +207,7 @@ class _Fleet(Collector):
             "Messages that the hub refused because they break the wire format or a limit.",
             self._hub.refused,
         )
-        yield GaugeMetricFamily("streamer_hub_viewers", "Viewers that there are now: pages and streams.", self._viewers())
+        yield GaugeMetricFamily("streamer_hub_viewers", "Pages and streams that are open now.", self._viewers())
         yield CounterMetricFamily("streamer_hub_viewer_frames", "Frames sent to viewers.", self._viewer_frames())
         yield InfoMetricFamily("streamer_build", "The hub's release.", {"version": streamer.__version__})
 
