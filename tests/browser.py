@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import shutil
+import socket
 import tempfile
+import threading
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -100,3 +103,54 @@ class Fleet:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+
+class SlowLine:
+    """A way to the hub's page on which little fits: what comes back from it passes at `bytes_per_s`.
+
+    Args:
+        url: of the page.
+        bytes_per_s: of all connections together.
+    """
+
+    def __init__(self, url: str, bytes_per_s: float) -> None:
+        self._host, self._port = url.split("/")[2].split(":")
+        self._second = 1 / bytes_per_s
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/"
+        self._serving = threading.Event()
+        self._thread = threading.Thread(target=asyncio.run, args=[self._serve()])
+        self._thread.start()
+        self._serving.wait()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ending = asyncio.Event()
+        self._turn = asyncio.Lock()
+        server = await asyncio.start_server(self._carry, sock=self._listening)
+        self._serving.set()
+        await self._ending.wait()
+        server.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A small buffer, so that what waits for the line waits at the hub.
+        inner = socket.create_connection((self._host, int(self._port)))
+        inner.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        hub_reader, hub_writer = await asyncio.open_connection(sock=inner, limit=16 * 1024)
+        await asyncio.gather(self._pump(reader, hub_writer, 0), self._pump(hub_reader, writer, self._second))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, second: float) -> None:
+        with contextlib.suppress(OSError), contextlib.closing(writer):
+            while chunk := await reader.read(8 * 1024):
+                if second:
+                    async with self._turn:
+                        await asyncio.sleep(len(chunk) * second)
+                writer.write(chunk)
+                await writer.drain()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._ending.set)
+        self._thread.join()

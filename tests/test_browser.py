@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.browser import Fleet, chromium, needs_chromium
+from tests.browser import Fleet, SlowLine, chromium, needs_chromium
 from tests.conftest import until
 
 if TYPE_CHECKING:
@@ -206,6 +206,30 @@ def test_page_says_that_the_hub_is_away_and_comes_back_by_itself(browser: Browse
         says(page, "pi1", "^pi1 ● LIVE")
 
 
+def test_slow_viewer_sees_less_and_moves_no_other(browser: Browser, eight: Fleet) -> None:
+    def rate(page: Page) -> float:
+        """Pictures drawn for one that the hub received, over a while."""
+
+        def counts() -> tuple[int, int]:
+            return sum(drawings(page).values()), sum(row["frames"] for row in eight.ask("api/cameras"))
+
+        drawn, received = counts()
+        until(lambda: counts()[1] > received + 500, 30)
+        return (counts()[0] - drawn) / (counts()[1] - received)
+
+    with looking(browser, eight.url) as quick:
+        all_drawn(quick, EIGHT)
+        alone = rate(quick), eight.ask("api/viewers")[0]["delay_ms"]
+        with SlowLine(eight.url, 400e3) as line, looking(browser, line.url) as slow:
+            all_drawn(slow, EIGHT, 1)
+            assert rate(slow) < 0.5 * alone[0]
+            beside = rate(quick), eight.ask("api/viewers")[0]["delay_ms"]
+            assert beside[0] > 0.7 * alone[0], (alone, beside)
+            assert beside[1] < 2 * alone[1] + 50, (alone, beside)
+            all_drawn(slow, EIGHT, 1)
+            assert eight.ask("api/viewers")[1]["delay_ms"] < 2000, "what it sees is not old"
+
+
 def test_numbers(browser: Browser, eight: Fleet) -> None:
     evil = '<img src=x onerror="document.title=1"> & co'
     with looking(browser, eight.url, user_agent=evil) as page, looking(browser, f"{eight.url}numbers") as numbers:
@@ -245,3 +269,20 @@ def test_sixteen_fit_any_screen(browser: Browser, sixteen: Fleet, size: dict[str
         assert page.evaluate(
             "document.getElementById('wall').scrollHeight <= document.getElementById('wall').clientHeight"
         )
+
+
+def test_tiles_out_of_sight_are_asked_for_less(browser: Browser) -> None:
+    names = [f"pi{number}" for number in range(1, 41)]
+    playing = {"pi1": "pattern", "pi40": "pattern"}
+    with (
+        Fleet({name: playing.get(name) for name in names}, size="176x144") as fleet,
+        looking(browser, fleet.url, PHONE) as page,
+    ):
+        until(lambda: tile(page, "pi40").count(), 15)
+        assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
+        all_drawn(page, ["pi1"], 30)
+        assert drawings(page)["pi40"] < drawings(page)["pi1"] / 4
+        tile(page, "pi40").scroll_into_view_if_needed()
+        before = drawings(page)
+        all_drawn(page, ["pi40"], 30)
+        assert drawings(page)["pi1"] - before["pi1"] < 15

@@ -15,13 +15,12 @@ from streamer.frame import Frame
 from streamer.wall.viewers import Picture, Viewer
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from _typeshed import FileDescriptorLike
 
 JPEG = b"\xff\xd8" + bytes(110_000) + b"\xff\xd9"
-SIXTEEN = [f"pi{number}" for number in range(1, 17)]
-EIGHT = SIXTEEN[:8]
+EIGHT = [f"pi{number}" for number in range(1, 9)]
 
 
 class Skipping(selectors.SelectSelector):
@@ -53,10 +52,12 @@ def simulate(scene: Coroutine[Any, Any, Any]) -> Any:
         loop.close()
 
 
-def a_viewer(**rates: float) -> Viewer:
-    viewer = Viewer(1, "wall", "127.0.0.1", "test")
+def a_viewer(**rates: float) -> tuple[Viewer, list[Picture]]:
+    """Make a viewer, and the list of what it is given."""
+    given: list[Picture] = []
+    viewer = Viewer(given.append, 1, "wall", "127.0.0.1", "test")
     viewer.want(rates)
-    return viewer
+    return viewer, given
 
 
 _received = itertools.count(1)
@@ -67,22 +68,15 @@ def picture(camera: str = "pi1", received_s: float | None = None) -> Picture:
     return Picture(Frame(camera, JPEG, 640, 480, received_ns))
 
 
-async def given(viewer: Viewer) -> Picture | None:
-    """What the viewer is given now; None when it is to wait."""
-    try:
-        return await asyncio.wait_for(viewer.next(), 0.001)
-    except TimeoutError:
-        return None
-
-
 # -- one viewer
 
 
-def test_message_is_head_name_and_the_jpeg_as_it_came() -> None:
+def test_message_is_framing_head_name_and_the_jpeg_as_it_came() -> None:
     message = picture("pi3", 12.5).message
-    assert struct.unpack_from("<BBd", message) == (1, 3, 12500.0)
-    assert message[10:13] == b"pi3"
-    assert message[13:] == JPEG
+    assert struct.unpack_from(">BBQ", message) == (0x82, 127, len(message) - 10)
+    assert struct.unpack_from("<BBd", message, 10) == (1, 3, 12500.0)
+    assert message[20:23] == b"pi3"
+    assert message[23:] == JPEG
 
 
 def test_forms_are_made_once_for_all_viewers() -> None:
@@ -94,59 +88,57 @@ def test_forms_are_made_once_for_all_viewers() -> None:
 
 def test_one_frame_of_a_camera_is_under_way_and_the_next_is_the_newest() -> None:
     async def scene() -> None:
-        viewer = a_viewer(pi1=1000)
+        viewer, given = a_viewer(pi1=1000)
         pictures = [picture() for _ in range(4)]
-        viewer.offer(pictures[0])
-        assert await given(viewer) is pictures[0]
-        for later in pictures[1:]:
-            viewer.offer(later)
-            assert await given(viewer) is None
+        for each in pictures:
+            viewer.offer(each)
+        await asyncio.sleep(1)
+        assert given == pictures[:1]
         viewer.shown(["pi1"])
-        assert await given(viewer) is pictures[3]
+        assert given == [pictures[0], pictures[3]]
         viewer.shown(["pi1"])
-        assert await given(viewer) is None
+        await asyncio.sleep(1)
+        assert len(given) == 2
 
     simulate(scene())
 
 
 def test_picture_that_was_offered_is_not_given_again() -> None:
     async def scene() -> None:
-        viewer = a_viewer(pi1=1000)
-        only = picture()
-        viewer.offer(only)
-        assert await given(viewer) is only
+        viewer, given = a_viewer(pi1=1000)
+        viewer.offer(only := picture())
         viewer.shown(["pi1"])
         viewer.offer(Picture(only.frame))
-        assert await given(viewer) is None
+        await asyncio.sleep(1)
+        assert given == [only]
 
     simulate(scene())
 
 
 def test_cameras_that_are_not_wanted_are_not_given() -> None:
     async def scene() -> None:
-        viewer = a_viewer(pi1=1000)
+        viewer, given = a_viewer(pi1=1000)
         viewer.offer(picture("pi2"))
-        assert await given(viewer) is None
         viewer.want({"pi2": 1000})
         viewer.offer(picture("pi1"))
         viewer.offer(mine := picture("pi2"))
-        assert await given(viewer) is mine
-        assert await given(viewer) is None
+        await asyncio.sleep(1)
+        assert given == [mine]
 
     simulate(scene())
 
 
 def test_camera_that_is_let_go_and_wanted_again_has_one_frame_under_way() -> None:
     async def scene() -> None:
-        viewer = a_viewer(pi1=1000)
-        viewer.offer(picture())
-        assert await given(viewer)
+        viewer, given = a_viewer(pi1=1000)
+        viewer.offer(first := picture())
         viewer.want({})
         viewer.want({"pi1": 1000})
         viewer.offer(later := picture())
-        assert await given(viewer) is None
+        await asyncio.sleep(1)
+        assert given == [first]
         viewer.shown(["pi1"])
-        assert await given(viewer) is later
+        assert given == [first, later]
 
     simulate(scene())
 
@@ -154,34 +146,45 @@ def test_camera_that_is_let_go_and_wanted_again_has_one_frame_under_way() -> Non
 @pytest.mark.parametrize("names", [["pi1"], ["pi7"], ["pi1", "pi1"]])
 def test_what_is_said_to_be_shown_and_was_not_sent_changes_nothing(names: list[str]) -> None:
     async def scene() -> None:
-        viewer = a_viewer(pi1=1000)
+        viewer, given = a_viewer(pi1=1000)
         viewer.shown(names)
         viewer.offer(first := picture())
-        assert await given(viewer) is first
         viewer.offer(picture())
-        assert await given(viewer) is None
+        await asyncio.sleep(1)
+        assert given == [first]
 
     simulate(scene())
 
 
 def test_the_camera_that_has_waited_longest_is_first() -> None:
     async def scene() -> None:
-        viewer = a_viewer(pi1=1000, pi2=1000, pi3=1000)
-        for camera in ("pi2", "pi1", "pi3", "pi2"):  # overwriting keeps the place
+        names = [f"pi{number}" for number in range(1, 8)]
+        viewer, given = a_viewer(**dict.fromkeys(names, 1000))
+        for camera in names[:4]:
+            viewer.offer(picture(camera))  # as many as there is room for at first
+        for camera in ("pi6", "pi5", "pi7", "pi6"):  # overwriting keeps the place
             viewer.offer(picture(camera))
-        order = [found.frame.camera for _ in range(3) if (found := await given(viewer))]
-        assert order == ["pi2", "pi1", "pi3"]
+        assert [each.frame.camera for each in given] == names[:4]
+        viewer.shown(names[:4])
+        assert [each.frame.camera for each in given[4:]] == ["pi6", "pi5", "pi7"]
 
     simulate(scene())
 
 
-def test_close_ends_the_wait() -> None:
-    async def scene() -> Picture | None:
-        viewer = a_viewer(pi1=1000)
-        asyncio.get_running_loop().call_later(1, viewer.close)
-        return await viewer.next()
+def test_who_is_let_go_is_given_nothing_more() -> None:
+    async def scene() -> None:
+        viewer, given = a_viewer(pi1=10)
+        viewer.offer(picture())
+        viewer.shown(["pi1"])
+        viewer.offer(picture())
+        viewer.close()
+        viewer.close()
+        await viewer.closed
+        viewer.offer(picture())
+        await asyncio.sleep(1)
+        assert len(given) == 1
 
-    assert simulate(scene()) is None
+    simulate(scene())
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(60, 300), (30, 300), (10, 100), (0.5, 5)])
@@ -189,16 +192,21 @@ def test_rate_is_kept(rate: float, expected: int) -> None:
     """A camera of 30 frames a second for ten seconds, whose frames come up to 5 ms late."""
 
     async def scene() -> int:
-        viewer = a_viewer(pi1=rate)
+        viewer, given = a_viewer(pi1=rate)
         loop = asyncio.get_running_loop()
-        for number in range(300):
-            loop.call_at(loop.time() + number / 30 + number * 7 % 11 / 2000, lambda: viewer.offer(picture()))
-        loop.call_at(loop.time() + 9.999, viewer.close)
-        count = 0
-        while await viewer.next():
-            count += 1
+
+        def come() -> None:
+            viewer.offer(picture())
+
+        def show() -> None:
             viewer.shown(["pi1"])
-        return count
+            loop.call_later(0.001, show)
+
+        show()
+        for number in range(300):
+            loop.call_at(loop.time() + number / 30 + number * 7 % 11 / 2000, come)
+        await asyncio.sleep(9.999)
+        return len(given)
 
     assert abs(simulate(scene()) - expected) <= max(1, expected // 50)
 
@@ -215,41 +223,47 @@ class Link:
         self.free = 0.0
         self.ages: dict[str, list[float]] = {}
 
-    async def carry(self, viewer: Viewer) -> None:
+    def open(self, cameras: Iterable[str]) -> Viewer:
+        """Let a viewer look over it."""
         loop = asyncio.get_running_loop()
-        while (sent := await viewer.next()) is not None:
+        viewer: Viewer
+
+        def send(sent: Picture) -> None:
             self.free = max(self.free, loop.time()) + len(sent.message) / self.bytes_per_s
             arrives = self.free + self.round_trip_s / 2
             camera, received_s = sent.frame.camera, sent.frame.received_ns / 1e9
             self.ages.setdefault(camera, []).append(arrives - received_s)
-            loop.call_at(arrives + self.round_trip_s / 2, viewer.shown, [camera])
+            loop.call_at(arrives + self.round_trip_s / 2, lambda: viewer.shown([camera]))
+
+        viewer = Viewer(send, 1, "wall", "127.0.0.1", "test")
+        viewer.want(dict.fromkeys(cameras, 60.0))
+        return viewer
 
 
-def watched(links: Iterable[Link], cameras: list[str], seconds: int = 30) -> None:
-    """Let viewers watch cameras of 30 frames a second over these links."""
+def watched(links: Iterable[Link], seconds: int = 30, changes: Mapping[int, Callable[[], None]] | None = None) -> None:
+    """Let viewers watch eight cameras of 30 frames a second over these links; at some seconds something changes."""
 
     async def scene() -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        viewers = [a_viewer(**dict.fromkeys(cameras, 60)) for _ in links]
-        carrying = [asyncio.ensure_future(link.carry(viewer)) for link, viewer in zip(links, viewers, strict=True)]
+        viewers = [link.open(EIGHT) for link in links]
+        for second, change in (changes or {}).items():
+            loop.call_at(began + second, change)
         for number in range(30 * seconds):
-            await asyncio.sleep(began + number / 30 - loop.time())
-            for at, camera in enumerate(cameras):
-                await asyncio.sleep(0.0001 * (at > 0))
+            for at, camera in enumerate(EIGHT):
+                await asyncio.sleep(began + number / 30 + 0.0001 * at - loop.time())
                 shared = picture(camera, loop.time())
                 for viewer in viewers:
                     viewer.offer(shared)
         for viewer in viewers:
             viewer.close()
-        await asyncio.gather(*carrying)
 
     simulate(scene())
 
 
 def test_slow_viewer_sees_fewer_frames_never_older_ones_and_slows_nobody() -> None:
     slow, quick = Link(1e6, 0.02), Link(100e6, 0.002)
-    watched([slow, quick], EIGHT)
+    watched([slow, quick])
     frames = {camera: len(ages) for camera, ages in slow.ages.items()}
     ages = [age for of_camera in slow.ages.values() for age in of_camera[5:]]
     # 1 MB/s carries nine frames a second: all of them are used, each camera has its share, and none is old.
@@ -262,33 +276,19 @@ def test_slow_viewer_sees_fewer_frames_never_older_ones_and_slows_nobody() -> No
 
 def test_long_way_is_no_slow_one() -> None:
     far = Link(100e6, 0.3)
-    watched([far], EIGHT)
+    watched([far])
     # One frame of each camera under way: as many a second as there are round trips.
     assert all(len(ages) > 0.8 * 30 / 0.3 for ages in far.ages.values())
 
 
 def test_link_that_recovers_is_used_again() -> None:
     link = Link(0.3e6, 0.02)
-    watched([link], EIGHT, 20)
-    before = sum(map(len, link.ages.values()))
+    slow: list[int] = []
 
-    async def scene() -> int:
-        viewer = a_viewer(**dict.fromkeys(EIGHT, 60))
-        loop = asyncio.get_running_loop()
-        link.ages.clear()
-        link.free = 0.0
-        carrying = asyncio.ensure_future(link.carry(viewer))
-        for number in range(900):
-            if number == 300:
-                link.bytes_per_s = 50e6
-            if number == 600:
-                link.ages.clear()
-            for camera in EIGHT:
-                viewer.offer(picture(camera, loop.time()))
-            await asyncio.sleep(1 / 30)
-        viewer.close()
-        await carrying
-        return min(map(len, link.ages.values()))
+    def recover() -> None:
+        slow.append(sum(map(len, link.ages.values())))
+        link.bytes_per_s = 50e6
 
-    assert simulate(scene()) > 250  # of 300
-    assert before < 100
+    watched([link], 40, {20: recover, 30: link.ages.clear})
+    assert slow[0] < 100
+    assert min(map(len, link.ages.values())) > 250  # of 300

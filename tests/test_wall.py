@@ -446,6 +446,21 @@ def test_socket_brings_every_camera_untouched(hub: streamer.Hub, wall: Wall, sen
         with_socket(wall, scene)
 
 
+@pytest.mark.parametrize("size", [111, 112, 113, 65_521, 65_522, 65_523, 110_000])
+def test_message_of_any_length(hub: streamer.Hub, wall: Wall, sender: streamer.Sender, size: int) -> None:
+    """Head and name take 13 bytes more; at 126 and at 65,536 the framing has another form."""
+    start_of_frame = b"\xff\xc0\x00\x0b\x08\x00\x10\x00\x10\x01\x01\x11\x00"
+    jpeg = b"\xff\xd8" + start_of_frame + bytes(size - 17) + b"\xff\xd9"
+    assert len(jpeg) == size
+    send_one(hub, sender, jpeg)
+
+    async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
+        await page.send_json({"want": {"pi1": 1000}})
+        assert (await next_picture(page))[2] == jpeg
+
+    with_socket(wall, scene)
+
+
 def test_next_picture_comes_when_the_last_is_shown(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
     async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
         await page.send_json({"want": {"pi1": 1000}})

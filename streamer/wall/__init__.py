@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from streamer.frame import Frame
     from streamer.hub import Hub
     from streamer.presence import Status
-    from streamer.wall.viewers import Viewer
+    from streamer.wall.viewers import Picture, Viewer
 
 _TURN_S = 0.25
 _TABLE_S = 1.0
@@ -185,29 +185,32 @@ class Wall:
             timeout=_CLOSE_S, heartbeat=_HEARTBEAT_S, compress=False, max_msg_size=_COMMAND_MAX_BYTES
         )
         await response.prepare(request)
-        page = _Page(self._fan_out.open("wall", *_who(request)))
+        transport = request.transport
+        if transport is None:  # it has left already
+            return response
+        page = _Page(self._fan_out.open(lambda picture: transport.write(picture.message), "wall", *_who(request)))
         hello = {"version": streamer.__version__, "message": MESSAGE_VERSION, "stale_after_s": self._hub.stale_after_s}
-        sending = [asyncio.ensure_future(self._send_pictures(response, page.viewer))]
+        tasks = [
+            asyncio.ensure_future(self._send_tables(response, page, hello)),
+            asyncio.ensure_future(_end(response, page)),
+        ]
+        self._pages.add(page)
         try:
-            await response.send_str(json.dumps({"hello": hello}))
-            sending.append(asyncio.ensure_future(self._send_tables(response, page)))
-            self._pages.add(page)
             async for message in response:
                 try:
                     if message.type is not WSMsgType.TEXT:
                         raise TypeError("it must be text")
                     self._obey(page, json.loads(message.data))
                 except (TypeError, ValueError, RecursionError) as error:
+                    self._fan_out.close(page.viewer)
                     why = f"not understood: {error}".encode()[:_REASON_MAX_BYTES]
                     await response.close(code=WSCloseCode.POLICY_VIOLATION, message=why)
-        except ConnectionError:  # it has left
-            pass
         finally:
             self._pages.discard(page)
-            self._fan_out.close(page.viewer)
-            for task in sending:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*sending, return_exceptions=True)
+            self._fan_out.close(page.viewer)
+            await asyncio.gather(*tasks, return_exceptions=True)
         return response
 
     def _obey(self, page: _Page, command: Any) -> None:
@@ -233,14 +236,9 @@ class Wall:
             case _:
                 raise ValueError("neither 'want' nor 'shown'")
 
-    async def _send_pictures(self, response: web.WebSocketResponse, viewer: Viewer) -> None:
+    async def _send_tables(self, response: web.WebSocketResponse, page: _Page, hello: dict[str, Any]) -> None:
         with contextlib.suppress(ConnectionError):
-            while (picture := await viewer.next()) is not None:
-                await response.send_bytes(picture.message)
-            await response.close(code=WSCloseCode.GOING_AWAY, message=b"the hub ends")
-
-    async def _send_tables(self, response: web.WebSocketResponse, page: _Page) -> None:
-        with contextlib.suppress(ConnectionError):
+            await response.send_str(json.dumps({"hello": hello}))
             await response.send_str(_table(self._hub.cameras()))
             while await page.news.wait():
                 page.news.clear()
@@ -296,11 +294,13 @@ class Wall:
         await response.prepare(request)
         if request.method == "HEAD":
             return response
-        viewer = self._fan_out.open("stream", *_who(request))
+        newest: asyncio.Queue[Picture | None] = asyncio.Queue()
+        viewer = self._fan_out.open(newest.put_nowait, "stream", *_who(request))
+        viewer.closed.add_done_callback(lambda _: newest.put_nowait(None))
         try:
             await response.write(f"--{BOUNDARY}\r\n".encode())
             self._fan_out.want(viewer, {name: min(RATE_MAX, rate)})
-            while (picture := await viewer.next()) is not None:
+            while (picture := await newest.get()) is not None:  # never more than one: the next is sent when it is shown
                 await response.write(picture.part)
                 viewer.shown([name])
         except ConnectionError:  # the viewer has left
@@ -321,6 +321,12 @@ class _Page:
         self.viewer = viewer
         self.seen = True
         self.news = asyncio.Event()  # there is another table
+
+
+async def _end(response: web.WebSocketResponse, page: _Page) -> None:
+    """Say goodbye to a page when its viewer is let go."""
+    await page.viewer.closed
+    await response.close(code=WSCloseCode.GOING_AWAY, message=b"the hub ends")
 
 
 async def _jpeg(frame: Frame) -> bytes | memoryview:

@@ -1,9 +1,10 @@
 """The fan-out: each frame is taken from the hub once, and given to every viewer who wants it and has room for it.
 
-All of it runs in the wall's event loop and never waits: what a viewer has no room for now is replaced by the next
-frame of the same camera. Two limits keep a slow viewer's pictures young. Of each camera one frame is under way until
-the viewer has shown it; and of all cameras together no more than a window that follows the time this takes: additive
-increase, multiplicative decrease on the queueing delay, as TCP Vegas and LEDBAT (RFC 6817) do it.
+All of it runs in the wall's event loop and never waits: a viewer is given a picture as soon as it has room for it, and
+what it has no room for is replaced by the next frame of the same camera. Two limits keep a slow viewer's pictures
+young. Of each camera one frame is under way until the viewer has shown it; and of all cameras together no more than a
+window that follows the time this takes: additive increase, multiplicative decrease on the queueing delay, as TCP Vegas
+and LEDBAT (RFC 6817) do it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from streamer.errors import CodecError, MissingExtraError
 from streamer.presence import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from streamer.frame import Frame
     from streamer.hub import Hub
@@ -31,6 +32,7 @@ MESSAGE_VERSION = 1
 RATE_MAX = 1000.0  # frames per second and camera that a viewer may ask for
 # Little-endian: version, length of the name, when the hub had the frame (ms since 1970). The name and the JPEG follow.
 _HEAD = struct.Struct("<BBd")
+_WHOLE_BINARY = 0x82
 _WINDOW_FIRST = 4
 _WINDOW_MAX = 1024
 # Queueing delays at which the window shrinks and may grow, in seconds.
@@ -52,11 +54,16 @@ class Picture:
 
     @property
     def message(self) -> bytes:
-        """The WebSocket message: `_HEAD`, the camera's name, the JPEG."""
+        """The WebSocket message, framing included: `_HEAD`, the camera's name, the JPEG.
+
+        A library would write the framing on its own before each message, to each viewer: one more system call.
+        """
         if self._message is None:
             name = self.frame.camera.encode()
+            jpeg = self.frame.jpeg
+            length = _HEAD.size + len(name) + len(jpeg)
             head = _HEAD.pack(MESSAGE_VERSION, len(name), self.frame.received_ns / 1e6)
-            self._message = b"".join((head, name, self.frame.jpeg))
+            self._message = b"".join((_framing(length), head, name, jpeg))
         return self._message
 
     @property
@@ -70,6 +77,15 @@ class Picture:
             head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
             self._part = b"".join((head, jpeg, f"\r\n--{BOUNDARY}\r\n".encode()))
         return self._part
+
+
+def _framing(length: int) -> bytes:
+    """Return what goes before a binary message of `length` bytes from a server: RFC 6455, 5.2."""
+    if length < 126:
+        return bytes((_WHOLE_BINARY, length))
+    if length < 1 << 16:
+        return struct.pack(">BBH", _WHOLE_BINARY, 126, length)
+    return struct.pack(">BBQ", _WHOLE_BINARY, 127, length)
 
 
 @dataclass(frozen=True)
@@ -115,27 +131,31 @@ class Viewer:
     """Somebody who looks; made by `FanOut.open`.
 
     Args:
+        send: gives it a picture; must not wait.
         number: its id.
         kind: `wall` or `stream`.
         address: its IP address, if known.
         agent: what its program calls itself.
     """
 
-    def __init__(self, number: int, kind: str, address: str | None, agent: str) -> None:
+    def __init__(
+        self, send: Callable[[Picture], None], number: int, kind: str, address: str | None, agent: str
+    ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._send = send
         self._identity = number, kind, address, agent
         self._since = self._loop.time()
         self._slots: dict[str, _Slot] = {}
         self._waiting: dict[str, None] = {}  # cameras with a picture to send, the one that has waited longest first
         self._under_way: dict[str, float] = {}  # camera: when its picture was sent
-        self._ready = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         self._window = float(_WINDOW_FIRST)
         self._quickest_s = math.inf
         self._quickest_at = 0.0
         self._shrunk = 0.0
         self._delay_s: float | None = None
         self._frames = self._bytes = 0
-        self.closed = False
+        self.closed = self._loop.create_future()  # done when it is let go
 
     def want(self, rates: Mapping[str, float]) -> None:
         """Set the cameras that it wants from now on, each with its limit in frames per second."""
@@ -145,7 +165,7 @@ class Viewer:
             slot.interval_s = 1 / rate
             slot.due = min(slot.due, self._loop.time() + slot.interval_s)
         self._waiting = {name: None for name in self._waiting if name in self._slots}
-        self._ready.set()
+        self._pump()
 
     @property
     def wanted(self) -> Iterable[str]:
@@ -162,38 +182,34 @@ class Viewer:
         slot.picture = picture
         if name not in self._under_way:
             self._waiting[name] = None
-            self._ready.set()
+            self._pump()
 
-    async def next(self) -> Picture | None:
-        """Wait for the next picture that it has room for; None when it is closed."""
-        while not self.closed:
-            now = self._loop.time()
-            due = math.inf
-            if len(self._under_way) < self._window:
-                for name in self._waiting:
-                    slot = self._slots[name]
-                    if slot.due <= now and slot.picture is not None:
-                        return self._take(name, slot, now)
-                    due = min(due, slot.due)
-            self._ready.clear()
-            timer = None if due == math.inf else self._loop.call_at(due, self._ready.set)
-            try:
-                await self._ready.wait()
-            finally:
-                if timer:
-                    timer.cancel()
-        return None
-
-    def _take(self, name: str, slot: _Slot, now: float) -> Picture | None:
-        del self._waiting[name]
-        picture, slot.picture = slot.picture, None
-        # Counted from when it was due, so that a timer or a camera that is a little late does not lower the rate.
-        slot.due = max(slot.due, now - min(_LATE_S, slot.interval_s / 2)) + slot.interval_s
-        self._under_way[name] = now
-        if picture is not None:
+    def _pump(self) -> None:
+        """Send what it has room for and what is due; come back when the next is due."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        now = self._loop.time()
+        soonest = math.inf
+        for name in [*self._waiting]:
+            if len(self._under_way) >= self._window or self.closed.done():
+                return
+            slot = self._slots[name]
+            if slot.due > now:
+                soonest = min(soonest, slot.due)
+                continue
+            del self._waiting[name]
+            picture, slot.picture = slot.picture, None
+            if picture is None:
+                continue
+            # Counted from when it was due, so that a timer or a camera that is a little late does not lower the rate.
+            slot.due = max(slot.due, now - min(_LATE_S, slot.interval_s / 2)) + slot.interval_s
+            self._under_way[name] = now
             self._frames += 1
             self._bytes += len(picture.frame.payload)
-        return picture
+            self._send(picture)
+        if soonest < math.inf:
+            self._timer = self._loop.call_at(soonest, self._pump)
 
     def shown(self, names: Iterable[str]) -> None:
         """Take note that it has shown what was under way of these cameras: there is room for the next."""
@@ -206,7 +222,7 @@ class Viewer:
             slot = self._slots.get(name)
             if slot is not None and slot.picture is not None:
                 self._waiting[name] = None
-        self._ready.set()
+        self._pump()
 
     def _adapt(self, took_s: float, now: float) -> None:
         """Let the window follow what the viewer and the way to it can take."""
@@ -233,9 +249,11 @@ class Viewer:
         )
 
     def close(self) -> None:
-        """End its wait."""
-        self.closed = True
-        self._ready.set()
+        """Send it nothing more."""
+        if self._timer:
+            self._timer.cancel()
+        if not self.closed.done():
+            self.closed.set_result(None)
 
 
 class FanOut:
@@ -255,9 +273,9 @@ class FanOut:
         self._tasks: set[asyncio.Task[None]] = set()
         self._left_frames = 0  # sent to viewers who have left
 
-    def open(self, kind: str, address: str | None, agent: str) -> Viewer:
-        """Let a viewer in."""
-        viewer = Viewer(next(self._numbers), kind, address, agent)
+    def open(self, send: Callable[[Picture], None], kind: str, address: str | None, agent: str) -> Viewer:
+        """Let a viewer in; `send` gives it a picture and must not wait."""
+        viewer = Viewer(send, next(self._numbers), kind, address, agent)
         self._viewers.add(viewer)
         if self._mailbox is None:
             self._mailbox = self._hub.open_mailbox(on_ready=self._wake)
