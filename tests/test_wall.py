@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 SIZE = (176, 144)
+HANDSHAKE = (
+    b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 
 @pytest.fixture
@@ -551,6 +555,29 @@ def test_page_that_never_shows_anything_holds_up_no_other(
     with_socket(wall, stuck, quick)
 
 
+def test_page_that_lies_about_what_it_has_shown_is_let_go(
+    hub: streamer.Hub, wall: Wall, sender: streamer.Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamer.wall._BACKLOG_MAX_BYTES", 1024 * 1024)
+    noise = np.random.default_rng(1).integers(0, 255, (480, 640, 3), np.uint8)
+    large = encode_jpeg(noise, 95)
+
+    async def liar() -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", wall.port, limit=1024)
+        writer.write(HANDSHAKE)
+        for said in ['{"want": {"pi1": 1000}}', *['{"shown": ["pi1"]}'] * 200]:
+            send_one(hub, sender, large)
+            writer.write(bytes([0x81, 0x80 | len(said)]) + bytes(4) + said.encode())
+            await asyncio.sleep(0)
+            if said[2] == "s" and not viewers(wall):
+                break
+        else:
+            pytest.fail("it is still there")
+        writer.close()
+
+    asyncio.run(asyncio.wait_for(liar(), 60))
+
+
 def test_array_is_encoded_once_for_all(
     hub: streamer.Hub, wall: Wall, sender: streamer.Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -595,10 +622,7 @@ def test_wall_closes_under_its_pages(hub: streamer.Hub, sender: streamer.Sender)
 def test_wall_closes_though_a_page_does_not_answer(hub: streamer.Hub) -> None:
     wall = Wall(hub, "127.0.0.1", 0)
     with socket.create_connection(("127.0.0.1", wall.port)) as silent:
-        silent.sendall(
-            b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        )
+        silent.sendall(HANDSHAKE)
         assert silent.recv(12) == b"HTTP/1.1 101"
         until(lambda: len(viewers(wall)) == 1)
         began = time.monotonic()

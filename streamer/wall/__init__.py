@@ -43,6 +43,7 @@ _HEARTBEAT_S = 20.0  # a viewer that has vanished is let go after at most one an
 _CLOSE_S = 0.5
 _COMMAND_MAX_BYTES = 128 * 1024  # of what a page may say at once: the names of 1,024 cameras
 _REASON_MAX_BYTES = 100  # of a WebSocket's close frame, which has 123 for it (RFC 6455, 5.5)
+_BACKLOG_MAX_BYTES = 128 * 1024 * 1024  # a thousand pictures under way fit
 _PAGES = {"/": "index.html", "/numbers": "numbers.html"}
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _HEADERS = {
@@ -188,7 +189,7 @@ class Wall:
         transport = request.transport
         if transport is None:  # it has left already
             return response
-        page = _Page(self._fan_out.open(lambda picture: transport.write(picture.message), "wall", *_who(request)))
+        page = _Page(self._fan_out.open(functools.partial(_write, transport), "wall", *_who(request)))
         hello = {"version": streamer.__version__, "message": MESSAGE_VERSION, "stale_after_s": self._hub.stale_after_s}
         tasks = [
             asyncio.ensure_future(self._send_tables(response, page, hello)),
@@ -321,6 +322,14 @@ class _Page:
         self.viewer = viewer
         self.seen = True
         self.news = asyncio.Event()  # there is another table
+
+
+def _write(transport: asyncio.WriteTransport, picture: Picture) -> None:
+    """Send a picture to a page; give up on one that says it has shown what it never read."""
+    if not transport.is_closing():
+        transport.write(picture.message)
+        if transport.get_write_buffer_size() > _BACKLOG_MAX_BYTES:
+            transport.abort()
 
 
 async def _end(response: web.WebSocketResponse, page: _Page) -> None:
