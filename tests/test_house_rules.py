@@ -40,7 +40,7 @@ FOLDERS = {"cameras", "wall"}
 # The only files that import a library at run time.
 LIBRARIES = {
     "PIL": {"cameras.pattern", "codec"},
-    "aiohttp": {"wall"},
+    "aiohttp": {"wall", "wall.access"},
     "cv2": {"codec", "cameras.opencv", "windows"},
     "numpy": {"codec", "frame", "imagezmq"},
     "picamera2": {"cameras.picamera2"},
@@ -192,7 +192,9 @@ def test_extras_that_errors_name_exist() -> None:
     named = extras_named()
     assert set().union(*named.values()) <= set(PROJECT["optional-dependencies"])
     optional = {"PIL", "aiohttp", "cv2", "picamera2", "simplejpeg"}
-    assert set().union(*(LIBRARIES[library] for library in optional)) == set(named)
+    # Before a file in wall/, `wall` itself is imported.
+    importing = {file for library in optional for file in LIBRARIES[library] if not file.startswith("wall.")}
+    assert importing == set(named)
 
 
 def test_errors_have_one_root() -> None:

@@ -22,18 +22,23 @@ try:
 except ImportError as error:
     raise MissingExtraError("the hub's page", "hub", "python3-aiohttp") from error
 
+from streamer.wall.access import Access, unix_socket
+
 if TYPE_CHECKING:
+    import ssl
+    from pathlib import Path
+
     from streamer.frame import Frame
     from streamer.hub import Hub
 
 _BOUNDARY = "frame"
 _TURN_S = 0.5
 _STUCK_S = 5.0
-_STATIC = {"wall.js": "text/javascript", "wall.css": "text/css", "icon.svg": "image/svg+xml"}
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; frame-ancestors 'self'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+_STATIC = {
+    "wall.js": "text/javascript",
+    "wall.css": "text/css",
+    "login.css": "text/css",
+    "icon.svg": "image/svg+xml",
 }
 
 
@@ -44,19 +49,34 @@ class Wall:
         hub: whose cameras are served.
         host: address to listen on.
         port: to listen on; 0 lets the system pick one.
+        access: who may look; by default everybody who reaches the address.
+        tls: serves over TLS with this.
+        socket: path of a Unix socket to serve on as well, to whoever may open it.
 
     Raises:
         TransportError: it cannot listen there.
     """
 
-    def __init__(self, hub: Hub, host: str, port: int) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        host: str,
+        port: int,
+        *,
+        access: Access | None = None,
+        tls: ssl.SSLContext | None = None,
+        socket: Path | None = None,
+    ) -> None:
         self._hub = hub
         self._address = host, port
+        self._access = access or Access(host)
+        self._tls = tls
+        self._socket = socket
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
         self._viewers: set[_Viewer] = set()
         self._listening = threading.Event()
-        self._failure: OSError | None = None
+        self._failure: TransportError | None = None
         self.port = port
         self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()], name="wall")
@@ -64,7 +84,7 @@ class Wall:
         self._listening.wait()
         if self._failure:
             self.close()
-            raise TransportError(f"cannot listen on http {host}:{port}: {self._failure.strerror}") from self._failure
+            raise self._failure
 
     def close(self) -> None:
         """End at once, whatever the viewers do."""
@@ -80,7 +100,7 @@ class Wall:
         self.close()
 
     async def _serve(self) -> None:
-        app = web.Application()
+        app = web.Application(middlewares=[self._access.middleware])
         app.add_routes(
             [
                 web.get("/", self._index),
@@ -89,16 +109,15 @@ class Wall:
                 web.get("/healthz", self._health),
                 web.get("/snapshot/{name}.jpg", self._snapshot),
                 web.get("/stream/{name}.mjpg", self._stream),
+                *self._access.routes,
             ]
         )
-        app.on_response_prepare.append(_add_headers)
+        app.on_response_prepare.append(self._access.add_headers)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, *self._address)
-            await site.start()
-            self.port = runner.addresses[0][1]
-        except OSError as error:
+            await self._listen(runner)
+        except TransportError as error:
             self._failure = error
             self._ending.set()
         self._listening.set()
@@ -109,6 +128,18 @@ class Wall:
         for viewer in self._viewers:
             viewer.close()
         await runner.cleanup()
+        if self._socket and not self._failure:
+            self._socket.unlink(missing_ok=True)
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        try:
+            await web.TCPSite(runner, *self._address, ssl_context=self._tls).start()
+        except OSError as error:
+            host, port = self._address
+            raise TransportError(f"cannot listen on http {host}:{port}: {error.strerror}") from error
+        self.port = runner.addresses[0][1]
+        if self._socket:
+            await web.SockSite(runner, unix_socket(self._socket)).start()
 
     async def _index(self, _: web.Request) -> web.Response:
         return _static("index.html", "text/html")
@@ -213,10 +244,6 @@ class _Viewer:
 async def _jpeg(frame: Frame) -> bytes | memoryview:
     """Return a frame's JPEG; encoding one from an array is kept off the event loop."""
     return frame.jpeg if frame.is_jpeg else await asyncio.to_thread(lambda: frame.jpeg)
-
-
-async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(_HEADERS)
 
 
 @functools.cache
