@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import ctypes
+import http
+import http.client
 import json
 import logging
 import os
@@ -12,11 +15,12 @@ import platform
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+import urllib.parse
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +40,8 @@ _USAGE = 2  # exit status for what the user can put right
 _FAILED = 1
 _LOOK_S = 1.0
 _DEMO_PORTS = range(8080, 8100)
+_HUB_SOCKET = "/run/streamer/hub.sock"  # where the role puts it
+_ASK_TIMEOUT_S = 5.0
 _log = logging.getLogger("streamer")
 
 
@@ -142,6 +148,15 @@ def _parser() -> argparse.ArgumentParser:
         "--subscribe", action="append", metavar="tcp://HOST:5555", help="a publishing sender, or again more"
     )
     hub.add_argument("--http", metavar="127.0.0.1:8080", help="where the page is served")
+    hub.add_argument(
+        "--password-file",
+        dest="http_password_file",
+        metavar="FILE",
+        help="its first line is the page's password; an address that others reach needs one",
+    )
+    hub.add_argument(
+        "--open", action="store_true", default=None, dest="http_open", help="or else let everybody look who reaches it"
+    )
     hub.add_argument("--display", metavar="none|windows", help="windows: one window a camera on this screen")
 
     demo = commands.add_parser("demo", help="a hub and test cameras on this machine, no hardware needed")
@@ -152,7 +167,13 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="print a table of a hub's cameras")
     status.set_defaults(run=_status)
     status.add_argument("names", nargs="*", metavar="NAME", help="only these cameras")
-    status.add_argument("--hub", default="http://127.0.0.1:8080", metavar="http://HOST:8080", help="the hub's page")
+    status.add_argument(
+        "--hub",
+        metavar="http://HOST:8080",
+        help="the hub's page, https:// too, or unix:PATH; by default the hub on this machine",
+    )
+    status.add_argument("--password-file", type=Path, metavar="FILE", help="its first line is the page's password")
+    status.add_argument("--ca-file", type=Path, metavar="FILE", help="PEM certificates to trust, for https://")
     status.add_argument(
         "--wait", type=float, metavar="SECONDS", help="until all are LIVE and moving; fail if not by then"
     )
@@ -238,18 +259,23 @@ def _summarise_sender(sender: Sender) -> None:
 
 
 def _hub(options: argparse.Namespace) -> int:
-    from streamer.config import HubConfig, load, manual
+    from streamer.config import HubConfig, load, manual, read_password
 
     if options.print_config:
         print(manual(HubConfig), end="")
         return 0
-    flags = ("bind", "subscribe", "http", "display")
+    flags = ("bind", "subscribe", "http", "http_password_file", "http_open", "display")
     config = load(HubConfig, options.config, {flag: getattr(options, flag) for flag in flags})
     if config.display == "windows" and platform.system() == "Linux" and not os.environ.get("DISPLAY"):
         raise ConfigError("display: windows needs a screen, but DISPLAY is not set; run it on the desktop, or set none")
 
     from streamer.hub import Hub
     from streamer.wall import Wall
+    from streamer.wall.access import Access, tls_context
+
+    password = read_password(config.http_password_file) if config.http_password_file else ""
+    access = Access(config.http.host, password)
+    tls = tls_context(config.tls_certificate, config.tls_key) if config.tls_certificate and config.tls_key else None
 
     notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
     with Signals() as signals, ExitStack() as open_parts:
@@ -262,10 +288,10 @@ def _hub(options: argparse.Namespace) -> int:
             gone_after_s=config.gone_after_s,
         )
         open_parts.callback(hub.close)
-        wall = Wall(hub, config.http.host, config.http.port)
+        wall = Wall(hub, *config.http, access=access, tls=tls, socket=config.http_socket)
         open_parts.callback(wall.close)
         print(f"hub: {hub.endpoint}", flush=True)
-        print(f"wall: {config.http._replace(port=wall.port).url}", flush=True)
+        print(f"wall: {config.http._replace(port=wall.port).url(tls=tls is not None)}", flush=True)
         notifier.ready()
         fed = [hub.turned, wall.turned, 0.0]
 
@@ -419,13 +445,11 @@ def _is_free(port: int) -> bool:
 
 
 def _status(options: argparse.Namespace) -> int:
-    url = options.hub.rstrip("/") + "/api/cameras"
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--hub is {options.hub!r}: it must be the hub's page, as in http://hub:8080")
+    page = _Page(options.hub or _hub_here(), options.password_file, options.ca_file)
     deadline = time.monotonic() + (options.wait or 0)
     before: dict[str, int] = {}
     while True:
-        rows, problem = _ask_hub(url)
+        rows, problem = page.cameras()
         if rows is not None and options.names:
             known = {row["name"]: row for row in rows}
             rows = [known.get(name) or _never_seen(name) for name in options.names]
@@ -451,15 +475,102 @@ def _never_seen(name: str) -> dict[str, Any]:
     return dict(vars(Status(name, State.WAITING.value)))
 
 
-def _ask_hub(url: str) -> tuple[list[dict[str, Any]] | None, str]:
-    """Return the rows of the hub's table, or None and why there are none."""
-    # The hub is asked straight, whatever proxy the environment names.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=5) as answer:
-            return json.load(answer), ""
-    except (OSError, ValueError) as error:
-        return None, f"no hub answers at {url}: {getattr(error, 'reason', error)}"
+def _hub_here() -> str:
+    """Return where the hub on this machine is asked: at its socket, for those who may."""
+    return f"unix:{_HUB_SOCKET}" if os.access(_HUB_SOCKET, os.W_OK) else "http://127.0.0.1:8080"
+
+
+class _Page:
+    """A hub's page, asked straight, whatever proxy the environment names.
+
+    Args:
+        hub: its address: http://…, https://… or unix:PATH.
+        password_file: has the page's password in its first line.
+        ca_file: PEM certificates to trust beside those that this machine trusts.
+
+    Raises:
+        ConfigError: the address is none, or a file is not what it must be.
+    """
+
+    def __init__(self, hub: str, password_file: Path | None, ca_file: Path | None) -> None:
+        from streamer.config import read_password
+
+        scheme, _, rest = hub.partition(":")
+        try:
+            parts = urllib.parse.urlsplit(hub)
+            self._host, self._port = parts.hostname or "", parts.port
+        except ValueError:
+            self._host, self._port = "", None
+        if not (rest if scheme == "unix" else self._host and scheme in ("http", "https")):
+            raise ConfigError(f"--hub is {hub!r}: it must be the hub's page, as in http://hub:8080, or unix:PATH")
+        self._socket = rest if scheme == "unix" else None
+        self._path = "/api/cameras" if self._socket else f"{parts.path.rstrip('/')}/api/cameras"
+        self._name = hub if self._socket else hub.rstrip("/") + "/api/cameras"
+        self._password_file = password_file
+        self._headers = {}
+        if password_file:
+            credentials = f":{read_password(password_file)}".encode()
+            self._headers["Authorization"] = f"Basic {base64.b64encode(credentials).decode()}"
+        self._tls = _trust(ca_file) if scheme == "https" else None
+
+    def cameras(self) -> tuple[list[dict[str, Any]] | None, str]:
+        """Return the rows of the hub's table, or None and why there are none.
+
+        Raises:
+            ConfigError: the hub asks for another password, or its certificate is not trusted.
+        """
+        try:
+            with contextlib.closing(self._connect()) as connection:
+                connection.request("GET", self._path, headers=self._headers)
+                answer = connection.getresponse()
+                body = answer.read()
+                if answer.status == http.HTTPStatus.OK:
+                    return json.loads(body), ""
+        except ssl.SSLCertVerificationError as error:
+            raise ConfigError(
+                f"{self._name}: its certificate is not trusted ({error.verify_message}): give --ca-file FILE with the "
+                "certificate that is to be trusted"
+            ) from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            return None, f"no hub answers at {self._name}: {error or type(error).__name__}"
+        if answer.status == http.HTTPStatus.UNAUTHORIZED:
+            if self._password_file:
+                raise ConfigError(f"{self._password_file}: has not the password of {self._name}")
+            raise ConfigError(f"{self._name} asks for a password: give --password-file FILE")
+        if answer.status == http.HTTPStatus.TOO_MANY_REQUESTS:
+            return None, f"{self._name}: {body.decode(errors='replace').strip()}"
+        return None, f"no hub answers at {self._name}: HTTP {answer.status} {answer.reason}"
+
+    def _connect(self) -> http.client.HTTPConnection:
+        if self._tls:
+            return http.client.HTTPSConnection(self._host, self._port, timeout=_ASK_TIMEOUT_S, context=self._tls)
+        if self._socket:
+            return _UnixConnection(self._socket)
+        return http.client.HTTPConnection(self._host, self._port, timeout=_ASK_TIMEOUT_S)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_ASK_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(_ASK_TIMEOUT_S)
+        self.sock.connect(self._path)
+
+
+def _trust(ca_file: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if ca_file:
+        try:
+            context.load_verify_locations(ca_file)
+        except OSError as error:
+            why = "has no PEM certificate" if isinstance(error, ssl.SSLError) else error.strerror
+            raise ConfigError(f"--ca-file {ca_file}: {why}") from error
+    return context
 
 
 def _print_cameras(rows: Iterable[dict[str, Any]]) -> None:

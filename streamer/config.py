@@ -7,6 +7,7 @@ import ipaddress
 import re
 from dataclasses import dataclass, field, fields
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import yaml
@@ -16,11 +17,17 @@ from streamer.wire import IN_FLIGHT_MAX, is_camera_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 PORT = 5555
+PASSWORD_CHARACTERS = 8  # at least
 _HOST = r"(?:\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]|[A-Za-z0-9._-]+)"
 _CAMERA = re.compile(r"picamera2|pattern|usb:\d+|file:.+")
+# Flags that are not called as their key is.
+_FLAGS = {
+    "hubs": "hub",
+    "http_password_file": "password-file",
+    "http_open": "open",
+}
 Config = TypeVar("Config", bound="SenderConfig | HubConfig")
 
 
@@ -40,10 +47,25 @@ class Address(NamedTuple):
     host: str
     port: int
 
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     @property
-    def url(self) -> str:
-        """The address as a URL."""
-        return f"http://[{self.host}]:{self.port}/" if ":" in self.host else f"http://{self.host}:{self.port}/"
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        return is_loopback(self.host)
+
+    def url(self, *, tls: bool = False) -> str:
+        """Return the address as a URL."""
+        return f"{'https' if tls else 'http'}://{self}/"
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether an address, or `localhost`, is one that only this machine reaches."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _number(low: float, high: float) -> Callable[[Any], float]:
@@ -138,6 +160,18 @@ def _http(value: Any) -> Address:
     return Address(host, int(match[2]))
 
 
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")  # noqa: TRY004 - what is refused here is a value
+    return value
+
+
+def _path(value: Any) -> Path:
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise ValueError("the path of a file")
+    return Path(value)
+
+
 def _one_of(*choices: str) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         if value not in choices:
@@ -173,6 +207,11 @@ class HubConfig:
     bind: str = _setting(_listener, f"tcp://*:{PORT}")
     subscribe: tuple[str, ...] = _setting(_several(_endpoint(_HOST, f"tcp://pi1:{PORT}")), ())
     http: Address = _setting(_http, Address("127.0.0.1", 8080))
+    http_password_file: Path | None = _setting(_optional(_path), None)
+    http_open: bool = _setting(_boolean, default=False)
+    http_socket: Path | None = _setting(_optional(_path), None)
+    tls_certificate: Path | None = _setting(_optional(_path), None)
+    tls_key: Path | None = _setting(_optional(_path), None)
     display: str = _setting(_one_of("none", "windows"), "none")
     cameras: tuple[str, ...] = _setting(_several(_name), ())
     stale_after_s: float = _setting(_number(0.5, 3600), 3.0)
@@ -202,15 +241,51 @@ def load(cls: type[Config], path: Path | None, flags: Mapping[str, Any]) -> Conf
         values[key] = _setting_value(settings[key], value, f"{place}: {key}")
     for key, value in flags.items():
         if value is not None:
-            values[key] = _setting_value(settings[key], value, f"--{key.rstrip('s') if key == 'hubs' else key}")
+            values[key] = _setting_value(settings[key], value, f"--{_FLAGS.get(key, key)}")
     config = cls(**values)
-    if isinstance(config, HubConfig) and config.gone_after_s <= config.stale_after_s:
-        place = f"{path}: " if path else ""
-        raise ConfigError(
-            f"{place}gone_after_s is {config.gone_after_s:g}: it must be greater than stale_after_s, which is "
+    if isinstance(config, HubConfig) and (problem := _contradiction(config)):
+        raise ConfigError(f"{path}: {problem}" if path else problem)
+    return config
+
+
+def _contradiction(config: HubConfig) -> str:
+    """Say which values, each good in itself, do not go together."""
+    if config.gone_after_s <= config.stale_after_s:
+        return (
+            f"gone_after_s is {config.gone_after_s:g}: it must be greater than stale_after_s, which is "
             f"{config.stale_after_s:g}"
         )
-    return config
+    if config.http_open and config.http_password_file:
+        return "http_open and http_password_file are both set: either everybody may look or who knows the password"
+    if not (config.http.is_loopback or config.http_open or config.http_password_file):
+        return (
+            f"http is {config.http}, which others can reach: set http_password_file (--password-file FILE) to a file "
+            "with a password, or http_open: true (--open) to let everybody look"
+        )
+    if bool(config.tls_certificate) != bool(config.tls_key):
+        given, missing = ("tls_certificate", "tls_key")[:: 1 if config.tls_certificate else -1]
+        return f"{given} is set and {missing} is not: set both, or neither"
+    return ""
+
+
+def read_password(path: Path) -> str:
+    """Read the password that stands in the first line of a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or the password is too short.
+    """
+    try:
+        password = path.read_text(encoding="utf-8-sig").partition("\n")[0]
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text: its first line must be the password") from error
+    if len(password) < PASSWORD_CHARACTERS:
+        has = f"has {len(password)} characters" if password else "is empty"
+        raise ConfigError(
+            f"{path}: the first line {has}: it must be a password of {PASSWORD_CHARACTERS} characters or more"
+        )
+    return password
 
 
 def manual(cls: type[Config]) -> str:

@@ -112,6 +112,13 @@ def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
         (["hub", "--display", "screen"], "--display is 'screen': it must be none or windows"),
         (["demo", "--cameras", "0"], "--cameras is 0: it must be from 1 to 64"),
         (["status", "--hub", "hub:8080"], "--hub is 'hub:8080': it must be the hub's page, as in http://hub:8080"),
+        (["status", "--hub", "http://hub:port"], "--hub is 'http://hub:port': it must be the hub's page"),
+        (["status", "--hub", "unix:"], "--hub is 'unix:': it must be the hub's page, as in http://hub:8080, or unix:"),
+        (["status", "--password-file", "/nowhere/password"], "/nowhere/password: No such file or directory"),
+        (["status", "--hub", "https://hub", "--ca-file", "/nowhere/ca"], "--ca-file /nowhere/ca: No such file"),
+        (["hub", "--http", "0.0.0.0:8080"], "http is 0.0.0.0:8080, which others can reach: set http_password_file"),
+        (["hub", "--open", "--password-file", "a"], "http_open and http_password_file are both set: either everybody"),
+        (["hub", "--password-file", "/nowhere/password"], "/nowhere/password: No such file or directory"),
     ],
 )
 def test_bad_input_gets_one_line_and_status_2(

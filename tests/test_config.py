@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import streamer.config
-from streamer.config import Address, HubConfig, SenderConfig, Size, load, manual
+from streamer.config import Address, HubConfig, SenderConfig, Size, load, manual, read_password
 from streamer.errors import ConfigError
 
 Kind = type[SenderConfig] | type[HubConfig]
@@ -46,6 +46,8 @@ LISTENERS_GOOD = [
     ("ipc:///run/hub", "ipc:///run/hub"),
 ]
 LISTENERS_BAD = ["*:5555", "tcp://*", "tcp://*:65536", "tcp://*:-1", "tcp://:5555", "tcp://*:*", 5555, ["tcp://*:5555"]]
+PATHS_GOOD = [("/etc/streamer/a b", Path("/etc/streamer/a b")), ("a", Path("a")), (None, None)]
+PATHS_BAD = ["", "a\0b", 1, True, ["/a"], {"a": "b"}]
 NAMES_BAD = ["pi 1", "pi/1", "", "a" * 65, "é", 1, True, {"a": "b"}]
 
 # Every key: the values that it takes, each with what becomes of it, and those that it refuses.
@@ -91,6 +93,11 @@ HUB_KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
         ],
         ["8080", ":8080", "*:8080", "hub:8080", "::1:8080", "127.0.0.1", "127.0.0.1:65536", "1.2.3:80", 8080, None, []],
     ),
+    "http_password_file": (PATHS_GOOD, PATHS_BAD),
+    "http_open": ([(True, True), (False, False)], ["true", "", 1, 0, None, [True]]),
+    "http_socket": (PATHS_GOOD, PATHS_BAD),
+    "tls_certificate": (PATHS_GOOD, PATHS_BAD),
+    "tls_key": (PATHS_GOOD, PATHS_BAD),
     "display": ([("none", "none"), ("windows", "windows")], ["window", "None", "", None, True, 0, ["none"], {}]),
     "cameras": (
         [(["pi2", "pi1"], ("pi2", "pi1")), ("pi1", ("pi1",)), (None, ()), ([], ())],
@@ -103,6 +110,12 @@ HUB_KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
 }
 KEYS: dict[Kind, dict[str, tuple[list[tuple[Any, Any]], list[Any]]]] = {SenderConfig: SENDER_KEYS, HubConfig: HUB_KEYS}
 GOOD = [(kind, key, *pair) for kind, keys in KEYS.items() for key, (good, _) in keys.items() for pair in good]
+# What a key needs beside it.
+BESIDE: dict[str, dict[str, Any]] = {
+    "http": {"http_open": True},
+    "tls_certificate": {"tls_key": "/etc/key.pem"},
+    "tls_key": {"tls_certificate": "/etc/cert.pem"},
+}
 BAD = [(kind, key, value) for kind, keys in KEYS.items() for key, (_, bad) in keys.items() for value in bad]
 
 
@@ -122,13 +135,16 @@ def test_every_key_is_in_the_tables(kind: Kind) -> None:
 
 @pytest.mark.parametrize(("kind", "key", "value", "expected"), GOOD)
 def test_good_value(kind: Kind, key: str, value: Any, expected: Any, tmp_path: Path) -> None:
-    loaded = [load(kind, None, {key: value})]
+    beside = BESIDE.get(key, {}) if value is not None else {}
+    others = load(kind, None, beside | {key: "127.0.0.1:1" if key == "http" else "x"}) if beside else kind()
+    values = {key: value, **beside}
+    loaded = [load(kind, None, values)]
     if not isinstance(value, Size):
-        loaded.append(load(kind, written(tmp_path, yaml.safe_dump({key: value}, allow_unicode=True)), {}))
+        loaded.append(load(kind, written(tmp_path, yaml.safe_dump(values, allow_unicode=True)), {}))
     for config in loaded:
         got = getattr(config, key)
         assert (got, type(got)) == (expected, type(expected))
-        assert config == dataclasses.replace(kind(), **{key: expected})
+        assert config == dataclasses.replace(others, **{key: expected})
 
 
 @pytest.mark.parametrize(("kind", "key", "value"), BAD)
@@ -163,11 +179,69 @@ def test_a_camera_is_stale_before_it_is_gone(values: dict[str, float], error: st
 
 
 @pytest.mark.parametrize(
-    ("address", "url"),
-    [(Address("127.0.0.1", 8080), "http://127.0.0.1:8080/"), (Address("::1", 80), "http://[::1]:80/")],
+    ("values", "error"),
+    [
+        (
+            {"http": "0.0.0.0:8080"},
+            "streamer.yml: http is 0.0.0.0:8080, which others can reach: set http_password_file (--password-file FILE) "
+            "to a file with a password, or http_open: true (--open) to let everybody look",
+        ),
+        ({"http": "[::]:80"}, "streamer.yml: http is [::]:80, which others can reach: "),
+        ({"http": "192.0.2.1:80", "http_open": False}, "streamer.yml: http is 192.0.2.1:80, which others can reach: "),
+        ({"http_password_file": "a", "http_open": True}, "http_open and http_password_file are both set: either"),
+        ({"tls_key": "a"}, "streamer.yml: tls_key is set and tls_certificate is not: set both, or neither"),
+        ({"tls_certificate": "a"}, "streamer.yml: tls_certificate is set and tls_key is not: set both, or neither"),
+    ],
 )
-def test_url(address: Address, url: str) -> None:
-    assert address.url == url
+def test_who_may_look_must_be_said(values: dict[str, Any], error: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(error)):
+        load(HubConfig, written(tmp_path, yaml.safe_dump(values)), {})
+
+
+@pytest.mark.parametrize("http", ["127.0.0.1:80", "127.9.9.9:80", "[::1]:80", "localhost:80"])
+def test_loopback_asks_for_nothing(http: str) -> None:
+    assert load(HubConfig, None, {"http": http}).http.is_loopback
+
+
+@pytest.mark.parametrize(
+    "text", ["correct horse\n", "correct horse", "correct horse\r\nnotes\n", "\ufeffcorrect horse\n"]
+)
+def test_password_is_the_first_line(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text(text, encoding="utf-8", newline="")
+    assert read_password(file) == "correct horse"
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"", "the first line is empty: it must be a password of 8 characters or more"),
+        (b"\ncorrect horse\n", "the first line is empty"),
+        (b"7 chars\n", "the first line has 7 characters: it must be a password of 8 characters or more"),
+        (b"\xff\xfe1234567", "is not UTF-8 text: its first line must be the password"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_password_that_is_none(content: bytes | None, error: str, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        read_password(file)
+    assert str(refused.value).startswith(f"{file}: {error}")
+    assert "7 chars" not in str(refused.value)  # what is in the file is not for the journal
+
+
+@pytest.mark.parametrize(
+    ("address", "tls", "url"),
+    [
+        (Address("127.0.0.1", 8080), False, "http://127.0.0.1:8080/"),
+        (Address("::1", 80), False, "http://[::1]:80/"),
+        (Address("0.0.0.0", 8443), True, "https://0.0.0.0:8443/"),
+    ],
+)
+def test_url(address: Address, tls: bool, url: str) -> None:
+    assert address.url(tls=tls) == url
 
 
 def test_size_reads_as_it_is_written() -> None:
@@ -271,6 +345,7 @@ def test_flags_override_the_file_key_by_key(tmp_path: Path) -> None:
         (SenderConfig, "hubs", ["hub"], "--hub is 'hub': it must be tcp://HOST:PORT"),
         (SenderConfig, "camera", "web", "--camera is 'web': it must be picamera2, usb:N, file:PATH or pattern"),
         (HubConfig, "http", "8080", "--http is '8080': it must be ADDRESS:PORT of this machine, as in 127.0.0.1:8080"),
+        (HubConfig, "http_password_file", "", "--password-file is '': it must be the path of a file"),
         (HubConfig, "display", "tv", "--display is 'tv': it must be none or windows"),
     ],
 )

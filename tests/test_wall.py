@@ -178,7 +178,7 @@ def test_unknown_camera_is_told_which_there_are(wall: Wall, path: str) -> None:
 def test_page_and_its_files_come_from_the_hub_alone(wall: Wall) -> None:
     status, headers, body = get(wall, "/")
     assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
-    assert "default-src 'self'" in headers["Content-Security-Policy"]
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert b"//" not in body.replace(b"http://www.w3.org", b"").replace(b"<!--", b"")
     for file in ("wall.js", "wall.css", "icon.svg"):
         assert f"/static/{file}".encode() in body

@@ -26,11 +26,15 @@ try:
 except ImportError as error:
     raise MissingExtraError("the hub's page", "hub", "python3-aiohttp") from error
 
+from streamer.wall.access import Access, unix_socket
 from streamer.wall.history import EVERY_S, History
 from streamer.wall.metrics import Metrics
 from streamer.wall.viewers import BOUNDARY, MESSAGE_VERSION, RATE_MAX, FanOut
 
 if TYPE_CHECKING:
+    import ssl
+    from pathlib import Path
+
     from streamer.frame import Frame
     from streamer.hub import Hub
     from streamer.presence import Status
@@ -46,11 +50,6 @@ _REASON_MAX_BYTES = 100  # of a WebSocket's close frame, which has 123 for it (R
 _BACKLOG_MAX_BYTES = 128 * 1024 * 1024  # a thousand pictures under way fit
 _PAGES = {"/": "index.html", "/numbers": "numbers.html"}
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; frame-ancestors 'self'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 class Wall:
@@ -60,20 +59,35 @@ class Wall:
         hub: whose cameras are served.
         host: address to listen on.
         port: to listen on; 0 lets the system pick one.
+        access: who may look; by default everybody who reaches the address.
+        tls: serves over TLS with this.
+        socket: path of a Unix socket to serve on as well, to whoever may open it.
 
     Raises:
         TransportError: it cannot listen there.
     """
 
-    def __init__(self, hub: Hub, host: str, port: int) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        host: str,
+        port: int,
+        *,
+        access: Access | None = None,
+        tls: ssl.SSLContext | None = None,
+        socket: Path | None = None,
+    ) -> None:
         self._hub = hub
         self._address = host, port
+        self._access = access or Access(host)
+        self._tls = tls
+        self._socket = socket
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
         self._looking = 0, 0  # viewers, and frames sent to them, as the loop last told
         self._metrics = Metrics(hub, viewers=lambda: self._looking[0], viewer_frames=lambda: self._looking[1])
         self._listening = threading.Event()
-        self._failure: OSError | None = None
+        self._failure: TransportError | None = None
         self._history = History()
         self._pages: set[_Page] = set()
         self._table = ""
@@ -84,7 +98,7 @@ class Wall:
         self._listening.wait()
         if self._failure:
             self.close()
-            raise TransportError(f"cannot listen on http {host}:{port}: {self._failure.strerror}") from self._failure
+            raise self._failure
 
     def close(self) -> None:
         """End at once, whatever the viewers do."""
@@ -101,12 +115,12 @@ class Wall:
 
     async def _serve(self) -> None:
         self._fan_out = FanOut(self._hub)
-        app = web.Application()
+        app = web.Application(middlewares=[self._access.middleware])
         app.add_routes(
             [
                 *(web.get(path, self._page) for path in _PAGES),
                 web.get("/static/{file}", self._file),
-                web.get("/ws", self._socket, allow_head=False),
+                web.get("/ws", self._web_socket, allow_head=False),
                 web.get("/api/cameras", self._cameras),
                 web.get("/api/viewers", self._viewers),
                 web.get("/api/history", self._past),
@@ -114,22 +128,33 @@ class Wall:
                 web.get("/metrics", self._metrics_text),
                 web.get("/snapshot/{name}.jpg", self._snapshot),
                 web.get("/stream/{name}.mjpg", self._stream),
+                *self._access.routes,
             ]
         )
-        app.on_response_prepare.append(_add_headers)
+        app.on_response_prepare.append(self._access.add_headers)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, *self._address)
-            await site.start()
-            self.port = runner.addresses[0][1]
-        except OSError as error:
+            await self._listen(runner)
+        except TransportError as error:
             self._failure = error
             self._ending.set()
         self._listening.set()
         await self._watch()
         self._fan_out.close_all()
         await runner.cleanup()
+        if self._socket and not self._failure:
+            self._socket.unlink(missing_ok=True)
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        try:
+            await web.TCPSite(runner, *self._address, ssl_context=self._tls).start()
+        except OSError as error:
+            host, port = self._address
+            raise TransportError(f"cannot listen on http {host}:{port}: {error.strerror}") from error
+        self.port = runner.addresses[0][1]
+        if self._socket:
+            await web.SockSite(runner, unix_socket(self._socket)).start()
 
     async def _watch(self) -> None:
         """Until the end, look at the cameras: for the pages at once when a state changes, and for the curves."""
@@ -176,7 +201,7 @@ class Wall:
             return web.Response(status=503, text="the receiving thread is stuck\n")
         return web.Response(text="ok\n")
 
-    async def _socket(self, request: web.Request) -> web.WebSocketResponse:
+    async def _web_socket(self, request: web.Request) -> web.WebSocketResponse:
         """Serve one page: pictures as binary messages, the table of cameras as JSON.
 
         The page says `{"want": {camera: frames per second}}`, or `{"want": null}` while nobody sees it, and then
@@ -368,10 +393,6 @@ def _number(request: web.Request, key: str, default: float, low: float) -> float
 def _who(request: web.Request) -> tuple[str | None, str]:
     """Return a viewer's address and what its program calls itself."""
     return request.remote, request.headers.get("User-Agent", "")[:200]
-
-
-async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(_HEADERS)
 
 
 def _table(statuses: list[Status]) -> str:

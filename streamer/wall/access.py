@@ -1,0 +1,367 @@
+"""Who may look: the password, the cookie that stands for it, and which browsers' requests are a stranger's.
+
+A wall on a loopback address asks nobody, one on the network asks for the password unless it is open to all, and
+whoever may open the Unix socket is never asked. Every answer gets its security headers here.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import hmac
+import html
+import ipaddress
+import logging
+import math
+import re
+import socket
+import ssl
+import time
+from base64 import b64decode
+from collections import OrderedDict, deque
+from importlib import resources
+from string import Template
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, quote, urlsplit
+
+from aiohttp import web
+
+from streamer.config import is_loopback
+from streamer.errors import ConfigError, TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+COOKIE = "streamer"
+COOKIE_LIFETIME_S = 30 * 24 * 3600
+TRIES = 5
+TRIES_WITHIN_S = 60.0
+CLIENTS = 1024
+_SOCKET_MODE = 0o660
+# By route, not by path: what is open is decided by the handler that will run. The static files are in every release.
+_OPEN = {"/healthz", "/login", "/logout", "/static/{file}"}
+_PICTURES = {"/snapshot/{name}.jpg", "/stream/{name}.mjpg"}
+_POLICY = (
+    "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src {connect}; form-action 'self'; base-uri 'none'; frame-ancestors 'self'"
+)
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+# A browser takes `//host` and `/\host` for another site, and leaves out tabs and line ends before it looks.
+_LOCAL_PATH = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")
+_log = logging.getLogger(__name__)
+
+
+class Throttle:
+    """Counts the wrong passwords of each client, and says how long one that gave too many has to wait.
+
+    A right password does not clear the count: behind one router a guesser would profit from everybody who knows it.
+    """
+
+    def __init__(self) -> None:
+        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def wait_s(self, client: str, now: float) -> float:
+        """Return the seconds until the client may try again; 0 when it may now."""
+        failures = self._failures.get(client)
+        if failures is None or len(failures) < TRIES:
+            return 0.0
+        return max(0.0, failures[0] + TRIES_WITHIN_S - now)
+
+    def failed(self, client: str, now: float) -> None:
+        """Note a wrong password; of too many clients the one that failed longest ago is forgotten."""
+        self._failures.setdefault(client, deque(maxlen=TRIES)).append(now)
+        self._failures.move_to_end(client)
+        if len(self._failures) > CLIENTS:
+            self._failures.popitem(last=False)
+
+
+class Access:
+    """Lets requests pass or refuses them: `middleware`, `routes` and `add_headers` are for the wall's application.
+
+    Args:
+        host: the address that the wall listens on.
+        password: what is asked of everybody who comes over TCP; empty: nobody is asked.
+    """
+
+    def __init__(self, host: str, password: str = "") -> None:
+        self._asks = bool(password)
+        self._is_loopback = is_loopback(host)
+        # Slow on purpose: who has seen a cookie must not find a weak password by trying. Without a random salt, because
+        # the cookies of before are to be good after a restart.
+        self._key = hashlib.scrypt(password.encode(), salt=b"streamer wall", n=1 << 14, r=8, p=1, dklen=32)
+        self._signed = self._sign(b"password", password.encode())
+        self._throttle = Throttle()
+        self._page = Template(resources.files(__package__).joinpath("static", "login.html").read_text(encoding="utf-8"))
+        self.routes = [
+            web.get("/login", self._show_login),
+            web.post("/login", self._log_in),
+            web.get("/logout", self._log_out),
+        ]
+
+    # -- the cookie
+
+    def token(self, now_s: float) -> str:
+        """Return what the cookie of a login at `now_s`, seconds since 1970, holds."""
+        # Wall time, alone here: it has to mean the same after a restart.
+        expires = str(int(now_s) + COOKIE_LIFETIME_S)
+        return f"{expires}.{self._sign(b'cookie', expires.encode()).hex()}"
+
+    def _is_token(self, token: str, now_s: float) -> bool:
+        expires, _, signature = token.encode(errors="replace").partition(b".")
+        if not hmac.compare_digest(signature, self._sign(b"cookie", expires).hex().encode()):
+            return False
+        return now_s < int(expires)  # a number, for it was signed here
+
+    def _sign(self, purpose: bytes, what: bytes) -> bytes:
+        return hmac.digest(self._key, purpose + b" " + what, "sha256")
+
+    def _has_cookie(self, request: web.Request) -> bool:
+        return self._is_token(request.cookies.get(COOKIE, ""), time.time())
+
+    # -- every request
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse strangers' requests, and ask for the password where one is set."""
+        if _is_by_socket(request) or _route(request) == "/healthz":
+            return await handler(request)
+        if self._is_loopback and not self._asks:
+            _see_own_name(request)
+        if request.method not in ("GET", "HEAD") or _is_websocket(request):
+            _see_own_origin(request)
+        if self._asks and _route(request) not in _OPEN and not self._has_cookie(request):
+            self._see_password(request)
+        return await handler(request)
+
+    async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Add to an answer what it does not say itself."""
+        connect = "'self'"
+        if _HOST.fullmatch(request.headers.get("Host", "")):
+            # Safari before 16 does not take 'self' for a WebSocket's address.
+            connect += f" {'wss' if request.secure else 'ws'}://{request.headers['Host']}"
+        response.headers.setdefault("Content-Security-Policy", _POLICY.format(connect=connect))
+        # Pictures may stand in pages of the same site, whatever their port, and those of a wall that is open to all
+        # anywhere: in Home Assistant's, say.
+        others = "same-site" if self._asks or self._is_loopback else "cross-origin"
+        policy = others if _route(request) in _PICTURES else "same-origin"
+        response.headers.setdefault("Cross-Origin-Resource-Policy", policy)
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        response.headers["Server"] = "streamer"  # aiohttp would name its version and Python's
+
+    def _see_password(self, request: web.Request) -> None:
+        """Raise what asks for the password, unless the request brings it as basic authentication."""
+        given = _basic_password(request)
+        if given is not None:
+            is_right, wait_s = self._try(request, given)
+            if is_right:
+                return
+            if wait_s:
+                text = f"too many wrong passwords: wait {wait_s} s\n"
+                raise web.HTTPTooManyRequests(text=text, headers={"Retry-After": str(wait_s)})
+        elif request.method in ("GET", "HEAD") and "text/html" in request.headers.get("Accept", ""):
+            raise _SeeOther("/login" if request.path_qs == "/" else f"/login?next={quote(request.path_qs, safe='/')}")
+        # Not to scripts and pictures of a page whose cookie has ended: the browser would open a dialogue of its own.
+        is_browser = given is None and request.headers.get("User-Agent", "").startswith("Mozilla/")
+        headers = {} if is_browser else {"WWW-Authenticate": 'Basic realm="cameras", charset="UTF-8"'}
+        text = "the password is needed\n" if given is None else "wrong password\n"
+        raise web.HTTPUnauthorized(text=text, headers=headers)
+
+    def _try(self, request: web.Request, password: bytes) -> tuple[bool, int]:
+        """Return whether a password is right, and for how many seconds none is looked at."""
+        client, now = _client(request.remote or ""), time.monotonic()
+        if wait_s := self._throttle.wait_s(client, now):
+            return False, math.ceil(wait_s)
+        if hmac.compare_digest(self._sign(b"password", password), self._signed):
+            return True, 0
+        self._throttle.failed(client, now)
+        if self._throttle.wait_s(client, now):
+            _log.warning("%d wrong passwords from %s; it has to wait", TRIES, client)
+        return False, 0
+
+    # -- the login page
+
+    async def _show_login(self, request: web.Request) -> web.Response:
+        wanted = _local_path(request.query.get("next", ""))
+        if not self._asks or self._has_cookie(request):
+            raise _SeeOther(wanted)
+        return self._login_page(wanted)
+
+    async def _log_in(self, request: web.Request) -> web.Response:
+        form = dict(parse_qsl((await request.read()).decode(errors="replace")))
+        wanted = _local_path(form.get("next", ""))
+        if not self._asks:
+            raise _SeeOther(wanted)
+        is_right, wait_s = self._try(request, form.get("password", "").encode())
+        if wait_s:
+            return self._login_page(wanted, f"Too many wrong passwords. Wait {wait_s} s.", 429, wait_s)
+        if not is_right:
+            return self._login_page(wanted, "Wrong password.", 403)
+        answer = _SeeOther(wanted)
+        # Lax, not Strict: a link to the wall in a mail or a dashboard is to work. No GET changes anything here.
+        answer.set_cookie(
+            COOKIE,
+            self.token(time.time()),
+            max_age=COOKIE_LIFETIME_S,
+            path="/",
+            secure=request.secure,
+            httponly=True,
+            samesite="Lax",
+        )
+        raise answer
+
+    async def _log_out(self, _: web.Request) -> web.Response:
+        answer = _SeeOther("/login")
+        answer.del_cookie(COOKIE, path="/")
+        raise answer
+
+    def _login_page(self, wanted: str, problem: str = "", status: int = 200, wait_s: int = 0) -> web.Response:
+        text = self._page.substitute(next=html.escape(wanted), problem=html.escape(problem))
+        # With no-referrer a browser sends the form with the origin `null`.
+        headers = {"Referrer-Policy": "same-origin"} | ({"Retry-After": str(wait_s)} if wait_s else {})
+        return web.Response(text=text, status=status, content_type="text/html", headers=headers)
+
+
+class _SeeOther(web.HTTPException):
+    """Leads on to a path of this wall, exactly as it is written."""
+
+    status_code = 303
+
+    def __init__(self, path: str) -> None:
+        super().__init__(headers={"Location": path})
+
+
+def _route(request: web.Request) -> str:
+    """Return the pattern of the path that a request is for; empty if there is none."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else ""
+
+
+def _is_by_socket(request: web.Request) -> bool:
+    """Say whether a request came by the Unix socket, whose file's mode has let it pass."""
+    connection = request.transport.get_extra_info("socket") if request.transport else None
+    return connection is not None and connection.family == socket.AF_UNIX
+
+
+def _is_websocket(request: web.Request) -> bool:
+    return "websocket" in request.headers.get("Upgrade", "").lower()
+
+
+def _see_own_name(request: web.Request) -> None:
+    """Refuse a name that somebody has led here: their page would be of the same origin (DNS rebinding)."""
+    name, _ = _host_and_port(f"//{request.headers.get('Host', '')}", 80)
+    try:
+        ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        if name != "localhost":
+            raise web.HTTPForbidden(text=f"this is not {name!r}: open it as localhost, or by its address\n") from None
+
+
+def _see_own_origin(request: web.Request) -> None:
+    """Refuse what a page from elsewhere sends; a program sends no Origin."""
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return
+    default = 443 if origin.startswith("https:") else 80
+    here = _host_and_port(f"//{request.headers.get('Host', '')}", default)
+    there = _host_and_port(origin, default)
+    if there != here or not there[0]:
+        raise web.HTTPForbidden(text=f"a page from {origin!r} may not do this here\n")
+
+
+def _host_and_port(url: str, default: int) -> tuple[str, int]:
+    """Return the lower-case host and the port of a URL; no host if it is none."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or default
+    except ValueError:
+        return "", default
+    return parts.hostname or "", port
+
+
+def _basic_password(request: web.Request) -> bytes | None:
+    """Return the password of a request's basic authentication, None without one."""
+    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return b64decode(credentials.strip(), validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):  # the latter: not ASCII
+        return b""
+
+
+def _client(address: str) -> str:
+    """Return by what a client is counted: an IPv6 host has a whole /64 of addresses to try from."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
+
+
+def _local_path(path: str) -> str:
+    """Return a path if it stays on this wall, else that of the page."""
+    return path if _LOCAL_PATH.fullmatch(path) else "/"
+
+
+def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Read what the wall needs to serve over TLS.
+
+    Args:
+        certificate: a PEM file: the certificate, then those between it and its root.
+        key: a PEM file: its key, without a passphrase.
+
+    Raises:
+        ConfigError: a file cannot be read, or the two are not a certificate and its key.
+    """
+    for setting, path in (("tls_certificate", certificate), ("tls_key", key)):
+        try:
+            path.open("rb").close()  # ssl does not say which one it cannot read
+        except OSError as error:
+            raise ConfigError(f"{setting}: {path}: {error.strerror}") from error
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key, password="")  # without one OpenSSL would ask at the terminal
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(
+            f"tls_certificate {certificate} and tls_key {key}: they must be a PEM certificate and its own key, without "
+            f"a passphrase ({getattr(error, 'reason', None) or error})"
+        ) from error
+    return context
+
+
+def unix_socket(path: Path) -> socket.socket:
+    """Bind the Unix socket that lets in whoever may open it; what a hub that died left there is replaced.
+
+    Raises:
+        TransportError: another hub listens there, or the file cannot be made.
+    """
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        if path.is_socket() and not _is_answered(path):
+            path.unlink()
+        listening.bind(str(path))
+        path.chmod(_SOCKET_MODE)  # nobody can connect before it listens
+    except OSError as error:
+        listening.close()
+        raise TransportError(f"cannot listen on {path}: {error.strerror or error}") from error
+    return listening
+
+
+def _is_answered(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+    return True
