@@ -286,3 +286,44 @@ def test_tiles_out_of_sight_are_asked_for_less(browser: Browser) -> None:
         before = drawings(page)
         all_drawn(page, ["pi40"], 30)
         assert drawings(page)["pi1"] - before["pi1"] < 15
+
+
+PASSWORD = "korrekt horse <b>&"
+
+
+def test_password_is_asked_for_once(browser: Browser) -> None:
+    with Fleet({"pi1": "pattern"}, password=PASSWORD) as fleet, looking(browser, f"{fleet.url}#pi1") as page:
+        assert page.locator("canvas").count() == 0
+        page.fill("input[type=password]", "wrong horse")
+        page.keyboard.press("Enter")
+        page.get_by_text("Wrong password.").wait_for()
+        page.fill("input[type=password]", PASSWORD)
+        page.keyboard.press("Enter")
+        tile(page, "pi1").wait_for()
+        assert page.evaluate("location.pathname + location.hash") == "/#pi1"
+        all_drawn(page, ["pi1"])
+        fleet.hub.process.kill()
+        until(lambda: page.locator("#notice").inner_text().startswith("The hub does not answer"), 15)
+        fleet.restart_hub()
+        all_drawn(page, ["pi1"])  # the cookie outlives the hub
+        page.context.clear_cookies()
+        fleet.hub.process.kill()
+        fleet.restart_hub()
+        page.locator("input[type=password]").wait_for(timeout=20_000)
+
+
+def test_page_from_elsewhere_is_refused(browser: Browser, eight: Fleet) -> None:
+    connect = """url => new Promise(done => {
+        const socket = new WebSocket(url);
+        socket.onmessage = () => done("let in");
+        socket.onerror = () => done("refused");
+    })"""
+    socket = eight.url.replace("http", "ws") + "ws"
+    with looking(browser, eight.url) as page:
+        assert page.evaluate(connect, socket) == "let in"
+    with Fleet({}) as elsewhere:
+        context = browser.new_context(bypass_csp=True)  # elsewhere, a page sets its own
+        page = context.new_page()
+        page.goto(elsewhere.url)
+        assert page.evaluate(connect, socket) == "refused"
+        context.close()
