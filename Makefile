@@ -1,4 +1,4 @@
-# make demo | test | lab | lab-down | lint | clean. Each does its own set-up.
+# make demo | test | lint | lab | lab-down | bench | screenshots | clean. Each does its own set-up.
 
 PYTHON ?= python3
 SUITE ?= trixie
@@ -8,7 +8,7 @@ PYTHONS := streamer tests playbooks roles
 # ansible-lint looks for its companions there.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint lab lab-down clean
+.PHONY: demo test lint lab lab-down bench screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo          ## eight cameras, the hub and its page, in this terminal
@@ -30,6 +30,12 @@ lab:                        ## nine Debian hosts on this machine, to deploy to; 
 lab-down:
 	@$(PYTHON) tests/lab/lab.py down
 
+bench: $(VENV)/test         ## what viewers cost the hub, beside the plainest that does the same; five minutes
+	@$(BIN)/python -m tests.bench.wall
+
+screenshots: $(VENV)/test   ## the README's pictures
+	@$(BIN)/python -m tests.pictures.take
+
 clean: lab-down             ## also what was downloaded and built
 	rm -rf $(VENV) .lab build dist .mypy_cache .pytest_cache .ruff_cache .ansible
 
@@ -40,5 +46,5 @@ $(VENV)/demo: pyproject.toml
 
 $(VENV)/test: pyproject.toml tests/environment.sh
 	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv,fleet,test python3-venv libgl1 libglib2.0-0 \
-	  xvfb openbox xdotool openssh-client prometheus
+	  xvfb openbox xdotool openssh-client prometheus chromium ffmpeg
 	@touch $@ $(VENV)/demo

@@ -14,7 +14,7 @@ export function span(seconds) {
 export function latency(row) {
   if (row.latency_ms === null) return "";
   const error = row.latency_error_ms ?? null;
-  const digits = error !== null && error < 1 && row.latency_ms < 100 ? 1 : 0;
+  const digits = error !== null && error < 1 ? 1 : 0;
   const value = row.latency_ms.toFixed(digits);
   return error === null ? `${value} ms` : `${value} ±${error.toFixed(digits)} ms`;
 }
