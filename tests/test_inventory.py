@@ -67,6 +67,32 @@ CASES = {
     "one port twice": Case(
         HUB, hub('streamer_http: "127.0.0.1:5555"'), "streamer_port and streamer_http both take port 5555"
     ),
+    "open, or not": Case(
+        HUB, hub("streamer_http_open: maybe"), "hub: streamer_http_open is 'maybe': true or false is right"
+    ),
+    "a certificate without its key": Case(
+        HUB,
+        hub("hub_tls_certificate: /etc/hosts"),
+        "hub: hub_tls_certificate is set and hub_tls_key is not: set both, or neither",
+    ),
+    "a key without its certificate": Case(
+        HUB, hub("hub_tls_key: /etc/hosts"), "hub: hub_tls_key is set and hub_tls_certificate is not"
+    ),
+    "a certificate that is not there": Case(
+        HUB,
+        hub("hub_tls_certificate: /nowhere/cert.pem, hub_tls_key: /etc/hosts"),
+        "hub: hub_tls_certificate is '/nowhere/cert.pem': there is no such file on this machine",
+    ),
+    "a key from somewhere": Case(
+        HUB,
+        hub("hub_tls_certificate: /etc/hosts, hub_tls_key: key.pem"),
+        "hub: hub_tls_key is 'key.pem': a path on this machine, from / or ~/ on, is right",
+    ),
+    "a certificate for a hub that is not managed": Case(
+        HUB,
+        hub("hub_managed: false, hub_tls_certificate: /etc/hosts, hub_tls_key: /etc/hosts"),
+        "hub: hub_tls_certificate is for a hub that Ansible manages",
+    ),
     "an unknown hub": Case(
         PI2,
         pi2("streamer_hub: hubb"),

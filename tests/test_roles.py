@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import shlex
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+
+from streamer import cli
+from streamer import config as streamer_config
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -122,6 +128,78 @@ def test_a_hub_that_ansible_does_not_manage_gets_a_command() -> None:
     }
 
 
+NETWORK = {"streamer_http": "0.0.0.0:8080"}
+FLEET = {"cameras": ["pi1"], "hubs": ["hub"]}
+
+
+@pytest.mark.parametrize(
+    ("hub", "keys"),
+    [
+        ({}, {}),
+        ({"streamer_http": "[::1]:8080"}, {}),
+        ({"streamer_http_open": True}, {}),
+        (NETWORK, {"http_password_file": "/etc/streamer/wall_password"}),
+        ({"streamer_http": "192.0.2.0:8080"}, {"http_password_file": "/etc/streamer/wall_password"}),
+        ({**NETWORK, "streamer_http_open": "false"}, {"http_password_file": "/etc/streamer/wall_password"}),
+        ({**NETWORK, "streamer_http_open": True}, {"http_open": True}),
+    ],
+)
+def test_a_hub_on_the_network_asks_unless_it_is_open(hub: dict[str, Any], keys: dict[str, Any]) -> None:
+    made = plan(FLEET, hub=hub)
+    config = made["hosts"]["hub"]["hub_config"]
+    assert {key: config[key] for key in ("http_password_file", "http_open") if key in config} == keys
+    assert made["asks"] == made["hubs"]["hub"]["asks"] == ("http_password_file" in keys)
+    assert config["http_socket"] == "/run/streamer/hub.sock"
+    assert made["hubs"]["hub"]["url"] == "unix:/run/streamer/hub.sock"
+
+
+def test_a_hub_s_keys_are_those_of_its_configuration(tmp_path: Path) -> None:
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).write_text("")
+    tls = {"hub_tls_certificate": str(tmp_path / "cert.pem"), "hub_tls_key": str(tmp_path / "key.pem")}
+    for access in ({}, {"streamer_http_open": True}):
+        config = plan(FLEET, hub={**NETWORK, **tls, **access})["hosts"]["hub"]["hub_config"]
+        file = tmp_path / "hub.yml"
+        file.write_text(yaml.safe_dump(config))
+        loaded = streamer_config.load(streamer_config.HubConfig, file, {})
+        assert str(loaded.tls_certificate) == "/etc/streamer/wall.crt"
+        options = load(ROOT / "roles/hub/meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+        assert set(config) <= set(options["hub_config"]["options"])
+
+
+@pytest.mark.parametrize(
+    ("hub", "flags", "page"),
+    [
+        (NETWORK, ' --password-file "wall_password"', "http://192.0.2.0:8080/ asks for the password in {password}, of"),
+        ({**NETWORK, "streamer_http_open": True}, " --open", "http://192.0.2.0:8080/ shows every camera to whoever"),
+        ({}, "", "http://127.0.0.1:8080/ on itself; from here: ssh -L 8080:127.0.0.1:8080 192.0.2.0"),
+    ],
+)
+def test_a_hub_that_ansible_does_not_manage_is_told_who_may_look(hub: dict[str, Any], flags: str, page: str) -> None:
+    made = plan(FLEET, hub={"hub_managed": False, **hub})
+    assert made["commands"]["hub"].endswith(f'--display "none"{flags}')
+    words = shlex.split(made["commands"]["hub"])
+    options = vars(cli._parser().parse_args(words[1:]))
+    given = {key: options[key] for key in ("bind", "http", "display", "http_open")}
+    config = streamer_config.load(
+        streamer_config.HubConfig, None, given | {"http_password_file": options["http_password_file"]}
+    )
+    assert str(config.http) == hub.get("streamer_http", "127.0.0.1:8080")
+    assert made["pages"][0].startswith(f"hub: {page}")
+    assert made["asks"] == ("password" in flags)
+
+
+def test_the_page_is_told_by_the_address_that_others_use(tmp_path: Path) -> None:
+    pem = tmp_path / "a.pem"
+    pem.write_text("")
+    tls = {"hub_tls_certificate": str(pem), "hub_tls_key": str(pem)}
+    for variables, page in (
+        ({"streamer_http": "[::]:8443", "streamer_address": "fd00::1", **tls}, "https://[fd00::1]:8443/ asks for"),
+        ({"streamer_http": "192.0.2.77:8080"}, "http://192.0.2.77:8080/ asks for the password in {password}"),
+    ):
+        assert plan(FLEET, hub=variables)["pages"][0].startswith(f"hub: {page}")
+
+
 def test_the_raspberry_pi_archive_is_asked_only_where_it_is() -> None:
     groups = {"cameras": ["pi1"], "hubs": ["hub"]}
     debian = {"streamer_camera": "usb:0", "streamer_pi_archive": False}
@@ -218,6 +296,118 @@ def test_systemd_knows_every_line_of_the_units(name: str, units: dict[str, Path]
 def test_units_expose_little(name: str, units: dict[str, Path]) -> None:
     checked = analyze("security", "--offline=true", f"--threshold={EXPOSURE}", "--no-pager", units[name])
     assert checked.returncode == 0, checked.stdout[-200:]
+
+
+# -- the wall's password, certificate and key
+
+
+def test_the_survey_finds_a_secret_as_the_role_leaves_it(tmp_path: Path) -> None:
+    survey = (ROOT / "roles/node/files/survey.sh").read_text()
+    program = re.search(r"^digest='(.+)'$", survey, re.MULTILINE)
+    assert program is not None
+    secret = tmp_path / "wall_password"
+    secret.write_text("correct horse\n")
+    command = [sys.executable, "-c", program[1]]
+    found = subprocess.run(command, input=secret.read_bytes(), check=True, capture_output=True).stdout.decode().strip()
+    placed = module(ROOT / "roles/hub/filter_plugins/secret.py").as_placed(
+        {"wall_password": str(secret), "wall.crt": "", "wall.key": str(tmp_path / "nothing")}
+    )
+    assert placed == {"wall_password": f"{found} 640 root streamer", "wall.key": " 640 root streamer"}
+    files = load(ROOT / "roles/hub/vars/main.yml")["_hub_files"]
+    assert f"for file in {' '.join(files)}; do" in survey
+    assert {f"/etc/streamer/{file}" for file in files} <= set(
+        load(ROOT / "roles/streamer/vars/main.yml")["_streamer_files"]["streamer-hub"]
+    )
+
+
+def test_what_differs_on_a_hub_is_brought_or_removed(tmp_path: Path) -> None:
+    for name in ("password", "cert", "key"):
+        (tmp_path / name).write_text(name)
+    variables = load(ROOT / "roles/hub/vars/main.yml")
+    placed = module(ROOT / "roles/hub/filter_plugins/secret.py").as_placed
+    has = placed({"wall_password": str(tmp_path / "password"), "wall.crt": str(tmp_path / "cert")})
+    cases: list[tuple[dict[str, Any], list[str], list[str]]] = [
+        ({}, ["wall.crt", "wall.key", "wall_password"], []),
+        (has, ["wall.key"], []),
+        (has | {"wall_password": has["wall_password"].replace("640", "644")}, ["wall.key", "wall_password"], []),
+        (has | {"wall_password": ""}, ["wall.key", "wall_password"], []),
+        (has | {"none": True}, [], ["wall.crt", "wall_password"]),
+    ]
+    tasks = []
+    for found, _, _ in cases:
+        wanted = {} if found.get("none") else {name: str(tmp_path / name) for name in ("password", "cert", "key")}
+        hub = {
+            "hub_password_file": wanted.get("password", ""),
+            "hub_tls_certificate": wanted.get("cert", ""),
+            "hub_tls_key": wanted.get("key", ""),
+            "node_found": {"units": "", "switched": False} | found,
+        }
+        said = "DUE {{ _hub_files_due | to_json }} SURPLUS {{ _hub_files_surplus | to_json }} END"
+        tasks.append({"ansible.builtin.debug": {"msg": said}, "vars": variables | hub})
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
+    environment = {**os.environ, "ANSIBLE_FILTER_PLUGINS": str(ROOT / "roles/hub/filter_plugins"), "COLUMNS": "300"}
+    done = subprocess.run(
+        [PLAYBOOK, "play.yml"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    told = re.findall(r"DUE (\[.*?\]) SURPLUS (\[.*?\]) END", done.stdout.replace("\\", ""))
+    assert [(json.loads(due), json.loads(surplus)) for due, surplus in told] == [case[1:] for case in cases]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project whose hosts cannot be reached, so that a deploy ends after what it does here."""
+    copy = tmp_path_factory.mktemp("project") / "project"
+    kept = ("ansible.cfg", "deploy.yml", "group_vars", "inventory", "playbooks", "roles", "streamer", "pyproject.toml")
+    for name in (*kept, "README.md", "LICENSE"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            copy.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, copy)
+    return copy
+
+
+REACHED = "TASK [node : Look at the host]"
+
+
+def deploy(project: Path, *arguments: str, **hub: Any) -> str:
+    hosts = {
+        "all": {"vars": {"ansible_ssh_executable": "/bin/false"}},
+        "cameras": {"hosts": {"pi1": {"ansible_host": "192.0.2.1"}}},
+        "hubs": {"hosts": {"hub": {"ansible_host": "192.0.2.9", **hub}}},
+    }
+    (project / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    command = [str(PLAYBOOK), "-i", "hosts.yml", "deploy.yml", "-vvv", "--diff", *arguments]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def test_the_password_is_made_once_where_it_is_needed_and_told_nowhere(project: Path) -> None:
+    file = project / "secrets" / "wall_password"
+    for arguments, hub in ((["--check"], NETWORK), ([], {}), ([], {**NETWORK, "streamer_http_open": True})):
+        output = deploy(project, *arguments, **hub)
+        assert REACHED in output, output
+        assert not file.exists()
+    output = deploy(project, **NETWORK)
+    assert REACHED in output, output
+    made = file.read_text()
+    assert re.fullmatch(r"[A-Za-z0-9]{20}\n", made)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert made.strip() not in output
+    deploy(project, **NETWORK)
+    assert file.read_text() == made
+
+    file.write_text("short\n")
+    output = deploy(project, **NETWORK)
+    assert f"{file}: the password in it is shorter than 8 characters" in re.sub(r"\s+", " ", output)
+    assert REACHED not in output
+    file.unlink()
+
+
+def test_secrets_are_not_committed() -> None:
+    assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 @pytest.mark.parametrize("script", list(ROOT.glob("roles/*/files/*.sh")), ids=str)

@@ -1,7 +1,7 @@
 """What an inventory means: whether it is a fleet at all, and what follows from it for each host.
 
-Everything here is a function of the inventory alone. The plays ask it before they contact a host, so a mistake in the
-inventory is one line about that line, and no host has been touched.
+Everything here is a function of the inventory alone, and of whether the files that it names are there. The plays ask it
+before they contact a host, so a mistake in the inventory is one line about that line, and no host has been touched.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import difflib
 import ipaddress
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ CODES_JPEG = {"picamera2", "usb", "file", "windows"}
 
 # The sandbox of the sender's service hides these.
 HIDDEN = ("/home/", "/root/", "/tmp/", "/var/tmp/", "/run/user/")  # noqa: S108 - nothing is written there
+# Where a hub's tools ask it without a password; the unit makes the directory.
+SOCKET = "/run/streamer/hub.sock"
 EVERY_ADDRESS = ("0.0.0.0", "[::]")  # noqa: S104 - read, not bound
 
 
@@ -88,10 +91,22 @@ class Host:
         return f"tcp://{address}:{int(self['streamer_port'])}"
 
     @property
-    def url(self) -> str:
-        """The hub's page, seen from the hub itself."""
+    def page(self) -> str:
+        """The hub's page, seen from where it can be seen."""
         host, port = str(self["streamer_http"]).rsplit(":", 1)
-        return f"http://{'127.0.0.1' if host in EVERY_ADDRESS else host}:{port}"
+        if host in EVERY_ADDRESS:
+            host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{'https' if self['hub_tls_certificate'] else 'http'}://{host}:{port}/"
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether the hub's page is served to the hub itself alone."""
+        return _is_loopback(str(self["streamer_http"]).rsplit(":", 1)[0].strip("[]"))
+
+    @property
+    def asks(self) -> bool:
+        """Whether the hub's page asks for the password."""
+        return not self.on_loopback and not _is_true(self["streamer_http_open"])
 
 
 class Fleet:
@@ -169,6 +184,9 @@ class Fleet:
             )
         elif http_port == port:
             yield f"{name}: streamer_port and streamer_http both take port {port}: give each its own"
+        if str(hub["streamer_http_open"]).lower() not in ("true", "false", "yes", "no", "1", "0"):
+            yield f"{name}: streamer_http_open is {hub['streamer_http_open']!r}: true or false is right"
+        yield from self._tls_problems(hub)
         if hub["streamer_display"] not in ("none", "windows"):
             yield f"{name}: streamer_display is {hub['streamer_display']!r}: none or windows is right"
         elif hub["streamer_display"] == "windows" and hub.managed and not hub["hub_display_user"]:
@@ -181,6 +199,25 @@ class Fleet:
                 f"{name}: {hub.address} leads every camera to itself: set streamer_address to the address at which "
                 "cameras reach this hub"
             )
+
+    def _tls_problems(self, hub: Host) -> Iterator[str]:
+        files = {variable: hub[variable] for variable in ("hub_tls_certificate", "hub_tls_key")}
+        given = [variable for variable, path in files.items() if path]
+        if given and not hub.managed:
+            yield (
+                f"{hub.name}: {given[0]} is for a hub that Ansible manages: leave it empty, and give this hub its own "
+                "hub.yml with tls_certificate and tls_key"
+            )
+        elif len(given) == 1:
+            missing = "hub_tls_key" if given[0] == "hub_tls_certificate" else "hub_tls_certificate"
+            yield f"{hub.name}: {given[0]} is set and {missing} is not: set both, or neither"
+        else:
+            for variable in given:
+                path = str(files[variable])
+                if not path.startswith(("/", "~/")):
+                    yield f"{hub.name}: {variable} is {path!r}: a path on this machine, from / or ~/ on, is right"
+                elif not Path(path).expanduser().is_file():
+                    yield f"{hub.name}: {variable} is {path!r}: there is no such file on this machine"
 
     def _camera_problems(self, camera: Host) -> Iterator[str]:
         name = camera.name
@@ -217,15 +254,13 @@ class Fleet:
             "problems": [],
             "hosts": {name: self._host_plan(host) for name, host in self.hosts.items()},
             "hubs": {
-                name: {"url": hub.url, "cameras": self.cameras_of(hub)}
+                name: {"url": f"unix:{SOCKET}", "cameras": self.cameras_of(hub), "asks": hub.asks}
                 for name, hub in self.hubs.items()
                 if hub.managed
             },
-            "commands": {
-                name: " ".join(["streamer hub", *(f'--{key} "{value}"' for key, value in _hub_flags(hub).items())])
-                for name, hub in self.hubs.items()
-                if not hub.managed
-            },
+            "commands": {name: _hub_command(hub) for name, hub in self.hubs.items() if not hub.managed},
+            "asks": any(hub.asks for hub in self.hubs.values()),
+            "pages": [_page_told(hub) for hub in self.hubs.values()],
         }
 
     def _host_plan(self, host: Host) -> dict[str, Any]:
@@ -255,7 +290,7 @@ class Fleet:
                 "quality": int(host["streamer_quality"]),
             }
         if runs_hub:
-            plan["hub_config"] = {**_hub_flags(host), "cameras": self.cameras_of(host)}
+            plan["hub_config"] = {**_hub_flags(host), **_hub_access(host), "cameras": self.cameras_of(host)}
         return plan
 
 
@@ -265,6 +300,39 @@ def _hub_flags(hub: Host) -> dict[str, str]:
         "http": str(hub["streamer_http"]),
         "display": str(hub["streamer_display"]),
     }
+
+
+def _hub_access(hub: Host) -> dict[str, Any]:
+    """What hub.yml says about who may look, on a hub that Ansible manages: the role brings these files."""
+    access: dict[str, Any] = {"http_socket": SOCKET}
+    if hub.asks:
+        access["http_password_file"] = "/etc/streamer/wall_password"  # noqa: S105 - a path
+    elif not hub.on_loopback:
+        access["http_open"] = True
+    if hub["hub_tls_certificate"]:
+        access |= {"tls_certificate": "/etc/streamer/wall.crt", "tls_key": "/etc/streamer/wall.key"}
+    return access
+
+
+def _hub_command(hub: Host) -> str:
+    """What to run on a hub that Ansible does not manage."""
+    flags = [f'--{key} "{value}"' for key, value in _hub_flags(hub).items()]
+    if hub.asks:
+        flags.append('--password-file "wall_password"')
+    elif not hub.on_loopback:
+        flags.append("--open")
+    return " ".join(["streamer hub", *flags])
+
+
+def _page_told(hub: Host) -> str:
+    """Say where a hub's page is and who may look, in words that {password} completes."""
+    if hub.on_loopback:
+        port = str(hub["streamer_http"]).rsplit(":", 1)[1]
+        return f"{hub.name}: {hub.page} on itself; from here: ssh -L {port}:{hub['streamer_http']} {hub.address}"
+    if not hub.asks:
+        return f"{hub.name}: {hub.page} shows every camera to whoever reaches it"
+    copy = "" if hub.managed else ", of which its command needs a copy"
+    return f"{hub.name}: {hub.page} asks for the password in {{password}}{copy}"
 
 
 def _is_true(value: Any) -> bool:

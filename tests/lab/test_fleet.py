@@ -5,6 +5,7 @@ The tests go through one fleet's life in the order in which they stand here.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 CHECKOUT = lab.CHECKOUT
 INVENTORY = CHECKOUT / "tests/lab/hosts.yml"
+PASSWORD = CHECKOUT / "secrets/wall_password"
 CAMERAS = [f"pi{number}" for number in range(1, 9)]
 HOSTS = ["hub", *CAMERAS]
 LIVE_WITHIN_S = 30.0
@@ -77,11 +80,18 @@ def on(host: str, command: str) -> str:
     return done.stdout.strip()
 
 
+def wall() -> str:
+    """The address of the hub's page, outside the lab."""
+    port = (lab.RUN / "http").read_text().strip()
+    return f"http://127.0.0.1:{port}"
+
+
 def table() -> dict[str, dict[str, Any]]:
     """What the hub says, read from outside the lab, by camera; nothing while it does not answer."""
-    port = (lab.RUN / "http").read_text().strip()
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/cameras", timeout=5) as answer:
+        credentials = base64.b64encode(f":{PASSWORD.read_text().strip()}".encode()).decode()
+        request = urllib.request.Request(f"{wall()}/api/cameras", headers={"Authorization": f"Basic {credentials}"})
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return {row["name"]: row for row in json.load(answer)}
     except (OSError, ValueError):
         return {}
@@ -166,6 +176,21 @@ def test_first_deploy_ends_with_all_cameras_live() -> None:
     assert sorted(rows) == CAMERAS, done.output
     assert {row["state"] for row in rows.values()} == {"LIVE"}
     all_live()
+    told = " ".join(done.output.split())
+    assert f"http://198.18.0.10:8080/ asks for the password in {PASSWORD}" in told
+    assert PASSWORD.read_text().strip() not in done.output
+
+
+def test_wall_asks_for_the_password_but_not_at_the_socket() -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{wall()}/api/cameras", timeout=5)
+    refused.value.close()
+    assert refused.value.code == 401
+    placed = "stat -c '%a %U %G' /etc/streamer/wall_password /run/streamer/hub.sock"
+    assert on("hub", placed).splitlines() == ["640 root streamer", "660 streamer streamer"]
+    assert "pi1" in on("hub", "/opt/streamer/current/bin/streamer status")
+    stranger = on("hub", "runuser -u nobody -- /opt/streamer/current/bin/streamer status 2>&1 || true")
+    assert "asks for a password: give --password-file FILE" in stranger
 
 
 def test_second_deploy_changes_nothing() -> None:
@@ -319,6 +344,7 @@ def test_hub_moves_to_another_host(tmp_path: Path) -> None:
     assert sorted(table()) == CAMERAS
     all_live()
     assert on("hub", "systemctl is-active streamer-hub || true") == "inactive"
+    assert on("hub", "ls /etc/streamer") == "", "nor is its password left"
 
     deploy()
     lab.relay("hub")
