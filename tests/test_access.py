@@ -221,7 +221,8 @@ def test_browser_is_led_to_the_login_and_back(wall: Wall) -> None:
 
 def test_form_works_without_script_and_carries_nothing_inline(wall: Wall) -> None:
     page = ask(wall, "/login", BROWSER)
-    assert '<form method="post" action="/login">' in page.text
+    # To where it stands: so the fragment of the page that was wanted is kept, of which the hub knows nothing.
+    assert '<form method="post">' in page.text
     assert '<input id="password" name="password" type="password"' in page.text
     assert not re.search(r"<script|<style|\sstyle=|\son\w+=", page.text)
 

@@ -381,7 +381,7 @@ ROW = {
 def test_status_tells_what_is_known(
     told: dict[str, object], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "_ask_hub", lambda _: ([ROW | told], ""))
+    monkeypatch.setattr(cli._Page, "cameras", lambda _: ([ROW | told], ""))
     assert cli.main(["status"]) == 0
     assert " ".join(capsys.readouterr().out.splitlines()[1].split()) == line
 

@@ -216,10 +216,8 @@ class Wall:
             return response
         page = _Page(self._fan_out.open(functools.partial(_write, transport), "wall", *_who(request)))
         hello = {"version": streamer.__version__, "message": MESSAGE_VERSION, "stale_after_s": self._hub.stale_after_s}
-        tasks = [
-            asyncio.ensure_future(self._send_tables(response, page, hello)),
-            asyncio.ensure_future(_end(response, page)),
-        ]
+        tables = asyncio.ensure_future(self._send_tables(response, page, hello))
+        goodbye = asyncio.ensure_future(_end(response, page))
         self._pages.add(page)
         try:
             async for message in response:
@@ -233,10 +231,11 @@ class Wall:
                     await response.close(code=WSCloseCode.POLICY_VIOLATION, message=why)
         finally:
             self._pages.discard(page)
-            for task in tasks:
-                task.cancel()
+            tables.cancel()
+            if not page.viewer.closed.done():  # else it is saying it now
+                goodbye.cancel()
             self._fan_out.close(page.viewer)
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(tables, goodbye, return_exceptions=True)
         return response
 
     def _obey(self, page: _Page, command: Any) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 MINUTES_S = 150
-PASSWORD = "only for this picture"  # noqa: S105 - of a hub that lives for minutes
+PASSWORD = "only for this picture"
 
 
 def cameras() -> dict[str, str]:
@@ -67,7 +67,7 @@ def main() -> int:
             take(browser, fleet, "stale", ready="STALE", **desktop)
             take(browser, fleet, "numbers", "numbers", viewport={"width": 1440, "height": 560}, color_scheme="light")
         with Fleet({"pi1": "pattern"}, password=PASSWORD) as fleet:
-            small = {"viewport": {"width": 640, "height": 400}, "color_scheme": "dark"}
+            small: dict[str, Any] = {"viewport": {"width": 640, "height": 400}, "color_scheme": "dark"}
             take(browser, fleet, "login", ready="Password", **small)
     return 0
 
