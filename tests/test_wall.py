@@ -19,7 +19,7 @@ import streamer
 from streamer.cameras.pattern import Pattern
 from streamer.codec import encode_jpeg
 from streamer.wall import Wall
-from tests.conftest import until
+from tests.conftest import HubClock, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +28,8 @@ SIZE = (176, 144)
 
 
 @pytest.fixture
-def hub() -> Iterator[streamer.Hub]:
-    with streamer.Hub("tcp://127.0.0.1:*", cameras=["pi9"], stale_after_s=0.5, gone_after_s=60) as hub:
+def hub(hub_clock: HubClock) -> Iterator[streamer.Hub]:
+    with streamer.Hub("tcp://127.0.0.1:*", cameras=["pi9"], stale_after_s=60, gone_after_s=600) as hub:
         yield hub
 
 
@@ -65,7 +65,9 @@ def get(wall: Wall, path: str) -> tuple[int, dict[str, str], bytes]:
             return error.code, dict(error.headers), error.read()
 
 
-def test_api_has_a_row_for_every_camera(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
+def test_api_has_a_row_for_every_camera(
+    hub: streamer.Hub, wall: Wall, sender: streamer.Sender, hub_clock: HubClock
+) -> None:
     send_one(hub, sender, picture())
     status, headers, body = get(wall, "/api/cameras")
     rows = {row["name"]: row for row in json.loads(body)}
@@ -76,6 +78,7 @@ def test_api_has_a_row_for_every_camera(hub: streamer.Hub, wall: Wall, sender: s
     assert (rows["pi1"]["state"], rows["pi1"]["width"], rows["pi1"]["height"]) == ("LIVE", *SIZE)
     assert rows["pi1"]["address"] == "127.0.0.1"
     assert (rows["pi9"]["state"], rows["pi9"]["age_s"]) == ("WAITING", None)
+    hub_clock.ahead_s = 100
     until(lambda: json.loads(get(wall, "/api/cameras")[2])[0]["state"] == "STALE")
 
 
