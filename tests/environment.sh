@@ -22,9 +22,10 @@ fi
 if [ -n "$missing" ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "Installing Debian packages:$missing"
-    apt-get -qq update
+    # The lab may be installing its own at this moment; apt gives up where it finds another.
     # shellcheck disable=SC2086 # a list of words
-    DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $missing >/dev/null
+    flock /run/lock/streamer-apt sh -c 'apt-get -qq update &&
+      DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "$@" >/dev/null' sh $missing
     # Of this one the tests need the programs, not the service that comes with them.
     case "$missing " in
       *" prometheus "*) [ ! -d /run/systemd/system ] || systemctl --quiet disable --now prometheus ;;

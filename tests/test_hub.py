@@ -23,7 +23,7 @@ from streamer.errors import TransportError
 from streamer.hub import Hub
 from streamer.presence import CAMERAS_MAX
 from streamer.sender import Sender
-from tests.conftest import until
+from tests.conftest import HubClock, until
 from tests.peers import JPEG, LOCAL, WAIT_S, header, picture, raw
 
 if TYPE_CHECKING:
@@ -302,14 +302,14 @@ def test_iteration_gives_the_newest_of_each_camera_and_is_fair(hub: Hub, peer: z
     assert came == [("busy", 49), ("slow10", 10), ("slow20", 20), ("last", 50)]
 
 
-def test_who_begins_to_look_gets_the_newest_of_each_live_camera() -> None:
-    with Hub(LOCAL, stale_after_s=0.3, gone_after_s=60) as hub, ExitStack() as stack:
-        assert hub.endpoint
-        peer = stack.enter_context(raw(zmq.REQ, connect=hub.endpoint))
-        send(peer, "stale", 1)
-        until(lambda: states(hub) == {"stale": "STALE"})
-        send(peer, "live", 2)
-        assert take_all(hub.open_mailbox()) == [("live", 2)]
+def test_who_begins_to_look_gets_the_newest_of_each_live_camera(
+    hub_clock: HubClock, hub: Hub, peer: zmq.Socket[bytes]
+) -> None:
+    send(peer, "stale", 1)
+    hub_clock.ahead_s += 5
+    until(lambda: states(hub) == {"stale": "STALE"})
+    send(peer, "live", 2)
+    assert take_all(hub.open_mailbox()) == [("live", 2)]
 
 
 def test_a_mailbox_gets_only_the_cameras_that_it_wants(hub: Hub, peer: zmq.Socket[bytes]) -> None:
@@ -390,17 +390,21 @@ def test_mailboxes_opened_and_closed_while_frames_pour_in(hub: Hub) -> None:
 # -- states
 
 
-def test_a_camera_goes_through_its_states_and_each_change_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_camera_goes_through_its_states_and_each_change_is_told(
+    hub_clock: HubClock, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     with ExitStack() as stack:
-        hub = stack.enter_context(Hub(LOCAL, cameras=["pi1"], stale_after_s=0.3, gone_after_s=0.9))
+        hub = stack.enter_context(Hub(LOCAL, cameras=["pi1"], stale_after_s=3, gone_after_s=30))
         assert hub.endpoint
         peer = stack.enter_context(raw(zmq.REQ, connect=hub.endpoint))
         assert states(hub) == {"pi1": "WAITING"}
-        for state in ("LIVE", "STALE", "GONE"):
-            if state == "LIVE":
-                send(peer, "pi1")
-            until(lambda state=state: states(hub) == {"pi1": state})  # type: ignore[misc]
+        send(peer, "pi1")
+        assert states(hub) == {"pi1": "LIVE"}
+        for state, later_s in (("STALE", 5), ("GONE", 30)):
+            hub_clock.ahead_s += later_s
+            until(lambda state=state: f"pi1: {state}" in caplog.text)  # type: ignore[misc]
+            assert states(hub) == {"pi1": state}
         send(peer, "pi1")
         assert states(hub) == {"pi1": "LIVE"}
         until(lambda: len(caplog.records) >= 4)

@@ -29,7 +29,7 @@ from streamer.cameras.pattern import Pattern
 from streamer.codec import encode_jpeg
 from streamer.presence import Status
 from streamer.wall import Wall
-from tests.conftest import until
+from tests.conftest import HubClock, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -42,8 +42,8 @@ HANDSHAKE = (
 
 
 @pytest.fixture
-def hub() -> Iterator[streamer.Hub]:
-    with streamer.Hub("tcp://127.0.0.1:*", cameras=["pi9"], stale_after_s=0.5, gone_after_s=60) as hub:
+def hub(hub_clock: HubClock) -> Iterator[streamer.Hub]:
+    with streamer.Hub("tcp://127.0.0.1:*", cameras=["pi9"], stale_after_s=60, gone_after_s=600) as hub:
         yield hub
 
 
@@ -87,7 +87,9 @@ def viewers(wall: Wall) -> list[dict[str, Any]]:
     return rows
 
 
-def test_api_has_a_row_for_every_camera(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
+def test_api_has_a_row_for_every_camera(
+    hub: streamer.Hub, wall: Wall, sender: streamer.Sender, hub_clock: HubClock
+) -> None:
     send_one(hub, sender, picture())
     status, headers, body = get(wall, "/api/cameras")
     rows = {row["name"]: row for row in json.loads(body)}
@@ -97,6 +99,7 @@ def test_api_has_a_row_for_every_camera(hub: streamer.Hub, wall: Wall, sender: s
     assert (rows["pi1"]["state"], rows["pi1"]["width"], rows["pi1"]["height"]) == ("LIVE", *SIZE)
     assert rows["pi1"]["address"] == "127.0.0.1"
     assert (rows["pi9"]["state"], rows["pi9"]["age_s"]) == ("WAITING", None)
+    hub_clock.ahead_s = 100
     until(lambda: json.loads(get(wall, "/api/cameras")[2])[0]["state"] == "STALE")
 
 
@@ -437,7 +440,7 @@ def test_socket_brings_every_camera_untouched(hub: streamer.Hub, wall: Wall, sen
 
         async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
             hello = json.loads((await page.receive()).data)["hello"]
-            assert hello == {"version": streamer.__version__, "message": 1, "stale_after_s": 0.5}
+            assert hello == {"version": streamer.__version__, "message": 1, "stale_after_s": 60}
             assert [row["name"] for row in await next_table(page)] == ["pi1", "pi2", "pi9"]
             assert viewers(wall)[0]["frames"] == 0, "nothing was asked for"
             await page.send_json({"want": {"pi1": 60, "pi2": 60}})
@@ -479,7 +482,9 @@ def test_next_picture_comes_when_the_last_is_shown(hub: streamer.Hub, wall: Wall
     with_socket(wall, scene)
 
 
-def test_page_that_nobody_sees_costs_nothing(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
+def test_page_that_nobody_sees_costs_nothing(
+    hub: streamer.Hub, wall: Wall, sender: streamer.Sender, hub_clock: HubClock
+) -> None:
     async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
         await page.send_json({"want": {"pi1": 1000}})
         send_one(hub, sender, picture("first"))
@@ -489,6 +494,7 @@ def test_page_that_nobody_sees_costs_nothing(hub: streamer.Hub, wall: Wall, send
         sent = viewers(wall)[0]["frames"]
         send_one(hub, sender, picture("unseen"))
         # The camera goes STALE, which is told at once, but not here.
+        hub_clock.ahead_s += 100
         until(lambda: hub.cameras()[0].state == "STALE")
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(page.receive(), 1.2)
@@ -499,11 +505,15 @@ def test_page_that_nobody_sees_costs_nothing(hub: streamer.Hub, wall: Wall, send
     with_socket(wall, scene)
 
 
-def test_change_of_state_is_told_at_once(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
+def test_change_of_state_is_told_at_once(
+    hub: streamer.Hub, wall: Wall, sender: streamer.Sender, hub_clock: HubClock
+) -> None:
     async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
         send_one(hub, sender, picture())
-        seen = [state for _ in range(6) for state in [(await next_table(page))[0]["state"]]]
-        assert "STALE" in seen
+        while (await next_table(page))[0]["state"] != "LIVE":
+            pass
+        hub_clock.ahead_s += 100
+        assert [(await next_table(page))[0]["state"] for _ in range(2)][-1] == "STALE"
 
     with_socket(wall, scene)
 

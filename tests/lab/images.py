@@ -122,7 +122,7 @@ class Image:
         return self.path / "apt"
 
 
-def need_tools(cache: Path) -> None:
+def need_tools(cache: Path, *, for_footage: bool = True) -> None:
     """Installs what is missing on this machine.
 
     Raises:
@@ -131,7 +131,7 @@ def need_tools(cache: Path) -> None:
     missing = {package for tool, package in TOOLS.items() if not shutil.which(tool)}
     if not KEYRING.exists():
         missing.add("debian-archive-keyring")
-    if not (cache / "footage").exists() and not _python_with_pip():
+    if for_footage and not (cache / "footage").exists() and not _python_with_pip():
         missing.add("python3-pip")
     if not missing:
         return
@@ -141,9 +141,9 @@ def need_tools(cache: Path) -> None:
     log = cache / "apt.log"
     with step(f"apt-get install {names}"):
         env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        run_long(["apt-get", "-q", "update"], log, env=env)
-        install = ["apt-get", "-q", "--yes", "--no-install-recommends", "install"]
-        run_long([*install, *sorted(missing)], log, env=env)
+        apt = ["flock", "/run/lock/streamer-apt", "apt-get", "-q"]  # environment.sh may be at it too
+        run_long([*apt, "update"], log, env=env)
+        run_long([*apt, "--yes", "--no-install-recommends", "install", *sorted(missing)], log, env=env)
     log.unlink()
 
 

@@ -2,6 +2,7 @@
 """The lab: nine blank Debian hosts on this machine, each with systemd, sshd and an address of its own.
 
     lab.py up [--suite trixie|bookworm] [--hosts N]     start what is missing; safe to repeat
+    lab.py image [--suite trixie|bookworm]              only make what the hosts stand on
     lab.py status
     lab.py reboot HOST      as `systemctl reboot` does
     lab.py kill HOST        as pulling the plug does
@@ -125,6 +126,14 @@ def up(suite: str | None = None, count: int = 9) -> None:
         print("a host:    ssh -F /run/streamer-lab/ssh_config pi1")
         print("the fleet: ansible-playbook -i tests/lab/hosts.yml deploy.yml")
         print(f"the wall:  http://127.0.0.1:{port}/ (answers once deployed)")
+
+
+def make_image(suite: str | None = None) -> None:
+    """Makes the suite's image, unless it is there; what `up` then needs not do."""
+    with _alone():
+        images.need_tools(CACHE, for_footage=False)
+        Group("build").kill()
+        images.image(CACHE, suite or images.SUITES[0])
 
 
 def down() -> None:
@@ -545,6 +554,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     starts.add_argument("--suite", choices=images.SUITES, help="default: what is up, else trixie")
     starts.add_argument("--hosts", type=int, default=9, metavar="N", help="default: 9, a hub and 8 cameras")
     verbs.add_parser("down", help="remove everything but the cache")
+    makes = verbs.add_parser("image", help="only make what the hosts stand on")
+    makes.add_argument("--suite", choices=images.SUITES, help="default: trixie")
     verbs.add_parser("status", help="a line a host")
     for verb, does in {
         "reboot": "restart a host the orderly way",
@@ -567,6 +578,8 @@ def main(argv: list[str] | None = None) -> int:
         match given.verb:
             case "up":
                 up(given.suite, given.hosts)
+            case "image":
+                make_image(given.suite)
             case "down":
                 down()
             case "status":
