@@ -1,6 +1,6 @@
 # Makes a release, or fails and leaves it without .complete; then the next run begins anew.
 # Arguments: the release's directory, its wheel's name, the user that will run it, the modules it must import.
-# The wheel comes by standard input, in base64: one module for all, where `copy` would go to the host four times more.
+# The wheel comes by standard input, in base64, which spares the several journeys to the host that `copy` makes.
 set -eu
 release=$1 wheel=$release/$2 user=$3
 shift 3
