@@ -4,7 +4,8 @@ Eight cameras of 30 frames a second, each frame a JPEG of 110 kB, are watched by
 
     wall    this package's page protocol, one WebSocket for all cameras, each picture acknowledged
     stream  this package's /stream/NAME.mjpg, a connection for each camera
-    plain   the plainest that does the same: MJPEG by the same web library, a loop for each connection
+    bare    the same web library's WebSocket and nothing else: no name, no stamp, no acknowledgement
+    plain   the plainest that a browser can show: MJPEG by the same web library, a loop for each connection
 
 Hub, senders and viewers are processes of their own. Costs are processor time of the hub's process by its kernel's
 count, less what it needs with nobody looking, for each frame that reached a viewer. Rounds are interleaved.
@@ -45,7 +46,7 @@ CAMERAS = [f"pi{number}" for number in range(1, 9)]
 FPS = 30
 FRAME_BYTES = 110_000
 VIEWERS = (1, 3, 10)
-KINDS = ("wall", "stream", "plain")
+KINDS = ("wall", "stream", "bare", "plain")
 WARM_UP_S = 2.0
 STUCK_VIEWERS = 20
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -74,7 +75,7 @@ class Result:
 def serve(kind: str) -> None:
     """Be the hub: print its endpoint and its page's port, and end with standard input."""
     with streamer.Hub("tcp://127.0.0.1:*", cameras=CAMERAS) as hub:
-        if kind == "plain":
+        if kind in ("bare", "plain"):
             port = threading.Event(), [0]
             threading.Thread(target=asyncio.run, args=[plain(hub, *port)], daemon=True).start()
             port[0].wait()
@@ -87,7 +88,7 @@ def serve(kind: str) -> None:
 
 
 async def plain(hub: streamer.Hub, ready: threading.Event, port: list[int]) -> None:
-    """Serve MJPEG with nothing that is not needed for it."""
+    """Serve every frame to everybody, with nothing that is not needed for it."""
     news: dict[str, asyncio.Event] = {name: asyncio.Event() for name in CAMERAS}
     loop = asyncio.get_running_loop()
 
@@ -112,8 +113,26 @@ async def plain(hub: streamer.Hub, ready: threading.Event, port: list[int]) -> N
                 await response.write(b"".join((head, frame.payload, b"\r\n")))
         return response
 
+    async def push(response: web.WebSocketResponse, name: str) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await news[name].wait()
+                frame = hub.latest(name)
+                assert frame
+                await response.send_bytes(bytes(frame.payload))
+
+    async def page(request: web.Request) -> web.WebSocketResponse:
+        response = web.WebSocketResponse(compress=False)
+        await response.prepare(request)
+        pushing = [asyncio.ensure_future(push(response, name)) for name in CAMERAS]
+        async for _ in response:
+            pass
+        for task in pushing:
+            task.cancel()
+        return response
+
     app = web.Application()
-    app.add_routes([web.get("/stream/{name}.mjpg", stream)])
+    app.add_routes([web.get("/stream/{name}.mjpg", stream), web.get("/ws", page)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -183,11 +202,14 @@ async def watch(kind: str, port: int, viewers: int, seconds: float) -> dict[str,
 
     async def page(session: aiohttp.ClientSession) -> None:
         async with session.ws_connect(f"{url}/ws", max_msg_size=0) as socket:
-            await socket.send_json({"want": dict.fromkeys(CAMERAS, 60)})
+            if kind == "wall":
+                await socket.send_json({"want": dict.fromkeys(CAMERAS, 60)})
             shown: list[str] = []
             tasks.append(asyncio.ensure_future(paint(socket, shown)))
             async for message in socket:
-                if message.type is aiohttp.WSMsgType.BINARY:
+                if kind == "bare":
+                    count(None)
+                elif message.type is aiohttp.WSMsgType.BINARY:
                     _, length, received_ms = struct.unpack_from("<BBd", message.data)
                     count(received_ms)
                     shown.append(message.data[10 : 10 + length].decode())
@@ -206,7 +228,7 @@ async def watch(kind: str, port: int, viewers: int, seconds: float) -> dict[str,
         tasks += [
             asyncio.ensure_future(task)
             for _ in range(viewers)
-            for task in ([page(session)] if kind == "wall" else [stream(session, name) for name in CAMERAS])
+            for task in ([page(session)] if kind in ("wall", "bare") else [stream(session, name) for name in CAMERAS])
         ]
         await asyncio.sleep(WARM_UP_S + seconds)
         for task in tasks:
