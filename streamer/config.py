@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PORT = 5555
 PASSWORD_CHARACTERS = 8  # at least
 _HOST = r"(?:\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]|[A-Za-z0-9._-]+)"
-_CAMERA = re.compile(r"picamera2|pattern|usb:\d+|file:.+")
+_CAMERA = re.compile(r"picamera2|pattern|usb:(?:\d+|/dev/.+)|file:.+")
 # Flags that are not called as their key is.
 _FLAGS = {
     "hubs": "hub",
@@ -123,7 +123,7 @@ def _size(value: Any) -> Size:
 
 def _camera(value: Any) -> str:
     if not isinstance(value, str) or not _CAMERA.fullmatch(value):
-        raise ValueError("picamera2, usb:N, file:PATH or pattern")
+        raise ValueError("picamera2, usb:N, usb:/dev/PATH, file:PATH or pattern")
     return value
 
 

@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import importlib
 import itertools
+import math
+import os
+import re
+import struct
 import sys
 import threading
 import time
@@ -15,10 +21,10 @@ import pytest
 import simplejpeg
 
 from streamer import cameras, codec
-from streamer.cameras import opencv, pattern
+from streamer.cameras import mjpeg, opencv, pattern, v4l2
 from streamer.cameras.opencv import UsbCamera, VideoFile
 from streamer.cameras.pattern import Pattern
-from streamer.errors import CameraError, MissingExtraError
+from streamer.errors import CameraError, CodecError, MissingExtraError
 from tests.conftest import until
 
 if TYPE_CHECKING:
@@ -40,6 +46,9 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    def monotonic_ns(self) -> int:
+        return round(self.now * 1e9)
 
     def time_ns(self) -> int:
         return 1_793_500_000_000_000_000 + round(self.now * 1e9)
@@ -294,10 +303,14 @@ class Device:
     opens = True
     pictures = 1000
     decodes = True
+    fourcc = "YUYV"
+    gives = (64, 48, 15.0)
+    transit_s = 0.02  # from the first byte on the bus to the program
+    frame: bytes = b""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.asked: dict[int, float] = {}
+        self.asked: list[tuple[int, float]] = []
         self.taken = 0
         self.released = False
 
@@ -305,8 +318,17 @@ class Device:
         return self.opens
 
     def set(self, key: int, value: float) -> bool:
-        self.asked[key] = value
+        self.asked.append((key, value))
         return True
+
+    def get(self, key: int) -> float:
+        return {
+            cv2.CAP_PROP_FOURCC: int.from_bytes(self.fourcc.encode(), "little"),
+            cv2.CAP_PROP_FRAME_WIDTH: self.gives[0],
+            cv2.CAP_PROP_FRAME_HEIGHT: self.gives[1],
+            cv2.CAP_PROP_FPS: self.gives[2],
+            cv2.CAP_PROP_POS_MSEC: (self._clock.now - self.transit_s) * 1000,
+        }[key]
 
     def grab(self) -> bool:
         self._clock.now += 0.1
@@ -314,51 +336,110 @@ class Device:
         return self.taken <= self.pictures
 
     def retrieve(self) -> tuple[bool, Image | None]:
-        return (True, np.full((48, 64, 3), 140, "uint8")) if self.decodes else (False, None)
+        if not self.decodes:
+            return False, None
+        if (cv2.CAP_PROP_CONVERT_RGB, 0) in self.asked:
+            return True, np.frombuffer(self.frame, "uint8").reshape(1, -1)
+        return True, np.full((48, 64, 3), 140, "uint8")
 
     def release(self) -> None:
         self.released = True
 
 
 @pytest.fixture
-def device(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
-    """Plug in a camera, and give the camera's file a /dev of its own."""
-    (tmp_path / "dev").mkdir()
-    (tmp_path / "sys/class").mkdir(parents=True)
-    (tmp_path / "dev/video3").touch()
+def device(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Plug in a camera as /dev/video3."""
     device = Device(clock)
-    monkeypatch.setattr(opencv, "Path", lambda path: tmp_path / path.lstrip("/"))
-    monkeypatch.setattr(cv2, "VideoCapture", lambda index: device)
+    monkeypatch.setattr(v4l2, "check", lambda source, path: None)
+
+    def open_device(path: str, backend: int) -> Device:
+        assert (path, backend) in {("/dev/video3", cv2.CAP_V4L2), ("/dev/v4l/by-id/door", cv2.CAP_V4L2)}
+        return device
+
+    monkeypatch.setattr(cv2, "VideoCapture", open_device)
     return device
 
 
-def test_usb_camera(device: Device, clock: Clock) -> None:
+def test_usb_camera(device: Device, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     with UsbCamera(3, (64, 48), 15, 85) as camera:
-        assert device.asked == {
-            cv2.CAP_PROP_FOURCC: cv2.VideoWriter.fourcc(*"MJPG"),
-            cv2.CAP_PROP_FRAME_WIDTH: 64,
-            cv2.CAP_PROP_FRAME_HEIGHT: 48,
-            cv2.CAP_PROP_FPS: 15,
-            cv2.CAP_PROP_BUFFERSIZE: 1,
-        }
+        assert device.asked == [
+            (cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG")),
+            (cv2.CAP_PROP_FRAME_WIDTH, 64),
+            (cv2.CAP_PROP_FRAME_HEIGHT, 48),
+            (cv2.CAP_PROP_BUFFERSIZE, 2),
+            (cv2.CAP_PROP_FPS, 15),
+        ]
         assert clock.now - 1000 == pytest.approx(1.0, abs=0.11), "exposure settles first"
         jpeg, captured_ns = camera.read()
         assert level(jpeg) == 140
-        assert captured_ns == clock.time_ns()
+        assert clock.time_ns() - captured_ns == pytest.approx(20_000_000, abs=1000)
         device.pictures = 0
         with pytest.raises(CameraError, match="usb:3: gives no picture"):
             camera.read()
         assert not device.released
     assert device.released
+    assert caplog.messages == ["usb:3: YUYV, encoded at quality 85"]
+
+
+@pytest.mark.parametrize("transit_s", [-0.5, 11, 1e9])
+def test_usb_camera_with_another_clock_is_stamped_on_arrival(transit_s: float, device: Device, clock: Clock) -> None:
+    device.transit_s = transit_s
+    assert UsbCamera(3, (64, 48), 15, 85).read()[1] == clock.time_ns()
+
+
+@pytest.mark.parametrize(
+    ("gives", "told"),
+    [
+        ((64, 48, 14.99), []),
+        ((64, 48, math.inf), []),
+        ((64, 48, -1), []),
+        ((64, 48, 12.5), ["usb:3: gives 64x48 at 12.5 frames/s, 64x48 at 15 was asked for"]),
+        ((32, 24, 15), ["usb:3: gives 32x24 at 15 frames/s, 64x48 at 15 was asked for"]),
+    ],
+)
+def test_what_a_usb_camera_gives_instead_is_told_once(
+    gives: tuple[int, int, float], told: list[str], device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    device.gives = gives
+    with UsbCamera(3, (64, 48), 15, 85) as camera:
+        camera.read()
+    assert caplog.messages == told
+
+
+@pytest.mark.parametrize("fourcc", ["MJPG", "JPEG"])
+def test_usb_camera_s_jpeg_is_passed_on(fourcc: str, device: Device, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    device.fourcc = fourcc
+    device.frame = JPEG + bytes(100)
+    with UsbCamera("/dev/v4l/by-id/door", (64, 48), 15, 1) as camera:
+        assert camera.read()[0] == JPEG
+        assert camera.damaged == 0
+    assert caplog.messages == [f"usb:/dev/v4l/by-id/door: {fourcc}, passed on as it comes"]
+
+
+def test_damaged_pictures_are_dropped_and_counted(device: Device, caplog: pytest.LogCaptureFixture) -> None:
+    device.fourcc = "MJPG"
+    device.frame = JPEG
+    with UsbCamera(3, (64, 48), 15, 85) as camera:
+        device.frame = JPEG[:-2]
+        with pytest.raises(CameraError, match="usb:3: gives only damaged pictures"):
+            camera.read()
+        assert 50 <= camera.damaged <= 51
+        lines = "usb:3: 1[01] damaged pictures dropped, the last: JPEG ends within its picture"
+        assert len(caplog.messages) == 5, "about once a second"
+        assert all(re.fullmatch(lines, message) for message in caplog.messages[1:])
+        device.frame = JPEG
+        assert camera.read()[0] == JPEG
 
 
 @pytest.mark.parametrize(
     ("trait", "value", "error"),
     [
-        ("opens", False, "usb:3: cannot be opened; is it a camera, in use, or not allowed to this user?"),
+        ("opens", False, "usb:3: has no picture format that OpenCV reads, or has just been taken"),
         ("pictures", 0, "usb:3: gives no picture; was it unplugged?"),
         ("pictures", 4, "usb:3: gives no picture; was it unplugged?"),
-        ("decodes", False, "usb:3: gives pictures that cannot be decoded"),
+        ("decodes", False, "usb:3: gives only damaged pictures; is its cable or hub too slow?"),
     ],
 )
 def test_usb_camera_that_does_not_work(trait: str, value: object, error: str, device: Device) -> None:
@@ -369,16 +450,144 @@ def test_usb_camera_that_does_not_work(trait: str, value: object, error: str, de
     assert device.released == (trait != "opens")
 
 
-@pytest.mark.usefixtures("device")
-def test_usb_camera_that_is_not_there() -> None:
-    with pytest.raises(CameraError, match=r"usb:4: there is no .*/dev/video4"):
-        UsbCamera(4, (64, 48), 15, 85)
-
-
 def test_usb_camera_that_is_really_not_there(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(CameraError, match="usb:97: "):
+    with pytest.raises(CameraError, match=re.escape("usb:97: there is no /dev/video97: is the camera plugged in?")):
         UsbCamera(97, (64, 48), 15, 85)
     assert capfd.readouterr().err == ""
+
+
+# -- what the kernel says of a device
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOENT, "usb:0: there is no /dev/null: is the camera plugged in?"),
+        (errno.ENODEV, "usb:0: there is no /dev/null: is the camera plugged in?"),
+        (errno.EACCES, "usb:0: /dev/null is not open to this user: put it into the group 'root', and log in again"),
+        (errno.EBUSY, "usb:0: /dev/null is in use: another program has this camera"),
+        (errno.EIO, "usb:0: /dev/null: Input/output error"),
+    ],
+)
+def test_device_that_cannot_be_opened(number: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(CameraError) as refused:
+        v4l2.check("usb:0", "/dev/null")
+    assert str(refused.value) == said
+
+
+def test_device_that_is_no_video_device() -> None:
+    with pytest.raises(CameraError, match="usb:/dev/null: /dev/null is no camera: it is no video device at all"):
+        v4l2.check("usb:/dev/null", "/dev/null")
+
+
+CAPTURE, METADATA, OUTPUT = 0x1, 0x0080_0000, 0x2
+STREAMS = 0x0400_0000
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "device_capabilities", "fails_with", "said"),
+    [
+        (CAPTURE | METADATA | STREAMS, CAPTURE | STREAMS, None, None),
+        (CAPTURE | STREAMS, None, None, None),
+        (CAPTURE | STREAMS, None, errno.EINVAL, None),  # for OpenCV to find out
+        (CAPTURE | STREAMS, None, errno.EBUSY, "/dev/null is in use: another program has this camera"),
+        (CAPTURE | STREAMS, None, errno.ENODEV, "there is no /dev/null: is the camera plugged in?"),
+        (OUTPUT | STREAMS, None, None, "/dev/null of 'Webcam' gives no pictures: a camera often has several devices"),
+        (CAPTURE | METADATA, METADATA, None, "/dev/null of 'Webcam' gives no pictures: a camera often has several"),
+    ],
+)
+def test_device_that_answers(
+    capabilities: int,
+    device_capabilities: int | None,
+    fails_with: int | None,
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(_device: int, request: int, argument: bytes) -> bytes:
+        if request == 0x80685600:  # VIDIOC_QUERYCAP
+            assert len(argument) == 104
+            has = capabilities | (0 if device_capabilities is None else 0x8000_0000)
+            return struct.pack("<16s32s32s3I12x", b"uvcvideo", b"Webcam", b"usb", 0, has, device_capabilities or 0)
+        assert request == 0xC0145608  # VIDIOC_REQBUFS
+        assert argument == struct.pack("<5I", 0, 1, 1, 0, 0)
+        if fails_with is not None:
+            raise OSError(fails_with, os.strerror(fails_with))
+        return argument
+
+    monkeypatch.setattr(fcntl, "ioctl", answer)
+    if said is None:
+        v4l2.check("usb:0", "/dev/null")
+    else:
+        with pytest.raises(CameraError, match=re.escape(f"usb:0: {said}")):
+            v4l2.check("usb:0", "/dev/null")
+
+
+# -- motion JPEG
+
+
+def encoded(colour: bool = True, optimised: bool = False) -> bytes:
+    rows, columns = np.mgrid[:48, :64]
+    image = np.dstack([rows * 5, columns * 4, (rows * columns) % 256]).astype("uint8")
+    how = [cv2.IMWRITE_JPEG_OPTIMIZE, int(optimised), cv2.IMWRITE_JPEG_RST_INTERVAL, 3]
+    return cv2.imencode(".jpg", image if colour else image[:, :, 2], how)[1].tobytes()
+
+
+JPEG = encoded()
+
+
+def without_tables(jpeg: bytes) -> bytes:
+    """Leave the Huffman tables away, as many cameras do."""
+    at, kept = 2, [jpeg[:2]]
+    while jpeg[at + 1] != 0xDA:
+        after = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if jpeg[at + 1] != 0xC4:
+            kept.append(jpeg[at:after])
+        at = after
+    return b"".join([*kept, jpeg[at:]])
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_missing_huffman_tables_are_put_in(colour: bool) -> None:
+    whole = encoded(colour)
+    bare = without_tables(whole)
+    assert b"\xff\xc4" not in bare
+    mended = mjpeg.to_jpeg(bare)
+    assert (strictly_decoded(mended) == strictly_decoded(whole)).all()
+    assert mjpeg.to_jpeg(mended) == mended
+
+
+@pytest.mark.parametrize("jpeg", [JPEG, encoded(optimised=True)])
+@pytest.mark.parametrize("padding", [b"", b"\0", bytes(4096), b"\xff" * 3, b"\xff\xd9", JPEG])
+def test_picture_ends_at_its_end(jpeg: bytes, padding: bytes) -> None:
+    assert mjpeg.to_jpeg(jpeg + padding) == jpeg
+
+
+def test_fill_bytes_before_a_marker_are_allowed() -> None:
+    at = JPEG.index(b"\xff\xdb")
+    filled = JPEG[:at] + b"\xff\xff" + JPEG[at:-2] + b"\xff" + JPEG[-2:]
+    assert mjpeg.to_jpeg(filled) == filled
+    assert (strictly_decoded(filled) == strictly_decoded(JPEG)).all()
+
+
+@pytest.mark.parametrize("picture", [b"", b"\0", JPEG[1:], bytes(500), b"\xff\xd9"])
+def test_picture_that_is_none(picture: bytes) -> None:
+    with pytest.raises(CodecError, match="does not start as a JPEG"):
+        mjpeg.to_jpeg(picture)
+
+
+def test_picture_cut_off_anywhere_is_refused() -> None:
+    for length in range(2, len(JPEG)):
+        with pytest.raises(CodecError, match=r"JPEG ends within its (head|picture)"):
+            mjpeg.to_jpeg(JPEG[:length])
+
+
+def test_picture_that_the_next_one_follows_too_soon() -> None:
+    with pytest.raises(CodecError, match="JPEG ends within its picture"):
+        mjpeg.to_jpeg(JPEG[: len(JPEG) * 3 // 4] + JPEG)
 
 
 # -- the Pi's camera: the thinnest stand-ins for picamera2 0.3.38, with its names and signatures

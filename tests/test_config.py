@@ -56,8 +56,34 @@ SENDER_KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "hubs": (ENDPOINTS_GOOD, ENDPOINTS_BAD),
     "publish": ([*LISTENERS_GOOD, (None, None)], LISTENERS_BAD),
     "camera": (
-        [(word, word) for word in ("picamera2", "pattern", "usb:0", "usb:12", "file:a.mp4", "file:/x/a b:c.mp4")],
-        ["webcam", "usb", "usb:", "usb:a", "usb:-1", "file:", "file", "pattern:1", "Pattern", 0, None, ["pattern"]],
+        [
+            (word, word)
+            for word in (
+                "picamera2",
+                "pattern",
+                "usb:0",
+                "usb:12",
+                "usb:/dev/v4l/by-id/usb-046d_C270-video-index0",
+                "file:a.mp4",
+                "file:/x/a b:c.mp4",
+            )
+        ],
+        [
+            "webcam",
+            "usb",
+            "usb:",
+            "usb:a",
+            "usb:-1",
+            "usb:/dev/",
+            "usb:door",
+            "file:",
+            "file",
+            "pattern:1",
+            "Pattern",
+            0,
+            None,
+            ["pattern"],
+        ],
     ),
     "size": (
         [("640x480", Size(640, 480)), ("16x8192", Size(16, 8192)), (Size(320, 240), Size(320, 240))],
@@ -343,7 +369,7 @@ def test_flags_override_the_file_key_by_key(tmp_path: Path) -> None:
         (SenderConfig, "fps", "fast", "--fps is 'fast': it must be a number from 0.1 to 240"),
         (SenderConfig, "quality", "0", "--quality is '0': it must be a whole number from 1 to 100"),
         (SenderConfig, "hubs", ["hub"], "--hub is 'hub': it must be tcp://HOST:PORT"),
-        (SenderConfig, "camera", "web", "--camera is 'web': it must be picamera2, usb:N, file:PATH or pattern"),
+        (SenderConfig, "camera", "web", "--camera is 'web': it must be picamera2, usb:N, usb:/dev/PATH, file:PATH or"),
         (HubConfig, "http", "8080", "--http is '8080': it must be ADDRESS:PORT of this machine, as in 127.0.0.1:8080"),
         (HubConfig, "http_password_file", "", "--password-file is '': it must be the path of a file"),
         (HubConfig, "display", "tv", "--display is 'tv': it must be none or windows"),

@@ -33,7 +33,7 @@ def opener(source: str, *, name: str, size: tuple[int, int], fps: float, quality
     """Import what a source needs, and return what opens it: to be called again whenever the camera has failed.
 
     Args:
-        source: `picamera2`, `usb:N`, `file:PATH` or `pattern`.
+        source: `picamera2`, `usb:N`, `usb:/dev/PATH`, `file:PATH` or `pattern`.
         name: shown on the test card.
         size: (width, height) in pixels.
         fps: frames per second that are wanted.
@@ -54,7 +54,8 @@ def opener(source: str, *, name: str, size: tuple[int, int], fps: float, quality
         case "usb":
             from streamer.cameras.opencv import UsbCamera
 
-            return partial(UsbCamera, int(argument), size, fps, quality)
+            device = int(argument) if argument.isdecimal() else argument
+            return partial(UsbCamera, device, size, fps, quality)
         case "file":
             from streamer.cameras.opencv import VideoFile
 
