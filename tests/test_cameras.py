@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 import zlib
-from types import ModuleType
+from enum import IntEnum
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -21,10 +22,11 @@ import pytest
 import simplejpeg
 
 from streamer import cameras, codec
-from streamer.cameras import mjpeg, opencv, pattern, v4l2
+from streamer.cameras import boards, mjpeg, opencv, pattern, v4l2
+from streamer.cameras.boards import Board
 from streamer.cameras.opencv import UsbCamera, VideoFile
 from streamer.cameras.pattern import Pattern
-from streamer.errors import CameraError, CodecError, MissingExtraError
+from streamer.errors import CameraError, CodecError, ConfigError, MissingExtraError
 from tests.conftest import until
 
 if TYPE_CHECKING:
@@ -590,7 +592,113 @@ def test_picture_that_the_next_one_follows_too_soon() -> None:
         mjpeg.to_jpeg(JPEG[: len(JPEG) * 3 // 4] + JPEG)
 
 
-# -- the Pi's camera: the thinnest stand-ins for picamera2 0.3.38, with its names and signatures
+# -- boards
+
+PI4 = ("Raspberry Pi 4 Model B Rev 1.4", "raspberrypi,4-model-b", "brcm,bcm2711")
+PI5 = ("Raspberry Pi 5 Model B Rev 1.0", "raspberrypi,5-model-b", "brcm,bcm2712")
+ZERO2 = ("Raspberry Pi Zero 2 W Rev 1.0", "raspberrypi,model-zero-2-w", "brcm,bcm2837")
+PI3 = ("Raspberry Pi 3 Model B Plus Rev 1.3", "raspberrypi,3-model-b-plus", "brcm,bcm2837")
+PI400 = ("Raspberry Pi 400 Rev 1.0", "raspberrypi,400", "brcm,bcm2711")
+CM5 = ("Raspberry Pi Compute Module 5 Rev 1.0", "raspberrypi,5-compute-module", "brcm,bcm2712")
+ROCK = ("Radxa ROCK 5B", "radxa,rock-5b", "rockchip,rk3588")
+
+
+def put_into(path: Path, monkeypatch: pytest.MonkeyPatch, model: str, *compatible: str) -> None:
+    """Make this machine another board."""
+    (path / "model").write_text(f"{model}\0")
+    (path / "compatible").write_text("".join(f"{each}\0" for each in compatible))
+    monkeypatch.setattr(boards, "_DEVICE_TREE", path)
+
+
+@pytest.mark.parametrize(
+    ("board", "name", "hardware"),
+    [
+        (ZERO2, "Raspberry Pi Zero 2 W", True),
+        (PI3, "Raspberry Pi 3 Model B Plus", True),
+        (PI4, "Raspberry Pi 4 Model B", True),
+        (PI400, "Raspberry Pi 400", True),
+        (PI5, "Raspberry Pi 5 Model B", False),
+        (CM5, "Raspberry Pi Compute Module 5", False),
+        (ROCK, "Radxa ROCK 5B", None),
+    ],
+)
+def test_board(
+    board: tuple[str, ...], name: str, hardware: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into(tmp_path, monkeypatch, *board)
+    assert Board.here() == (name, hardware)
+
+
+def test_board_without_a_device_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boards, "_DEVICE_TREE", tmp_path / "none")
+    assert Board.here() == ("no Raspberry Pi", None)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "wish", "size", "used"),
+    [
+        (True, "auto", (640, 480), True),
+        (True, "auto", (1080, 1920), True),
+        (True, "auto", (1922, 1080), False),
+        (True, "auto", (1080, 1922), False),
+        (True, "software", (640, 480), False),
+        (True, "hardware", (1920, 1080), True),
+        (False, "auto", (640, 480), False),
+        (None, "auto", (640, 480), False),
+        (None, "hardware", (640, 480), True),
+    ],
+)
+def test_where_jpegs_are_made(hardware: bool | None, wish: str, size: tuple[int, int], used: bool) -> None:
+    assert Board("Pi", hardware).uses_hardware(wish, size) is used
+
+
+@pytest.mark.parametrize(
+    ("hardware", "size", "error"),
+    [
+        (False, (640, 480), "encoder is 'hardware': Pi has none: it must be auto or software"),
+        (
+            True,
+            (2304, 1296),
+            "encoder is 'hardware': it makes pictures up to 1920x1920: it must be auto or software, or",
+        ),
+    ],
+)
+def test_hardware_that_is_not_there(hardware: bool, size: tuple[int, int], error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
+        Board("Pi", hardware).uses_hardware("hardware", size)
+
+
+# -- the Pi's camera: the thinnest stand-ins for picamera2 0.3.38 and libcamera, with their names and signatures
+
+
+class Transform:
+    def __init__(self, hflip: int = 0, vflip: int = 0, transpose: int = 0) -> None:
+        self.hflip = bool(hflip)
+        self.vflip = bool(vflip)
+
+
+class AfModeEnum(IntEnum):
+    Manual = 0
+    Auto = 1
+    Continuous = 2
+
+
+class AwbModeEnum(IntEnum):
+    Auto = 0
+    Indoor = 4
+    Custom = 7
+
+
+class NoiseReductionModeEnum(IntEnum):
+    Off = 0
+    Fast = 1
+
+
+LIBCAMERA_CONTROLS = SimpleNamespace(
+    AfModeEnum=AfModeEnum,
+    AwbModeEnum=AwbModeEnum,
+    draft=SimpleNamespace(NoiseReductionModeEnum=NoiseReductionModeEnum),
+)
 
 
 class Output:
@@ -640,6 +748,9 @@ class Picamera2:
     attached = 1
     taken = False
     starts = True
+    turns = True
+    biggest = (4608, 2592)
+    camera_properties: dict[str, Any] = {"Model": "imx708"}  # noqa: RUF012 - never changed
     pictures = 1_000_000
     padding = b""
     opened: list[Picamera2]
@@ -665,12 +776,42 @@ class Picamera2:
         self.configuration: dict[str, Any] = {}
         self.opened.append(self)
 
-    def create_video_configuration(self, main: dict[str, Any], **more: Any) -> dict[str, Any]:
-        return {"main": main, **more}
+    def create_video_configuration(
+        self, main: dict[str, Any], controls: dict[str, Any], transform: Transform
+    ) -> dict[str, Any]:
+        return {"main": main, "controls": controls, "transform": transform}
 
     def configure(self, camera_config: dict[str, Any] | None = None) -> None:
         assert camera_config
-        self.configuration = camera_config
+        self.configuration = {
+            **camera_config,
+            "main": {**camera_config["main"], "size": min(camera_config["main"]["size"], self.biggest)},
+            "transform": camera_config["transform"] if self.turns else Transform(),
+        }
+
+    def camera_configuration(self) -> dict[str, Any]:
+        return self.configuration
+
+    @property
+    def camera_controls(self) -> dict[str, tuple[Any, Any, Any]]:
+        assert self.configuration, "ranges follow from the configuration"
+        return {
+            "AeEnable": (False, True, True),
+            "AfMode": (0, 2, 0),
+            "AnalogueGain": (1.0, 16.0, 1.0),
+            "AwbMode": (0, 6, 0),
+            "ColourGains": (0.0, 32.0, None),
+            "ExposureTime": (14, 66_666, 20_000),
+            "FrameDurationLimits": (8333, 220_535_845, 33_333),
+            "NoiseReductionMode": (0, 4, 0),
+            "ScalerCrop": ((0, 0, 64, 64), (0, 0, 4608, 2592), (576, 0, 3456, 2592)),
+        }
+
+    def set_controls(self, controls: dict[str, Any]) -> None:
+        assert not self.started
+        if controls.get("ScalerCrop") == 1:
+            raise TypeError("Rectangle() argument after * must be an iterable, not int")
+        self.controls = controls
 
     def start_recording(  # noqa: PLR0917 - picamera2's signature
         self,
@@ -726,11 +867,13 @@ def forgotten() -> Iterator[None]:
         setattr(cameras, name.rpartition(".")[2], module)
 
 
-@pytest.fixture(params=["hardware", "Pi 5"])
-def board(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, forgotten: None) -> str:
+@pytest.fixture(params=["hardware", "Pi 5", "an encoder that picamera2 does not find"])
+def board(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: None) -> str:
     """Install picamera2 as it is on a board."""
+    put_into(tmp_path, monkeypatch, *(PI5 if request.param == "Pi 5" else PI4))
     mjpeg_encoder = MJPEGEncoder if request.param == "hardware" else LibavMjpegEncoder
     modules: dict[str, dict[str, object]] = {
+        "libcamera": {"Transform": Transform, "controls": LIBCAMERA_CONTROLS},
         "picamera2": {"Picamera2": Picamera2},
         "picamera2.encoders": {
             "JpegEncoder": JpegEncoder,
@@ -750,11 +893,12 @@ def board(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, forgo
     return board
 
 
-def open_pi_camera(quality: int = 85) -> Camera:
-    return cameras.opener("picamera2", name="pi1", size=(640, 480), fps=30, quality=quality)()
+def open_pi_camera(quality: int = 85, size: tuple[int, int] = (640, 480), **settings: Any) -> Camera:
+    return cameras.opener("picamera2", name="pi1", size=size, fps=30, quality=quality, **settings)()
 
 
-def test_pi_camera(board: str) -> None:
+def test_pi_camera(board: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     began = time.monotonic()
     with open_pi_camera() as camera:
         assert time.monotonic() - began >= PI_WARM_UP_S, "exposure settles first"
@@ -770,6 +914,117 @@ def test_pi_camera(board: str) -> None:
         numbers = [int(camera.read()[0][2:-2]) for _ in range(5)]
         assert numbers == sorted(set(numbers))
     assert device.closed
+    how = "MJPEG in hardware" if board == "hardware" else "JPEG in software"
+    assert caplog.messages == [f"picamera2: Raspberry Pi {5 if board == 'Pi 5' else 4} Model B, {how}"]
+
+
+ONE_BOARD = pytest.mark.parametrize("board", ["hardware"], indirect=True)
+
+
+@ONE_BOARD
+@pytest.mark.parametrize(
+    ("settings", "hflip", "vflip"),
+    [
+        ({}, False, False),
+        ({"hflip": True}, True, False),
+        ({"vflip": True}, False, True),
+        ({"rotate": 180}, True, True),
+        ({"rotate": 180, "hflip": True}, False, True),
+        ({"rotate": 180, "hflip": True, "vflip": True}, False, False),
+    ],
+)
+def test_pi_camera_turned(board: str, settings: dict[str, Any], hflip: bool, vflip: bool) -> None:
+    with open_pi_camera(**settings):
+        transform = Picamera2.opened[0].configuration["transform"]
+        assert (transform.hflip, transform.vflip) == (hflip, vflip)
+
+
+@ONE_BOARD
+def test_pi_camera_gives_another_size(
+    board: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Picamera2, "biggest", (640, 480))
+    with open_pi_camera(size=(1280, 720)):
+        assert caplog.messages == ["picamera2: gives 640x480, 1280x720 was asked for"]
+
+
+@ONE_BOARD
+def test_pi_camera_encodes_in_software_if_told(board: str) -> None:
+    with open_pi_camera(encoder="software"):
+        assert isinstance(Picamera2.opened[0].encoder, JpegEncoder)
+
+
+@pytest.mark.parametrize("board", ["Pi 5", "an encoder that picamera2 does not find"], indirect=True)
+def test_pi_camera_cannot_encode_in_hardware(board: str) -> None:
+    with pytest.raises(ConfigError, match=r"encoder is 'hardware': .* none.*: it must be auto or software"):
+        open_pi_camera(encoder="hardware")
+    assert Picamera2.opened == []
+
+
+@ONE_BOARD
+@pytest.mark.parametrize(
+    ("name", "value", "taken"),
+    [
+        ("AeEnable", False, False),
+        ("AfMode", "Continuous", AfModeEnum.Continuous),
+        ("AfMode", 1, 1),
+        ("NoiseReductionMode", False, NoiseReductionModeEnum.Off),
+        ("ExposureTime", 14, 14),
+        ("AnalogueGain", 2, 2),
+        ("ColourGains", (1.5, 2), (1.5, 2)),
+        ("ScalerCrop", (0, 0, 640, 480), (0, 0, 640, 480)),
+    ],
+)
+def test_pi_camera_s_controls(board: str, name: str, value: object, taken: object) -> None:
+    with open_pi_camera(controls=[(name, value)]):
+        controls = Picamera2.opened[0].controls
+    assert controls == {name: taken}
+    assert type(controls[name]) is type(taken)
+
+
+@ONE_BOARD
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("ExposureTme", 1, "controls: the camera imx708 has no control ExposureTme; did you mean ExposureTime?"),
+        ("Zzz", 1, "controls: the camera imx708 has no control Zzz; it has: AeEnable, AfMode, AnalogueGain, AwbMode, "),
+        ("FrameRate", 5, "controls: FrameRate follows from fps: set that"),
+        ("FrameDurationLimits", (1, 1), "controls: FrameDurationLimits follows from fps: set that"),
+        ("AeEnable", 1, "controls: AeEnable is 1: it must be true or false"),
+        ("AfMode", "Continous", "controls: AfMode is 'Continous': it must be Manual, Auto or Continuous"),
+        ("AfMode", True, "controls: AfMode is True: it must be Manual, Auto or Continuous"),
+        ("AfMode", 3, "controls: AfMode is 3: it must be Manual, Auto or Continuous"),
+        ("AfMode", (1, 2), "controls: AfMode is (1, 2): it must be Manual, Auto or Continuous"),
+        ("AwbMode", "Custom", "controls: AwbMode is 'Custom': it must be Auto or Indoor"),
+        ("ExposureTime", 13, "controls: ExposureTime is 13: it must be a whole number from 14 to 66666"),
+        ("ExposureTime", 66_667, "controls: ExposureTime is 66667: it must be a whole number from 14 to 66666"),
+        ("ExposureTime", 20.5, "controls: ExposureTime is 20.5: it must be a whole number from 14 to 66666"),
+        ("ExposureTime", True, "controls: ExposureTime is True: it must be a whole number from 14 to 66666"),
+        ("AnalogueGain", "high", "controls: AnalogueGain is 'high': it must be a number from 1 to 16"),
+        ("ColourGains", (1, 33.0), "controls: ColourGains is (1, 33.0): it must be a number from 0 to 32"),
+    ],
+)
+def test_control_that_the_pi_camera_does_not_have(board: str, name: str, value: object, error: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        open_pi_camera(controls=[(name, value)])
+    assert str(refused.value).startswith(error)
+    assert Picamera2.opened[0].closed
+
+
+@ONE_BOARD
+def test_control_that_libcamera_refuses(board: str) -> None:
+    with pytest.raises(CameraError, match=r"picamera2: Rectangle\(\) argument after \* must be an iterable, not int"):
+        open_pi_camera(controls=[("ScalerCrop", 1)])
+    assert Picamera2.opened[0].closed
+
+
+@ONE_BOARD
+def test_pi_camera_that_cannot_turn_its_picture(board: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Picamera2, "turns", False)
+    with open_pi_camera():
+        pass
+    with pytest.raises(ConfigError, match="hflip, vflip or rotate is set, but the camera imx708 cannot turn its"):
+        open_pi_camera(vflip=True)
 
 
 @pytest.mark.usefixtures("board")
@@ -808,7 +1063,7 @@ def test_padding_is_trimmed(board: str, padding: bytes, monkeypatch: pytest.Monk
     ("quality", "bits_per_pixel"),
     [(1, 0.8), (50, 0.8), (75, 1.3), (80, 1.6), (85, 1.9), (90, 2.75), (95, 3.6), (100, 6.0)],
 )
-@pytest.mark.parametrize("board", ["hardware"], indirect=True)
+@ONE_BOARD
 def test_quality_becomes_a_bit_rate(board: str, quality: int, bits_per_pixel: float) -> None:
     with open_pi_camera(quality):
         encoder = Picamera2.opened[0].encoder
