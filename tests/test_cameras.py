@@ -299,6 +299,17 @@ def test_folder_is_no_video(tmp_path: Path) -> None:
 # -- USB cameras, by OpenCV
 
 
+def encoded(colour: bool = True, optimised: bool = False) -> bytes:
+    rows, columns = np.mgrid[:48, :64]
+    image = np.dstack([rows * 5, columns * 4, (rows * columns) % 256]).astype("uint8")
+    how = [cv2.IMWRITE_JPEG_OPTIMIZE, int(optimised), cv2.IMWRITE_JPEG_RST_INTERVAL, 3]
+    return cv2.imencode(".jpg", image if colour else image[:, :, 2], how)[1].tobytes()
+
+
+JPEG = encoded()
+JPEG_CUT_OFF = JPEG[:-2]
+
+
 class Device:
     """Stands in for cv2.VideoCapture of a USB camera, which moves the clock by 0.1 s a picture."""
 
@@ -341,6 +352,8 @@ class Device:
         if not self.decodes:
             return False, None
         if (cv2.CAP_PROP_CONVERT_RGB, 0) in self.asked:
+            if not self.frame:
+                return True, None
             return True, np.frombuffer(self.frame, "uint8").reshape(1, -1)
         return True, np.full((48, 64, 3), 140, "uint8")
 
@@ -420,15 +433,20 @@ def test_usb_camera_s_jpeg_is_passed_on(fourcc: str, device: Device, caplog: pyt
     assert caplog.messages == [f"usb:/dev/v4l/by-id/door: {fourcc}, passed on as it comes"]
 
 
-def test_damaged_pictures_are_dropped_and_counted(device: Device, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("frame", "why"), [(b"", "empty, or cannot be decoded"), (JPEG_CUT_OFF, "JPEG ends within its picture")]
+)
+def test_damaged_pictures_are_dropped_and_counted(
+    frame: bytes, why: str, device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
     device.fourcc = "MJPG"
     device.frame = JPEG
     with UsbCamera(3, (64, 48), 15, 85) as camera:
-        device.frame = JPEG[:-2]
+        device.frame = frame
         with pytest.raises(CameraError, match="usb:3: gives only damaged pictures"):
             camera.read()
         assert 50 <= camera.damaged <= 51
-        lines = "usb:3: 1[01] damaged pictures dropped, the last: JPEG ends within its picture"
+        lines = f"usb:3: 1[01] damaged pictures dropped, the last: {why}"
         assert len(caplog.messages) == 5, "about once a second"
         assert all(re.fullmatch(lines, message) for message in caplog.messages[1:])
         device.frame = JPEG
@@ -529,16 +547,6 @@ def test_device_that_answers(
 
 
 # -- motion JPEG
-
-
-def encoded(colour: bool = True, optimised: bool = False) -> bytes:
-    rows, columns = np.mgrid[:48, :64]
-    image = np.dstack([rows * 5, columns * 4, (rows * columns) % 256]).astype("uint8")
-    how = [cv2.IMWRITE_JPEG_OPTIMIZE, int(optimised), cv2.IMWRITE_JPEG_RST_INTERVAL, 3]
-    return cv2.imencode(".jpg", image if colour else image[:, :, 2], how)[1].tobytes()
-
-
-JPEG = encoded()
 
 
 def without_tables(jpeg: bytes) -> bytes:

@@ -104,8 +104,8 @@ class UsbCamera:
             captured_ns = self._captured_ns()
             found, image = self._capture.retrieve()
             try:
-                if not found:
-                    raise CodecError("cannot be decoded")
+                if not found or image is None:  # None is an empty buffer
+                    raise CodecError("empty, or cannot be decoded")
                 if self._passes_on:
                     return mjpeg.to_jpeg(image.tobytes()), captured_ns
                 return codec.encode_jpeg(image, self._quality), captured_ns  # type: ignore[arg-type]
