@@ -110,7 +110,7 @@ class PiCamera:
             self._configure(
                 size, fps, libcamera.Transform(hflip=hflip != (rotate == 180), vflip=vflip != (rotate == 180))
             )
-            self._camera.set_controls(dict(self._checked(controls)))
+            self._camera.set_controls(dict(self._checked(controls, fps)))
             self._camera.start_recording(self._encoder, self._newest)
             ready = time.monotonic() + _WARM_UP_S
             while time.monotonic() < ready:
@@ -139,10 +139,10 @@ class PiCamera:
     def _model(self) -> str:
         return f"the camera {self._camera.camera_properties.get('Model', 'here')}"
 
-    def _checked(self, controls: Iterable[tuple[str, object]]) -> Iterator[tuple[str, object]]:
-        """Compare controls with those that the camera offers, as it is configured now."""
-        offered = self._camera.camera_controls
+    def _checked(self, controls: Iterable[tuple[str, object]], fps: float) -> Iterator[tuple[str, object]]:
+        """Compare controls with those that the camera offers, whose ranges follow from its configuration."""
         for name, value in controls:
+            offered = self._camera.camera_controls
             if name in _RATE_CONTROLS:
                 raise ConfigError(f"controls: {name} follows from fps: set that")
             if name not in offered:
@@ -150,6 +150,8 @@ class PiCamera:
                 hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(sorted(offered))}"
                 raise ConfigError(f"controls: {self._model} has no control {name}; {hint}")
             low, high, _ = offered[name]
+            if name == "ExposureTime":  # libcamera would cut a longer one without a word
+                high = min(high, int(1_000_000 / fps))
             yield name, _control_value(name, value, low, high)
 
     def read(self) -> tuple[bytes, int]:
