@@ -134,10 +134,13 @@ def _parser() -> argparse.ArgumentParser:
     send.add_argument("--hub", action="append", dest="hubs", metavar="tcp://HOST:5555", help="again: a second choice")
     send.add_argument("--publish", metavar="tcp://*:5555", help="instead of --hub: publish here, for subscribers")
     send.add_argument("--name", help="the camera's name at the hub; this host's name by default")
-    send.add_argument("--camera", metavar="picamera2|usb:0|file:PATH|pattern")
+    send.add_argument("--camera", metavar="picamera2|usb:0|usb:/dev/PATH|file:PATH|pattern")
     send.add_argument("--size", metavar="640x480")
     send.add_argument("--fps", metavar="30")
     send.add_argument("--quality", metavar="85", help="of the JPEG, 1 to 100")
+    send.add_argument("--hflip", action="store_true", default=None, help="mirror left to right (picamera2)")
+    send.add_argument("--vflip", action="store_true", default=None, help="mirror top to bottom (picamera2)")
+    send.add_argument("--rotate", metavar="180", help="by 0 or 180 degrees (picamera2)")
 
     hub = commands.add_parser("hub", help="receive cameras, serve and show them")
     hub.set_defaults(run=_hub)
@@ -191,13 +194,24 @@ def _send(options: argparse.Namespace) -> int:
     if options.print_config:
         print(manual(SenderConfig), end="")
         return 0
-    flags = ("hubs", "publish", "name", "camera", "size", "fps", "quality")
+    flags = ("hubs", "publish", "name", "camera", "size", "fps", "quality", "hflip", "vflip", "rotate")
     config = load(SenderConfig, options.config, {flag: getattr(options, flag) for flag in flags})
     if bool(config.hubs) == bool(config.publish):
         place = f"{options.config}: hubs" if options.config else "--hub"
         raise ConfigError(f"{place}: give a hub to send to, tcp://HOST:5555, or else an address to publish on")
     name = config.name or socket.gethostname()
-    open_camera = cameras.opener(config.camera, name=name, size=config.size, fps=config.fps, quality=config.quality)
+    open_camera = cameras.opener(
+        config.camera,
+        name=name,
+        size=config.size,
+        fps=config.fps,
+        quality=config.quality,
+        hflip=config.hflip,
+        vflip=config.vflip,
+        rotate=config.rotate,
+        controls=config.controls,
+        encoder=config.encoder,
+    )
 
     from streamer.sender import Feed, Sender
 
@@ -219,6 +233,8 @@ def _send(options: argparse.Namespace) -> int:
         ready, pictures, turned = False, 0, 0.0
         while not signals.wait(_LOOK_S if ready else 0.05):
             failure = feed.failure or sender.failure
+            if isinstance(failure, ConfigError):  # only the open camera could tell
+                raise ConfigError(f"{options.config}: {failure}" if options.config else str(failure))
             if failure:
                 raise CameraError(f"{name}: {type(failure).__name__}: {failure}")
             # The watchdog is fed by pictures that move and a thread that goes round, never by the hub.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import math
 import re
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import yaml
 
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
 PORT = 5555
 PASSWORD_CHARACTERS = 8  # at least
 _HOST = r"(?:\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]|[A-Za-z0-9._-]+)"
-_CAMERA = re.compile(r"picamera2|pattern|usb:\d+|file:.+")
+_CAMERA = re.compile(r"picamera2|pattern|usb:(?:\d+|/dev/.+)|file:.+")
 # Flags that are not called as their key is.
 _FLAGS = {
     "hubs": "hub",
     "http_password_file": "password-file",
     "http_open": "open",
 }
+# The value of a libcamera control; a list is a tuple, and a list of rectangles one of tuples.
+Control: TypeAlias = "bool | int | float | str | tuple[Control, ...]"
 Config = TypeVar("Config", bound="SenderConfig | HubConfig")
 
 
@@ -123,7 +126,7 @@ def _size(value: Any) -> Size:
 
 def _camera(value: Any) -> str:
     if not isinstance(value, str) or not _CAMERA.fullmatch(value):
-        raise ValueError("picamera2, usb:N, file:PATH or pattern")
+        raise ValueError("picamera2, usb:N, usb:/dev/PATH, file:PATH or pattern")
     return value
 
 
@@ -172,6 +175,29 @@ def _path(value: Any) -> Path:
     return Path(value)
 
 
+def _rotation(value: Any) -> int:
+    if isinstance(value, bool) or str(value) not in ("0", "180"):
+        raise ValueError("0 or 180: the camera cannot turn its picture by a quarter")
+    return int(value)
+
+
+def _controls(value: Any) -> tuple[tuple[str, Control], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise ValueError("names of libcamera's controls, each with its value, as in AfMode: Continuous")
+    return tuple((name, _control(name, setting)) for name, setting in value.items())
+
+
+def _control(name: str, value: Any) -> Control:
+    # What a camera takes, only the camera knows; here it is only what YAML may mean by it.
+    if isinstance(value, list) and value:
+        return tuple(_control(name, each) for each in value)
+    if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"of {name} true, false, a number, a word, or a list of those")
+    return value
+
+
 def _one_of(*choices: str) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         if value not in choices:
@@ -196,6 +222,11 @@ class SenderConfig:
     size: Size = _setting(_size, Size(640, 480))
     fps: float = _setting(_number(0.1, 240), 30.0)
     quality: int = _setting(_integer(1, 100), 85)
+    hflip: bool = _setting(_boolean, default=False)
+    vflip: bool = _setting(_boolean, default=False)
+    rotate: int = _setting(_rotation, 0)
+    controls: tuple[tuple[str, Control], ...] = _setting(_controls, ())
+    encoder: str = _setting(_one_of("auto", "hardware", "software"), "auto")
     in_flight_limit: int = _setting(_integer(1, IN_FLIGHT_MAX), 2)
     reply_timeout_s: float = _setting(_number(0.1, 60), 1.0)
 
@@ -243,12 +274,25 @@ def load(cls: type[Config], path: Path | None, flags: Mapping[str, Any]) -> Conf
         if value is not None:
             values[key] = _setting_value(settings[key], value, f"--{_FLAGS.get(key, key)}")
     config = cls(**values)
-    if isinstance(config, HubConfig) and (problem := _contradiction(config)):
+    if problem := _hub_contradiction(config) if isinstance(config, HubConfig) else _sender_contradiction(config):
         raise ConfigError(f"{path}: {problem}" if path else problem)
     return config
 
 
-def _contradiction(config: HubConfig) -> str:
+def _sender_contradiction(config: SenderConfig) -> str:
+    """Say which values, each good in itself, do not go together."""
+    if config.camera == "picamera2":
+        return ""
+    # To turn a USB camera's JPEG it would have to be decoded, which its sender is spared.
+    for key in ("hflip", "vflip", "rotate", "controls", "encoder"):
+        if getattr(config, key) != getattr(SenderConfig, key):
+            return (
+                f"{key} is set, but only the camera picamera2 has it: pictures of {config.camera} are sent as they come"
+            )
+    return ""
+
+
+def _hub_contradiction(config: HubConfig) -> str:
     """Say which values, each good in itself, do not go together."""
     if config.gone_after_s <= config.stale_after_s:
         return (

@@ -389,7 +389,7 @@ class Feed:
     """Runs a camera in a thread of its own, for ever: a camera that fails is told of, and opened again.
 
     Args:
-        open_camera: opens it; raises CameraError when it cannot.
+        open_camera: opens it; raises CameraError when it cannot, ConfigError when it never will.
         sender: gets the pictures.
     """
 
@@ -428,6 +428,10 @@ class Feed:
                     told, told_at = str(error), now
                 self._stop.wait(delay_s)
                 delay_s = min(_RETRY_MAX_S, 2 * delay_s)
+            except ConfigError as error:
+                self.failure = error
+                self.works.clear()
+                return
             except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
                 if self._stop.is_set():  # a camera that took too long to stop finds its sender closed
                     return

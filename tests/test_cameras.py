@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import importlib
 import itertools
+import math
+import os
+import re
+import struct
 import sys
 import threading
 import time
 import zlib
-from types import ModuleType
+from enum import IntEnum
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -15,10 +22,11 @@ import pytest
 import simplejpeg
 
 from streamer import cameras, codec
-from streamer.cameras import opencv, pattern
+from streamer.cameras import boards, mjpeg, opencv, pattern, v4l2
+from streamer.cameras.boards import Board
 from streamer.cameras.opencv import UsbCamera, VideoFile
 from streamer.cameras.pattern import Pattern
-from streamer.errors import CameraError, MissingExtraError
+from streamer.errors import CameraError, CodecError, ConfigError, MissingExtraError
 from tests.conftest import until
 
 if TYPE_CHECKING:
@@ -40,6 +48,9 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    def monotonic_ns(self) -> int:
+        return round(self.now * 1e9)
 
     def time_ns(self) -> int:
         return 1_793_500_000_000_000_000 + round(self.now * 1e9)
@@ -288,16 +299,31 @@ def test_folder_is_no_video(tmp_path: Path) -> None:
 # -- USB cameras, by OpenCV
 
 
+def encoded(colour: bool = True, optimised: bool = False) -> bytes:
+    rows, columns = np.mgrid[:48, :64]
+    image = np.dstack([rows * 5, columns * 4, (rows * columns) % 256]).astype("uint8")
+    how = [cv2.IMWRITE_JPEG_OPTIMIZE, int(optimised), cv2.IMWRITE_JPEG_RST_INTERVAL, 3]
+    return cv2.imencode(".jpg", image if colour else image[:, :, 2], how)[1].tobytes()
+
+
+JPEG = encoded()
+JPEG_CUT_OFF = JPEG[:-2]
+
+
 class Device:
     """Stands in for cv2.VideoCapture of a USB camera, which moves the clock by 0.1 s a picture."""
 
     opens = True
     pictures = 1000
     decodes = True
+    fourcc = "YUYV"
+    gives = (64, 48, 15.0)
+    transit_s = 0.02  # from the first byte on the bus to the program
+    frame: bytes = b""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.asked: dict[int, float] = {}
+        self.asked: list[tuple[int, float]] = []
         self.taken = 0
         self.released = False
 
@@ -305,8 +331,17 @@ class Device:
         return self.opens
 
     def set(self, key: int, value: float) -> bool:
-        self.asked[key] = value
+        self.asked.append((key, value))
         return True
+
+    def get(self, key: int) -> float:
+        return {
+            cv2.CAP_PROP_FOURCC: int.from_bytes(self.fourcc.encode(), "little"),
+            cv2.CAP_PROP_FRAME_WIDTH: self.gives[0],
+            cv2.CAP_PROP_FRAME_HEIGHT: self.gives[1],
+            cv2.CAP_PROP_FPS: self.gives[2],
+            cv2.CAP_PROP_POS_MSEC: (self._clock.now - self.transit_s) * 1000,
+        }[key]
 
     def grab(self) -> bool:
         self._clock.now += 0.1
@@ -314,51 +349,117 @@ class Device:
         return self.taken <= self.pictures
 
     def retrieve(self) -> tuple[bool, Image | None]:
-        return (True, np.full((48, 64, 3), 140, "uint8")) if self.decodes else (False, None)
+        if not self.decodes:
+            return False, None
+        if (cv2.CAP_PROP_CONVERT_RGB, 0) in self.asked:
+            if not self.frame:
+                return True, None
+            return True, np.frombuffer(self.frame, "uint8").reshape(1, -1)
+        return True, np.full((48, 64, 3), 140, "uint8")
 
     def release(self) -> None:
         self.released = True
 
 
 @pytest.fixture
-def device(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
-    """Plug in a camera, and give the camera's file a /dev of its own."""
-    (tmp_path / "dev").mkdir()
-    (tmp_path / "sys/class").mkdir(parents=True)
-    (tmp_path / "dev/video3").touch()
+def device(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Plug in a camera as /dev/video3."""
     device = Device(clock)
-    monkeypatch.setattr(opencv, "Path", lambda path: tmp_path / path.lstrip("/"))
-    monkeypatch.setattr(cv2, "VideoCapture", lambda index: device)
+    monkeypatch.setattr(v4l2, "check", lambda source, path: None)
+
+    def open_device(path: str, backend: int) -> Device:
+        assert (path, backend) in {("/dev/video3", cv2.CAP_V4L2), ("/dev/v4l/by-id/door", cv2.CAP_V4L2)}
+        return device
+
+    monkeypatch.setattr(cv2, "VideoCapture", open_device)
     return device
 
 
-def test_usb_camera(device: Device, clock: Clock) -> None:
+def test_usb_camera(device: Device, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     with UsbCamera(3, (64, 48), 15, 85) as camera:
-        assert device.asked == {
-            cv2.CAP_PROP_FOURCC: cv2.VideoWriter.fourcc(*"MJPG"),
-            cv2.CAP_PROP_FRAME_WIDTH: 64,
-            cv2.CAP_PROP_FRAME_HEIGHT: 48,
-            cv2.CAP_PROP_FPS: 15,
-            cv2.CAP_PROP_BUFFERSIZE: 1,
-        }
+        assert device.asked == [
+            (cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG")),
+            (cv2.CAP_PROP_FRAME_WIDTH, 64),
+            (cv2.CAP_PROP_FRAME_HEIGHT, 48),
+            (cv2.CAP_PROP_BUFFERSIZE, 2),
+            (cv2.CAP_PROP_FPS, 15),
+        ]
         assert clock.now - 1000 == pytest.approx(1.0, abs=0.11), "exposure settles first"
         jpeg, captured_ns = camera.read()
         assert level(jpeg) == 140
-        assert captured_ns == clock.time_ns()
+        assert clock.time_ns() - captured_ns == pytest.approx(20_000_000, abs=1000)
         device.pictures = 0
         with pytest.raises(CameraError, match="usb:3: gives no picture"):
             camera.read()
         assert not device.released
     assert device.released
+    assert caplog.messages == ["usb:3: YUYV, encoded at quality 85"]
+
+
+@pytest.mark.parametrize("transit_s", [-0.5, 11, 1e9])
+def test_usb_camera_with_another_clock_is_stamped_on_arrival(transit_s: float, device: Device, clock: Clock) -> None:
+    device.transit_s = transit_s
+    assert UsbCamera(3, (64, 48), 15, 85).read()[1] == clock.time_ns()
+
+
+@pytest.mark.parametrize(
+    ("gives", "told"),
+    [
+        ((64, 48, 14.99), []),
+        ((64, 48, math.inf), []),
+        ((64, 48, -1), []),
+        ((64, 48, 12.5), ["usb:3: gives 64x48 at 12.5 frames/s, 64x48 at 15 was asked for"]),
+        ((32, 24, 15), ["usb:3: gives 32x24 at 15 frames/s, 64x48 at 15 was asked for"]),
+    ],
+)
+def test_what_a_usb_camera_gives_instead_is_told_once(
+    gives: tuple[int, int, float], told: list[str], device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    device.gives = gives
+    with UsbCamera(3, (64, 48), 15, 85) as camera:
+        camera.read()
+    assert caplog.messages == told
+
+
+@pytest.mark.parametrize("fourcc", ["MJPG", "JPEG"])
+def test_usb_camera_s_jpeg_is_passed_on(fourcc: str, device: Device, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    device.fourcc = fourcc
+    device.frame = JPEG + bytes(100)
+    with UsbCamera("/dev/v4l/by-id/door", (64, 48), 15, 1) as camera:
+        assert camera.read()[0] == JPEG
+        assert camera.damaged == 0
+    assert caplog.messages == [f"usb:/dev/v4l/by-id/door: {fourcc}, passed on as it comes"]
+
+
+@pytest.mark.parametrize(
+    ("frame", "why"), [(b"", "empty, or cannot be decoded"), (JPEG_CUT_OFF, "JPEG ends within its picture")]
+)
+def test_damaged_pictures_are_dropped_and_counted(
+    frame: bytes, why: str, device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    device.fourcc = "MJPG"
+    device.frame = JPEG
+    with UsbCamera(3, (64, 48), 15, 85) as camera:
+        device.frame = frame
+        with pytest.raises(CameraError, match="usb:3: gives only damaged pictures"):
+            camera.read()
+        assert 50 <= camera.damaged <= 51
+        lines = f"usb:3: 1[01] damaged pictures dropped, the last: {why}"
+        assert len(caplog.messages) == 5, "about once a second"
+        assert all(re.fullmatch(lines, message) for message in caplog.messages[1:])
+        device.frame = JPEG
+        assert camera.read()[0] == JPEG
 
 
 @pytest.mark.parametrize(
     ("trait", "value", "error"),
     [
-        ("opens", False, "usb:3: cannot be opened; is it a camera, in use, or not allowed to this user?"),
+        ("opens", False, "usb:3: has no picture format that OpenCV reads, or has just been taken"),
         ("pictures", 0, "usb:3: gives no picture; was it unplugged?"),
         ("pictures", 4, "usb:3: gives no picture; was it unplugged?"),
-        ("decodes", False, "usb:3: gives pictures that cannot be decoded"),
+        ("decodes", False, "usb:3: gives only damaged pictures; is its cable or hub too slow?"),
     ],
 )
 def test_usb_camera_that_does_not_work(trait: str, value: object, error: str, device: Device) -> None:
@@ -369,19 +470,243 @@ def test_usb_camera_that_does_not_work(trait: str, value: object, error: str, de
     assert device.released == (trait != "opens")
 
 
-@pytest.mark.usefixtures("device")
-def test_usb_camera_that_is_not_there() -> None:
-    with pytest.raises(CameraError, match=r"usb:4: there is no .*/dev/video4"):
-        UsbCamera(4, (64, 48), 15, 85)
-
-
 def test_usb_camera_that_is_really_not_there(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(CameraError, match="usb:97: "):
+    with pytest.raises(CameraError, match=re.escape("usb:97: there is no /dev/video97: is the camera plugged in?")):
         UsbCamera(97, (64, 48), 15, 85)
     assert capfd.readouterr().err == ""
 
 
-# -- the Pi's camera: the thinnest stand-ins for picamera2 0.3.38, with its names and signatures
+# -- what the kernel says of a device
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOENT, "usb:0: there is no /dev/null: is the camera plugged in?"),
+        (errno.ENODEV, "usb:0: there is no /dev/null: is the camera plugged in?"),
+        (errno.EACCES, "usb:0: /dev/null is not open to this user: put it into the group 'root', and log in again"),
+        (errno.EBUSY, "usb:0: /dev/null is in use: another program has this camera"),
+        (errno.EIO, "usb:0: /dev/null: Input/output error"),
+    ],
+)
+def test_device_that_cannot_be_opened(number: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(CameraError) as refused:
+        v4l2.check("usb:0", "/dev/null")
+    assert str(refused.value) == said
+
+
+def test_device_that_is_no_video_device() -> None:
+    with pytest.raises(CameraError, match="usb:/dev/null: /dev/null is no camera: it is no video device at all"):
+        v4l2.check("usb:/dev/null", "/dev/null")
+
+
+CAPTURE, METADATA, OUTPUT = 0x1, 0x0080_0000, 0x2
+STREAMS = 0x0400_0000
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "device_capabilities", "fails_with", "said"),
+    [
+        (CAPTURE | METADATA | STREAMS, CAPTURE | STREAMS, None, None),
+        (CAPTURE | STREAMS, None, None, None),
+        (CAPTURE | STREAMS, None, errno.EINVAL, None),  # for OpenCV to find out
+        (CAPTURE | STREAMS, None, errno.EBUSY, "/dev/null is in use: another program has this camera"),
+        (CAPTURE | STREAMS, None, errno.ENODEV, "there is no /dev/null: is the camera plugged in?"),
+        (OUTPUT | STREAMS, None, None, "/dev/null of 'Webcam' gives no pictures: a camera often has several devices"),
+        (CAPTURE | METADATA, METADATA, None, "/dev/null of 'Webcam' gives no pictures: a camera often has several"),
+    ],
+)
+def test_device_that_answers(
+    capabilities: int,
+    device_capabilities: int | None,
+    fails_with: int | None,
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(_device: int, request: int, argument: bytes) -> bytes:
+        if request == 0x80685600:  # VIDIOC_QUERYCAP
+            assert len(argument) == 104
+            has = capabilities | (0 if device_capabilities is None else 0x8000_0000)
+            return struct.pack("<16s32s32s3I12x", b"uvcvideo", b"Webcam", b"usb", 0, has, device_capabilities or 0)
+        assert request == 0xC0145608  # VIDIOC_REQBUFS
+        assert argument == struct.pack("<5I", 0, 1, 1, 0, 0)
+        if fails_with is not None:
+            raise OSError(fails_with, os.strerror(fails_with))
+        return argument
+
+    monkeypatch.setattr(fcntl, "ioctl", answer)
+    if said is None:
+        v4l2.check("usb:0", "/dev/null")
+    else:
+        with pytest.raises(CameraError, match=re.escape(f"usb:0: {said}")):
+            v4l2.check("usb:0", "/dev/null")
+
+
+# -- motion JPEG
+
+
+def without_tables(jpeg: bytes) -> bytes:
+    """Leave the Huffman tables away, as many cameras do."""
+    at, kept = 2, [jpeg[:2]]
+    while jpeg[at + 1] != 0xDA:
+        after = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if jpeg[at + 1] != 0xC4:
+            kept.append(jpeg[at:after])
+        at = after
+    return b"".join([*kept, jpeg[at:]])
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_missing_huffman_tables_are_put_in(colour: bool) -> None:
+    whole = encoded(colour)
+    bare = without_tables(whole)
+    assert b"\xff\xc4" not in bare
+    mended = mjpeg.to_jpeg(bare)
+    assert (strictly_decoded(mended) == strictly_decoded(whole)).all()
+    assert mjpeg.to_jpeg(mended) == mended
+
+
+@pytest.mark.parametrize("jpeg", [JPEG, encoded(optimised=True)])
+@pytest.mark.parametrize("padding", [b"", b"\0", bytes(4096), b"\xff" * 3, b"\xff\xd9", JPEG])
+def test_picture_ends_at_its_end(jpeg: bytes, padding: bytes) -> None:
+    assert mjpeg.to_jpeg(jpeg + padding) == jpeg
+
+
+def test_fill_bytes_before_a_marker_are_allowed() -> None:
+    at = JPEG.index(b"\xff\xdb")
+    filled = JPEG[:at] + b"\xff\xff" + JPEG[at:-2] + b"\xff" + JPEG[-2:]
+    assert mjpeg.to_jpeg(filled) == filled
+    assert (strictly_decoded(filled) == strictly_decoded(JPEG)).all()
+
+
+@pytest.mark.parametrize("picture", [b"", b"\0", JPEG[1:], bytes(500), b"\xff\xd9"])
+def test_picture_that_is_none(picture: bytes) -> None:
+    with pytest.raises(CodecError, match="does not start as a JPEG"):
+        mjpeg.to_jpeg(picture)
+
+
+def test_picture_cut_off_anywhere_is_refused() -> None:
+    for length in range(2, len(JPEG)):
+        with pytest.raises(CodecError, match=r"JPEG ends within its (head|picture)"):
+            mjpeg.to_jpeg(JPEG[:length])
+
+
+def test_picture_that_the_next_one_follows_too_soon() -> None:
+    with pytest.raises(CodecError, match="JPEG ends within its picture"):
+        mjpeg.to_jpeg(JPEG[: len(JPEG) * 3 // 4] + JPEG)
+
+
+# -- boards
+
+PI4 = ("Raspberry Pi 4 Model B Rev 1.4", "raspberrypi,4-model-b", "brcm,bcm2711")
+PI5 = ("Raspberry Pi 5 Model B Rev 1.0", "raspberrypi,5-model-b", "brcm,bcm2712")
+ZERO2 = ("Raspberry Pi Zero 2 W Rev 1.0", "raspberrypi,model-zero-2-w", "brcm,bcm2837")
+PI3 = ("Raspberry Pi 3 Model B Plus Rev 1.3", "raspberrypi,3-model-b-plus", "brcm,bcm2837")
+PI400 = ("Raspberry Pi 400 Rev 1.0", "raspberrypi,400", "brcm,bcm2711")
+CM5 = ("Raspberry Pi Compute Module 5 Rev 1.0", "raspberrypi,5-compute-module", "brcm,bcm2712")
+ROCK = ("Radxa ROCK 5B", "radxa,rock-5b", "rockchip,rk3588")
+
+
+def put_into(path: Path, monkeypatch: pytest.MonkeyPatch, model: str, *compatible: str) -> None:
+    """Make this machine another board."""
+    (path / "model").write_text(f"{model}\0")
+    (path / "compatible").write_text("".join(f"{each}\0" for each in compatible))
+    monkeypatch.setattr(boards, "_DEVICE_TREE", path)
+
+
+@pytest.mark.parametrize(
+    ("board", "name", "hardware"),
+    [
+        (ZERO2, "Raspberry Pi Zero 2 W", True),
+        (PI3, "Raspberry Pi 3 Model B Plus", True),
+        (PI4, "Raspberry Pi 4 Model B", True),
+        (PI400, "Raspberry Pi 400", True),
+        (PI5, "Raspberry Pi 5 Model B", False),
+        (CM5, "Raspberry Pi Compute Module 5", False),
+        (ROCK, "Radxa ROCK 5B", None),
+    ],
+)
+def test_board(
+    board: tuple[str, ...], name: str, hardware: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into(tmp_path, monkeypatch, *board)
+    assert Board.here() == (name, hardware)
+
+
+def test_board_without_a_device_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boards, "_DEVICE_TREE", tmp_path / "none")
+    assert Board.here() == ("no Raspberry Pi", None)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "wish", "size", "used"),
+    [
+        (True, "auto", (640, 480), True),
+        (True, "auto", (1080, 1920), True),
+        (True, "auto", (1922, 1080), False),
+        (True, "auto", (1080, 1922), False),
+        (True, "software", (640, 480), False),
+        (True, "hardware", (1920, 1080), True),
+        (False, "auto", (640, 480), False),
+        (None, "auto", (640, 480), False),
+        (None, "hardware", (640, 480), True),
+    ],
+)
+def test_where_jpegs_are_made(hardware: bool | None, wish: str, size: tuple[int, int], used: bool) -> None:
+    assert Board("Pi", hardware).uses_hardware(wish, size) is used
+
+
+@pytest.mark.parametrize(
+    ("hardware", "size", "error"),
+    [
+        (False, (640, 480), "encoder is 'hardware': Pi has none: it must be auto or software"),
+        (
+            True,
+            (2304, 1296),
+            "encoder is 'hardware': it makes pictures up to 1920x1920: it must be auto or software, or",
+        ),
+    ],
+)
+def test_hardware_that_is_not_there(hardware: bool, size: tuple[int, int], error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
+        Board("Pi", hardware).uses_hardware("hardware", size)
+
+
+# -- the Pi's camera: the thinnest stand-ins for picamera2 0.3.38 and libcamera, with their names and signatures
+
+
+class Transform:
+    def __init__(self, hflip: int = 0, vflip: int = 0, transpose: int = 0) -> None:
+        self.hflip = bool(hflip)
+        self.vflip = bool(vflip)
+
+
+class AfModeEnum(IntEnum):
+    Manual = 0
+    Auto = 1
+    Continuous = 2
+
+
+class AwbModeEnum(IntEnum):
+    Auto = 0
+    Indoor = 4
+    Custom = 7
+
+
+class NoiseReductionModeEnum(IntEnum):
+    Off = 0
+    Fast = 1
+
+
+LIBCAMERA_CONTROLS = SimpleNamespace(
+    AfModeEnum=AfModeEnum,
+    AwbModeEnum=AwbModeEnum,
+    draft=SimpleNamespace(NoiseReductionModeEnum=NoiseReductionModeEnum),
+)
 
 
 class Output:
@@ -431,6 +756,9 @@ class Picamera2:
     attached = 1
     taken = False
     starts = True
+    turns = True
+    biggest = (4608, 2592)
+    camera_properties: dict[str, Any] = {"Model": "imx708"}  # noqa: RUF012 - never changed
     pictures = 1_000_000
     padding = b""
     opened: list[Picamera2]
@@ -456,12 +784,42 @@ class Picamera2:
         self.configuration: dict[str, Any] = {}
         self.opened.append(self)
 
-    def create_video_configuration(self, main: dict[str, Any], **more: Any) -> dict[str, Any]:
-        return {"main": main, **more}
+    def create_video_configuration(
+        self, main: dict[str, Any], controls: dict[str, Any], transform: Transform
+    ) -> dict[str, Any]:
+        return {"main": main, "controls": controls, "transform": transform}
 
     def configure(self, camera_config: dict[str, Any] | None = None) -> None:
         assert camera_config
-        self.configuration = camera_config
+        self.configuration = {
+            **camera_config,
+            "main": {**camera_config["main"], "size": min(camera_config["main"]["size"], self.biggest)},
+            "transform": camera_config["transform"] if self.turns else Transform(),
+        }
+
+    def camera_configuration(self) -> dict[str, Any]:
+        return self.configuration
+
+    @property
+    def camera_controls(self) -> dict[str, tuple[Any, Any, Any]]:
+        assert self.configuration, "ranges follow from the configuration"
+        return {
+            "AeEnable": (False, True, True),
+            "AfMode": (0, 2, 0),
+            "AnalogueGain": (1.0, 16.0, 1.0),
+            "AwbMode": (0, 6, 0),
+            "ColourGains": (0.0, 32.0, None),
+            "ExposureTime": (14, 66_666, 20_000),
+            "FrameDurationLimits": (8333, 220_535_845, 33_333),
+            "NoiseReductionMode": (0, 4, 0),
+            "ScalerCrop": ((0, 0, 64, 64), (0, 0, 4608, 2592), (576, 0, 3456, 2592)),
+        }
+
+    def set_controls(self, controls: dict[str, Any]) -> None:
+        assert not self.started
+        if controls.get("ScalerCrop") == 1:
+            raise TypeError("Rectangle() argument after * must be an iterable, not int")
+        self.controls = controls
 
     def start_recording(  # noqa: PLR0917 - picamera2's signature
         self,
@@ -517,11 +875,13 @@ def forgotten() -> Iterator[None]:
         setattr(cameras, name.rpartition(".")[2], module)
 
 
-@pytest.fixture(params=["hardware", "Pi 5"])
-def board(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, forgotten: None) -> str:
+@pytest.fixture(params=["hardware", "Pi 5", "an encoder that picamera2 does not find"])
+def board(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: None) -> str:
     """Install picamera2 as it is on a board."""
+    put_into(tmp_path, monkeypatch, *(PI5 if request.param == "Pi 5" else PI4))
     mjpeg_encoder = MJPEGEncoder if request.param == "hardware" else LibavMjpegEncoder
     modules: dict[str, dict[str, object]] = {
+        "libcamera": {"Transform": Transform, "controls": LIBCAMERA_CONTROLS},
         "picamera2": {"Picamera2": Picamera2},
         "picamera2.encoders": {
             "JpegEncoder": JpegEncoder,
@@ -541,11 +901,12 @@ def board(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, forgo
     return board
 
 
-def open_pi_camera(quality: int = 85) -> Camera:
-    return cameras.opener("picamera2", name="pi1", size=(640, 480), fps=30, quality=quality)()
+def open_pi_camera(quality: int = 85, size: tuple[int, int] = (640, 480), **settings: Any) -> Camera:
+    return cameras.opener("picamera2", name="pi1", size=size, fps=30, quality=quality, **settings)()
 
 
-def test_pi_camera(board: str) -> None:
+def test_pi_camera(board: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     began = time.monotonic()
     with open_pi_camera() as camera:
         assert time.monotonic() - began >= PI_WARM_UP_S, "exposure settles first"
@@ -561,6 +922,117 @@ def test_pi_camera(board: str) -> None:
         numbers = [int(camera.read()[0][2:-2]) for _ in range(5)]
         assert numbers == sorted(set(numbers))
     assert device.closed
+    how = "MJPEG in hardware" if board == "hardware" else "JPEG in software"
+    assert caplog.messages == [f"picamera2: Raspberry Pi {5 if board == 'Pi 5' else 4} Model B, {how}"]
+
+
+ONE_BOARD = pytest.mark.parametrize("board", ["hardware"], indirect=True)
+
+
+@ONE_BOARD
+@pytest.mark.parametrize(
+    ("settings", "hflip", "vflip"),
+    [
+        ({}, False, False),
+        ({"hflip": True}, True, False),
+        ({"vflip": True}, False, True),
+        ({"rotate": 180}, True, True),
+        ({"rotate": 180, "hflip": True}, False, True),
+        ({"rotate": 180, "hflip": True, "vflip": True}, False, False),
+    ],
+)
+def test_pi_camera_turned(board: str, settings: dict[str, Any], hflip: bool, vflip: bool) -> None:
+    with open_pi_camera(**settings):
+        transform = Picamera2.opened[0].configuration["transform"]
+        assert (transform.hflip, transform.vflip) == (hflip, vflip)
+
+
+@ONE_BOARD
+def test_pi_camera_gives_another_size(
+    board: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Picamera2, "biggest", (640, 480))
+    with open_pi_camera(size=(1280, 720)):
+        assert caplog.messages == ["picamera2: gives 640x480, 1280x720 was asked for"]
+
+
+@ONE_BOARD
+def test_pi_camera_encodes_in_software_if_told(board: str) -> None:
+    with open_pi_camera(encoder="software"):
+        assert isinstance(Picamera2.opened[0].encoder, JpegEncoder)
+
+
+@pytest.mark.parametrize("board", ["Pi 5", "an encoder that picamera2 does not find"], indirect=True)
+def test_pi_camera_cannot_encode_in_hardware(board: str) -> None:
+    with pytest.raises(ConfigError, match=r"encoder is 'hardware': .* none.*: it must be auto or software"):
+        open_pi_camera(encoder="hardware")
+    assert Picamera2.opened == []
+
+
+@ONE_BOARD
+@pytest.mark.parametrize(
+    ("name", "value", "taken"),
+    [
+        ("AeEnable", False, False),
+        ("AfMode", "Continuous", AfModeEnum.Continuous),
+        ("AfMode", 1, 1),
+        ("NoiseReductionMode", False, NoiseReductionModeEnum.Off),
+        ("ExposureTime", 14, 14),
+        ("AnalogueGain", 2, 2),
+        ("ColourGains", (1.5, 2), (1.5, 2)),
+        ("ScalerCrop", (0, 0, 640, 480), (0, 0, 640, 480)),
+    ],
+)
+def test_pi_camera_s_controls(board: str, name: str, value: object, taken: object) -> None:
+    with open_pi_camera(controls=[(name, value)]):
+        controls = Picamera2.opened[0].controls
+    assert controls == {name: taken}
+    assert type(controls[name]) is type(taken)
+
+
+@ONE_BOARD
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("ExposureTme", 1, "controls: the camera imx708 has no control ExposureTme; did you mean ExposureTime?"),
+        ("Zzz", 1, "controls: the camera imx708 has no control Zzz; it has: AeEnable, AfMode, AnalogueGain, AwbMode, "),
+        ("FrameRate", 5, "controls: FrameRate follows from fps: set that"),
+        ("FrameDurationLimits", (1, 1), "controls: FrameDurationLimits follows from fps: set that"),
+        ("AeEnable", 1, "controls: AeEnable is 1: it must be true or false"),
+        ("AfMode", "Continous", "controls: AfMode is 'Continous': it must be Manual, Auto or Continuous"),
+        ("AfMode", True, "controls: AfMode is True: it must be Manual, Auto or Continuous"),
+        ("AfMode", 3, "controls: AfMode is 3: it must be Manual, Auto or Continuous"),
+        ("AfMode", (1, 2), "controls: AfMode is (1, 2): it must be Manual, Auto or Continuous"),
+        ("AwbMode", "Custom", "controls: AwbMode is 'Custom': it must be Auto or Indoor"),
+        ("ExposureTime", 13, "controls: ExposureTime is 13: it must be a whole number from 14 to 33333"),
+        ("ExposureTime", 33_334, "controls: ExposureTime is 33334: it must be a whole number from 14 to 33333"),
+        ("ExposureTime", 20.5, "controls: ExposureTime is 20.5: it must be a whole number from 14 to 33333"),
+        ("ExposureTime", True, "controls: ExposureTime is True: it must be a whole number from 14 to 33333"),
+        ("AnalogueGain", "high", "controls: AnalogueGain is 'high': it must be a number from 1 to 16"),
+        ("ColourGains", (1, 33.0), "controls: ColourGains is (1, 33.0): it must be a number from 0 to 32"),
+    ],
+)
+def test_control_that_the_pi_camera_does_not_have(board: str, name: str, value: object, error: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        open_pi_camera(controls=[(name, value)])
+    assert str(refused.value).startswith(error)
+    assert Picamera2.opened[0].closed
+
+
+@ONE_BOARD
+def test_control_that_libcamera_refuses(board: str) -> None:
+    with pytest.raises(CameraError, match=r"picamera2: Rectangle\(\) argument after \* must be an iterable, not int"):
+        open_pi_camera(controls=[("ScalerCrop", 1)])
+    assert Picamera2.opened[0].closed
+
+
+@ONE_BOARD
+def test_pi_camera_that_cannot_turn_its_picture(board: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Picamera2, "turns", False)
+    with open_pi_camera():
+        pass
+    with pytest.raises(ConfigError, match="hflip, vflip or rotate is set, but the camera imx708 cannot turn its"):
+        open_pi_camera(vflip=True)
 
 
 @pytest.mark.usefixtures("board")
@@ -599,7 +1071,7 @@ def test_padding_is_trimmed(board: str, padding: bytes, monkeypatch: pytest.Monk
     ("quality", "bits_per_pixel"),
     [(1, 0.8), (50, 0.8), (75, 1.3), (80, 1.6), (85, 1.9), (90, 2.75), (95, 3.6), (100, 6.0)],
 )
-@pytest.mark.parametrize("board", ["hardware"], indirect=True)
+@ONE_BOARD
 def test_quality_becomes_a_bit_rate(board: str, quality: int, bits_per_pixel: float) -> None:
     with open_pi_camera(quality):
         encoder = Picamera2.opened[0].encoder

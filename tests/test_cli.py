@@ -12,16 +12,17 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 import streamer
-from streamer import cli
+from streamer import cameras, cli
+from streamer.errors import ConfigError
 from tests.conftest import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ENDS_WITHIN_S = 2.0
 NOWHERE = "tcp://127.0.0.1:9"  # the discard port: nobody listens
@@ -104,7 +105,12 @@ def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
         (["send", "--hub", NOWHERE, "--size", "640"], "--size is '640': it must be WIDTHxHEIGHT"),
         (["send", "--hub", NOWHERE, "--fps", "fast"], "--fps is 'fast': it must be a number from 0.1 to 240"),
         (["send", "--hub", NOWHERE, "--quality", "101"], "--quality is '101': it must be a whole number from 1 to 100"),
-        (["send", "--hub", NOWHERE, "--camera", "gopro"], "it must be picamera2, usb:N, file:PATH or pattern"),
+        (["send", "--hub", NOWHERE, "--camera", "gopro"], "it must be picamera2, usb:N, usb:/dev/PATH, file:"),
+        (["send", "--hub", NOWHERE, "--rotate", "90"], "--rotate is '90': it must be 0 or 180: the camera cannot turn"),
+        (
+            ["send", "--hub", NOWHERE, "--camera", "usb:0", "--hflip"],
+            "hflip is set, but only the camera picamera2 has it: pictures of usb:0 are sent as they come",
+        ),
         (["send", "--hub", NOWHERE, "--name", "a b"], "--name is 'a b': it must be 1 to 64 letters"),
         (["send", "--config", "/nowhere/sender.yml"], "/nowhere/sender.yml: No such file or directory"),
         (["hub", "--bind", "5555"], "--bind is '5555': it must be tcp://ADDRESS:PORT"),
@@ -167,6 +173,27 @@ def test_version_and_help_need_nothing_that_is_not_needed() -> None:
     assert run("--version").stdout == f"streamer {streamer.__version__}\n"
     script = "import sys, streamer.cli; print(sorted({'zmq', 'numpy', 'cv2', 'aiohttp', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_what_only_the_open_camera_can_refuse_ends_the_sender(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def open_camera() -> NoReturn:
+        raise ConfigError("controls: AfMode is 3: it must be Manual or Auto")
+
+    asked: dict[str, Any] = {}
+
+    def opener(source: str, **settings: Any) -> Callable[[], NoReturn]:
+        asked.update(settings)
+        return open_camera
+
+    monkeypatch.setattr(cameras, "opener", opener)
+    file = tmp_path / "sender.yml"
+    file.write_text(f"hubs: {NOWHERE}\nhflip: true\nencoder: software\ncontrols: {{AfMode: 3}}\n")
+    assert cli.main(["send", "--config", str(file), "--vflip", "--rotate", "180"]) == 2
+    assert capsys.readouterr().err == f"streamer: {file}: controls: AfMode is 3: it must be Manual or Auto\n"
+    wanted = {"hflip": True, "vflip": True, "rotate": 180, "encoder": "software", "controls": (("AfMode", 3),)}
+    assert wanted.items() <= asked.items()
 
 
 def test_sender_of_the_test_card_loads_neither_numpy_nor_opencv(tmp_path: Path) -> None:

@@ -56,8 +56,34 @@ SENDER_KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "hubs": (ENDPOINTS_GOOD, ENDPOINTS_BAD),
     "publish": ([*LISTENERS_GOOD, (None, None)], LISTENERS_BAD),
     "camera": (
-        [(word, word) for word in ("picamera2", "pattern", "usb:0", "usb:12", "file:a.mp4", "file:/x/a b:c.mp4")],
-        ["webcam", "usb", "usb:", "usb:a", "usb:-1", "file:", "file", "pattern:1", "Pattern", 0, None, ["pattern"]],
+        [
+            (word, word)
+            for word in (
+                "picamera2",
+                "pattern",
+                "usb:0",
+                "usb:12",
+                "usb:/dev/v4l/by-id/usb-046d_C270-video-index0",
+                "file:a.mp4",
+                "file:/x/a b:c.mp4",
+            )
+        ],
+        [
+            "webcam",
+            "usb",
+            "usb:",
+            "usb:a",
+            "usb:-1",
+            "usb:/dev/",
+            "usb:door",
+            "file:",
+            "file",
+            "pattern:1",
+            "Pattern",
+            0,
+            None,
+            ["pattern"],
+        ],
     ),
     "size": (
         [("640x480", Size(640, 480)), ("16x8192", Size(16, 8192)), (Size(320, 240), Size(320, 240))],
@@ -78,6 +104,38 @@ SENDER_KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     ),
     "fps": ([(30, 30.0), (0.1, 0.1), (240, 240.0), ("12.5", 12.5)], [0.09, 240.1, -30, 0, *NUMBERS]),
     "quality": ([(1, 1), (100, 100), ("85", 85)], [0, 101, 85.5, "85.0", "-1", *NUMBERS]),
+    "hflip": ([(True, True), (False, False)], ["true", "", 1, 0, None, [True]]),
+    "vflip": ([(True, True), (False, False)], ["true", "", 1, 0, None, [True]]),
+    "rotate": ([(0, 0), (180, 180), ("180", 180)], [90, 270, 360, -180, "90", 180.5, False, *NUMBERS]),
+    "controls": (
+        [
+            (None, ()),
+            ({}, ()),
+            (
+                {"AeEnable": False, "AfMode": "Continuous", "ExposureTime": 10000, "LensPosition": 2.5},
+                (("AeEnable", False), ("AfMode", "Continuous"), ("ExposureTime", 10000), ("LensPosition", 2.5)),
+            ),
+            ({"ColourGains": [1.5, 2]}, (("ColourGains", (1.5, 2)),)),
+            ({"AfWindows": [[0, 0, 9, 9]]}, (("AfWindows", ((0, 0, 9, 9),)),)),
+        ],
+        [
+            "AfMode",
+            1,
+            True,
+            ["AfMode"],
+            [],
+            {1: 2},
+            {"AfMode": None},
+            {"Sharpness": []},
+            {"Sharpness": float("nan")},
+            {"Sharpness": {"a": 1}},
+            {"Sharpness": [float("inf")]},
+        ],
+    ),
+    "encoder": (
+        [(word, word) for word in ("auto", "hardware", "software")],
+        ["gpu", "Auto", "", None, True, 0, ["auto"], {}],
+    ),
     "in_flight_limit": ([(1, 1), (16, 16)], [0, 17, 2.0, *NUMBERS]),
     "reply_timeout_s": ([(0.1, 0.1), (60, 60.0), (1, 1.0)], [0, 61, *NUMBERS]),
 }
@@ -176,6 +234,21 @@ def test_a_camera_is_stale_before_it_is_gone(values: dict[str, float], error: st
     with pytest.raises(ConfigError, match=re.escape(error)):
         load(HubConfig, written(tmp_path, yaml.safe_dump(values)), {})
     load(HubConfig, written(tmp_path, yaml.safe_dump(values)), {"stale_after_s": 1, "gone_after_s": 60})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("hflip", True), ("vflip", True), ("rotate", 180), ("controls", {"AfMode": "Auto"}), ("encoder", "software")],
+)
+@pytest.mark.parametrize("camera", ["usb:0", "file:a.mp4", "pattern"])
+def test_only_picamera2_has_what_the_sensor_does(key: str, value: Any, camera: str, tmp_path: Path) -> None:
+    file = written(tmp_path, yaml.safe_dump({key: value, "camera": camera}))
+    with pytest.raises(ConfigError) as refused:
+        load(SenderConfig, file, {})
+    assert str(refused.value) == (
+        f"{file}: {key} is set, but only the camera picamera2 has it: pictures of {camera} are sent as they come"
+    )
+    load(SenderConfig, file, {"camera": "picamera2"})
 
 
 @pytest.mark.parametrize(
@@ -292,8 +365,9 @@ def test_file_errors(text: str, line: int | None, error: str, tmp_path: Path) ->
 @pytest.mark.parametrize("kind", KEYS)
 def test_nearest_key_is_found_for_every_key(kind: Kind, tmp_path: Path) -> None:
     for field in dataclasses.fields(kind):
+        right = re.sub("^[hv]flip$", "[hv]flip", field.name)  # one letter apart
         for near in (field.name[1:] + "x", field.name.replace("_", "-") + "e", f"{field.name}s"):
-            with pytest.raises(ConfigError, match=f":1: unknown key '{near}'; did you mean '{field.name}'"):
+            with pytest.raises(ConfigError, match=f":1: unknown key '{near}'; did you mean '{right}'"):
                 load(kind, written(tmp_path, f"{near}: 1"), {})
 
 
@@ -341,9 +415,15 @@ def test_flags_override_the_file_key_by_key(tmp_path: Path) -> None:
     ("kind", "flag", "value", "error"),
     [
         (SenderConfig, "fps", "fast", "--fps is 'fast': it must be a number from 0.1 to 240"),
+        (
+            SenderConfig,
+            "rotate",
+            "90",
+            "--rotate is '90': it must be 0 or 180: the camera cannot turn its picture by a",
+        ),
         (SenderConfig, "quality", "0", "--quality is '0': it must be a whole number from 1 to 100"),
         (SenderConfig, "hubs", ["hub"], "--hub is 'hub': it must be tcp://HOST:PORT"),
-        (SenderConfig, "camera", "web", "--camera is 'web': it must be picamera2, usb:N, file:PATH or pattern"),
+        (SenderConfig, "camera", "web", "--camera is 'web': it must be picamera2, usb:N, usb:/dev/PATH, file:PATH or"),
         (HubConfig, "http", "8080", "--http is '8080': it must be ADDRESS:PORT of this machine, as in 127.0.0.1:8080"),
         (HubConfig, "http_password_file", "", "--password-file is '': it must be the path of a file"),
         (HubConfig, "display", "tv", "--display is 'tv': it must be none or windows"),

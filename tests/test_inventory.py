@@ -100,7 +100,22 @@ CASES = {
     ),
     "an unknown second hub": Case(PI2, pi2("streamer_hub: [hub, desk]"), "pi2: streamer_hub is 'desk'"),
     "an unknown camera": Case(
-        PI2, pi2("streamer_camera: webcam"), "pi2: streamer_camera is 'webcam': picamera2, usb:N"
+        PI2, pi2("streamer_camera: webcam"), "pi2: streamer_camera is 'webcam': picamera2, usb:N, usb:/dev/PATH, file"
+    ),
+    "a device that is none": Case(PI2, pi2('streamer_camera: "usb:door"'), "pi2: streamer_camera is 'usb:door'"),
+    "an unknown key of the sender": Case(
+        PI2,
+        pi2("sender_options: {hflop: true}"),
+        "sender_options has hflop, which no sender takes: did you mean hflip?",
+    ),
+    "a key that has its own variable": Case(
+        PI2, pi2("sender_options: {fps: 5}"), "pi2: sender_options has fps: the inventory says that, by streamer_fps"
+    ),
+    "options that are none": Case(PI2, pi2("sender_options: [hflip]"), "pi2: sender_options is ['hflip']: keys of"),
+    "a picture that nothing turns": Case(
+        PI2,
+        pi2("streamer_camera: pattern, sender_options: {rotate: 180}"),
+        "pi2: sender_options has rotate, but only picamera2 has it: pattern sends what comes",
     ),
     "a hidden video": Case(
         PI2, pi2('streamer_camera: "file:/home/pi/a.mp4"'), "pi2: the service cannot see /home/pi/a.mp4"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -98,6 +99,17 @@ def test_a_camera_sends_to_the_first_hub() -> None:
     assert hosts["pi1"]["sender"]["hubs"] == ["tcp://192.0.2.0:6000"]
     assert hosts["left"]["hub_config"]["cameras"] == ["pi1", "pi2"]
     assert hosts["right"]["hub_config"]["cameras"] == []
+
+
+def test_a_camera_s_options_are_keys_of_its_configuration() -> None:
+    fleet = module(ROOT / "playbooks" / "filter_plugins" / "fleet.py")
+    keys = {field.name for field in dataclasses.fields(streamer_config.SenderConfig)}
+    assert set(fleet.SENDER_VARIABLES) | set(fleet.OF_THE_SENSOR) <= keys
+    made = plan(FLEET)["hosts"]["pi1"]["sender"]
+    assert set(made) == set(fleet.SENDER_VARIABLES)
+    door = {"streamer_camera": "usb:/dev/v4l/by-id/door", "sender_options": {"in_flight_limit": 4}}
+    for variables in (door, {"sender_options": dict.fromkeys(keys - set(made), 1)}):
+        assert plan(FLEET, pi1=variables)["problems"] == []
 
 
 def test_a_camera_names_its_hubs() -> None:

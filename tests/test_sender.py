@@ -730,6 +730,17 @@ def test_an_unexpected_error_of_the_camera_is_kept(sender: Sender, caplog: pytes
     assert caplog.messages == ["pi1: the camera's thread has failed"]
 
 
+def test_a_camera_that_cannot_do_what_is_set_is_not_tried_again(
+    sender: Sender, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = ConfigError("controls: AfMode is 3")
+    camera = FakeCamera([error, JPEG])
+    feed = run(camera, sender, lambda feed: feed.failure)
+    assert feed.failure is error
+    assert (camera.opened, camera.closed) == (1, 1)
+    assert caplog.messages == [], "whoever asks says it"
+
+
 def test_a_camera_that_hangs_does_not_hold_up_the_end(sender: Sender) -> None:
     camera = FakeCamera([JPEG])
     feed = Feed(camera.open, sender)

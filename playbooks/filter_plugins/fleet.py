@@ -1,7 +1,8 @@
 """What an inventory means: whether it is a fleet at all, and what follows from it for each host.
 
-Everything here is a function of the inventory alone, and of whether the files that it names are there. The plays ask it
-before they contact a host, so a mistake in the inventory is one line about that line, and no host has been touched.
+Everything here is a function of the inventory, of which keys a sender has, and of whether the files that the inventory
+names are there. The plays ask it before they contact a host, so a mistake in the inventory is one line about that line,
+and no host has been touched.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -22,7 +25,20 @@ if TYPE_CHECKING:
 HOSTNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
 HTTP = re.compile(r"(?P<host>\[[0-9A-Fa-f:]+\]|[0-9.]+|localhost):(?P<port>\d{1,5})")
-CAMERA = re.compile(r"picamera2|usb:\d+|file:/.+|pattern")
+CAMERA = re.compile(r"picamera2|usb:(\d+|/dev/.+)|file:/.+|pattern")
+# The package's manual of a sender's keys: those that it has, and no other, may stand in sender_options.
+SENDER_MANUAL = Path(__file__).parents[2] / "streamer" / "sender.yml"
+# Those that have a variable of their own.
+SENDER_VARIABLES = {
+    "name": "inventory_hostname",
+    "hubs": "streamer_hub",
+    "camera": "streamer_camera",
+    "size": "streamer_size",
+    "fps": "streamer_fps",
+    "quality": "streamer_quality",
+}
+# Those that only picamera2 has.
+OF_THE_SENSOR = ("hflip", "vflip", "rotate", "controls", "encoder")
 
 # Modules that a host's work imports, and the Debian packages that have them.
 NEEDS = {
@@ -119,6 +135,7 @@ class Fleet:
         self.cameras = {name: self.hosts[name] for name in groups.get("cameras", [])}
         self.retired = list(groups.get("retired", []))
         self.known = {variable for variable in defaults if variable.startswith("streamer_")}
+        self.sender_keys = set(yaml.safe_load(SENDER_MANUAL.read_text(encoding="utf-8")))
 
     def hubs_of(self, camera: Host) -> list[Host]:
         """The hubs that a camera sends to, the preferred one first."""
@@ -228,7 +245,10 @@ class Fleet:
                 yield f"{name}: streamer_hub is {hub!r}, which is not in the group 'hubs': {hint}"
         source = camera["streamer_camera"]
         if not isinstance(source, str) or not CAMERA.fullmatch(source):
-            yield f"{name}: streamer_camera is {source!r}: picamera2, usb:N, file:/PATH or pattern is right"
+            yield (
+                f"{name}: streamer_camera is {source!r}: picamera2, usb:N, usb:/dev/PATH, file:/PATH or pattern is "
+                "right"
+            )
         elif source == "picamera2" and not _is_true(camera["streamer_pi_archive"]):
             yield (
                 f"{name}: picamera2 is only in the Raspberry Pi archive: set streamer_pi_archive: true or another "
@@ -247,6 +267,21 @@ class Fleet:
             yield f"{name}: streamer_fps is {camera['streamer_fps']!r}: a number from 0.1 to 240 is right, as in 30"
         if _integer(camera["streamer_quality"], 1, 100) is None:
             yield f"{name}: streamer_quality is {camera['streamer_quality']!r}: a whole number from 1 to 100 is right"
+        yield from self._option_problems(camera)
+
+    def _option_problems(self, camera: Host) -> Iterator[str]:
+        name, options, source = camera.name, camera["sender_options"], camera["streamer_camera"]
+        if not isinstance(options, dict):
+            yield f"{name}: sender_options is {options!r}: keys of sender.yml are right, as in {{rotate: 180}}"
+            return
+        for key in options:
+            if key in SENDER_VARIABLES:
+                yield f"{name}: sender_options has {key}: the inventory says that, by {SENDER_VARIABLES[key]}"
+            elif key not in self.sender_keys:
+                near = difflib.get_close_matches(str(key), self.sender_keys, 1, 0)
+                yield f"{name}: sender_options has {key}, which no sender takes: did you mean {near[0]}?"
+            elif key in OF_THE_SENSOR and source != "picamera2":
+                yield f"{name}: sender_options has {key}, but only picamera2 has it: {source} sends what comes"
 
     def plan(self) -> dict[str, Any]:
         """What each host gets, for a fleet without problems."""

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Self
 
 
@@ -29,18 +29,35 @@ class Camera(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
-def opener(source: str, *, name: str, size: tuple[int, int], fps: float, quality: int) -> Callable[[], Camera]:
+def opener(
+    source: str,
+    *,
+    name: str,
+    size: tuple[int, int],
+    fps: float,
+    quality: int,
+    hflip: bool = False,
+    vflip: bool = False,
+    rotate: int = 0,
+    controls: Iterable[tuple[str, object]] = (),
+    encoder: str = "auto",
+) -> Callable[[], Camera]:
     """Import what a source needs, and return what opens it: to be called again whenever the camera has failed.
 
     Args:
-        source: `picamera2`, `usb:N`, `file:PATH` or `pattern`.
+        source: `picamera2`, `usb:N`, `usb:/dev/PATH`, `file:PATH` or `pattern`.
         name: shown on the test card.
         size: (width, height) in pixels.
         fps: frames per second that are wanted.
         quality: of the JPEG, 1 to 100.
+        hflip: mirror left to right; this and what follows is for `picamera2`, and nothing to the others.
+        vflip: mirror top to bottom.
+        rotate: by 0 or 180 degrees.
+        controls: of libcamera, (name, value).
+        encoder: `auto`, `hardware` or `software`.
 
     Returns:
-        A function that opens the camera, or raises CameraError.
+        A function that opens the camera, or raises CameraError, or ConfigError if the camera cannot do what is set.
 
     Raises:
         MissingExtraError: its library is not installed.
@@ -50,11 +67,22 @@ def opener(source: str, *, name: str, size: tuple[int, int], fps: float, quality
         case "picamera2":
             from streamer.cameras.picamera2 import PiCamera
 
-            return partial(PiCamera, size, fps, quality)
+            return partial(
+                PiCamera,
+                size,
+                fps,
+                quality,
+                hflip=hflip,
+                vflip=vflip,
+                rotate=rotate,
+                controls=controls,
+                encoder=encoder,
+            )
         case "usb":
             from streamer.cameras.opencv import UsbCamera
 
-            return partial(UsbCamera, int(argument), size, fps, quality)
+            device = int(argument) if argument.isdecimal() else argument
+            return partial(UsbCamera, device, size, fps, quality)
         case "file":
             from streamer.cameras.opencv import VideoFile
 

@@ -1,20 +1,24 @@
 """The Pi's own camera through picamera2; the pictures leave it as JPEG, no raw frame is copied in Python.
 
-Boards up to the Pi 4 encode in hardware (`MJPEGEncoder`). A Pi 5 has no such encoder: under the same name picamera2
-gives a software one that delays by eight frames, so there it is `JpegEncoder` on the YUV planes.
+`boards` has which board encodes in hardware (`MJPEGEncoder`). Where none is, picamera2 gives under the same name a
+software encoder that delays by eight frames; there it is `JpegEncoder` on the YUV planes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import itertools
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from streamer.errors import CameraError, MissingExtraError
+from streamer.cameras.boards import Board
+from streamer.errors import CameraError, ConfigError, MissingExtraError
 from streamer.mailbox import Mailbox
 
 try:
+    import libcamera
     from picamera2 import Picamera2
     from picamera2.encoders import JpegEncoder, LibavMjpegEncoder, MJPEGEncoder
     from picamera2.outputs import Output
@@ -22,6 +26,7 @@ except ImportError as error:
     raise MissingExtraError("the camera 'picamera2'", "picamera2", "python3-picamera2") from error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from typing import Self
 
 _WARM_UP_S = 1.0  # exposure and white balance settle
@@ -29,6 +34,8 @@ _NO_FRAME_S = 5.0
 _END_OF_IMAGE = b"\xff\xd9"
 # The hardware encoder takes a bit rate, not a quality: bits a pixel that give about what libjpeg's quality gives.
 _BITS_PER_PIXEL = {50: 0.8, 75: 1.3, 85: 1.9, 95: 3.6, 100: 6.0}
+_RATE_CONTROLS = ("FrameDurationLimits", "FrameRate")
+_log = logging.getLogger(__name__)
 
 
 class _Newest(Output):  # type: ignore[misc]
@@ -57,12 +64,36 @@ class PiCamera:
         size: (width, height) in pixels.
         fps: frames per second.
         quality: of the JPEG, 1 to 100.
+        hflip: mirror left to right.
+        vflip: mirror top to bottom.
+        rotate: by 0 or 180 degrees, on top of that.
+        controls: names of libcamera's controls with their values; for an enumeration also the name of its member.
+        encoder: `hardware`, `software`, or `auto` for what the board does best.
 
     Raises:
         CameraError: there is no camera, or another program has it.
+        ConfigError: the camera does not have such a control or value, or cannot turn its picture, or the board has no
+            such encoder.
     """
 
-    def __init__(self, size: tuple[int, int], fps: float, quality: int) -> None:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        fps: float,
+        quality: int,
+        *,
+        hflip: bool = False,
+        vflip: bool = False,
+        rotate: int = 0,
+        controls: Iterable[tuple[str, object]] = (),
+        encoder: str = "auto",
+    ) -> None:
+        board = Board.here()
+        in_hardware = board.uses_hardware(encoder, size)
+        if in_hardware and MJPEGEncoder is LibavMjpegEncoder:
+            if encoder == "hardware":
+                raise ConfigError("encoder is 'hardware': picamera2 finds none here: it must be auto or software")
+            in_hardware = False
         if not Picamera2.global_camera_info():
             raise CameraError("picamera2: no camera found; is the ribbon cable in, and the right way round?")
         try:
@@ -70,28 +101,58 @@ class PiCamera:
         except (RuntimeError, IndexError) as error:
             raise CameraError(f"picamera2: {error}; does another program use the camera?") from error
         self._newest = _Newest()
+        self._encoder: Any = (
+            MJPEGEncoder(bitrate=_bit_rate(size, fps, quality))
+            if in_hardware
+            else JpegEncoder(num_threads=2, q=quality)
+        )
         try:
-            self._start(size, fps, quality)
+            self._configure(
+                size, fps, libcamera.Transform(hflip=hflip != (rotate == 180), vflip=vflip != (rotate == 180))
+            )
+            self._camera.set_controls(dict(self._checked(controls, fps)))
+            self._camera.start_recording(self._encoder, self._newest)
             ready = time.monotonic() + _WARM_UP_S
             while time.monotonic() < ready:
                 self.read()
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, TypeError, ValueError) as error:  # the last two: of a control's value
             self.__exit__()
             raise CameraError(f"picamera2: {error}") from error
-        except CameraError:
+        except (CameraError, ConfigError):
             self.__exit__()
             raise
+        _log.info("picamera2: %s, %s", board.name, "MJPEG in hardware" if in_hardware else "JPEG in software")
 
-    def _start(self, size: tuple[int, int], fps: float, quality: int) -> None:
-        configuration = self._camera.create_video_configuration(
-            main={"size": size, "format": "YUV420"}, controls={"FrameRate": fps}
+    def _configure(self, size: tuple[int, int], fps: float, transform: Any) -> None:
+        self._camera.configure(
+            self._camera.create_video_configuration(
+                main={"size": size, "format": "YUV420"}, controls={"FrameRate": fps}, transform=transform
+            )
         )
-        self._camera.configure(configuration)
-        if MJPEGEncoder is LibavMjpegEncoder:
-            self._encoder: Any = JpegEncoder(num_threads=2, q=quality)
-        else:
-            self._encoder = MJPEGEncoder(bitrate=_bit_rate(size, fps, quality))
-        self._camera.start_recording(self._encoder, self._newest)
+        given = self._camera.camera_configuration()
+        if (given["transform"].hflip, given["transform"].vflip) != (transform.hflip, transform.vflip):
+            raise ConfigError(f"hflip, vflip or rotate is set, but {self._model} cannot turn its picture")
+        if tuple(given["main"]["size"]) != tuple(size):
+            _log.warning("picamera2: gives %dx%d, %dx%d was asked for", *given["main"]["size"], *size)
+
+    @property
+    def _model(self) -> str:
+        return f"the camera {self._camera.camera_properties.get('Model', 'here')}"
+
+    def _checked(self, controls: Iterable[tuple[str, object]], fps: float) -> Iterator[tuple[str, object]]:
+        """Compare controls with those that the camera offers, whose ranges follow from its configuration."""
+        for name, value in controls:
+            offered = self._camera.camera_controls
+            if name in _RATE_CONTROLS:
+                raise ConfigError(f"controls: {name} follows from fps: set that")
+            if name not in offered:
+                near = difflib.get_close_matches(name, offered, 1)
+                hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(sorted(offered))}"
+                raise ConfigError(f"controls: {self._model} has no control {name}; {hint}")
+            low, high, _ = offered[name]
+            if name == "ExposureTime":  # libcamera would cut a longer one without a word
+                high = min(high, int(1_000_000 / fps))
+            yield name, _control_value(name, value, low, high)
 
     def read(self) -> tuple[bytes, int]:
         """Wait for the next picture and return (JPEG, wall clock in ns when the sensor was read).
@@ -126,3 +187,43 @@ def _bit_rate(size: tuple[int, int], fps: float, quality: int) -> int:
         if quality >= low:
             bits = low_bits + min(1.0, (quality - low) / (high - low)) * (high_bits - low_bits)
     return int(size[0] * size[1] * fps * bits)
+
+
+def _control_value(name: str, value: Any, low: Any, high: Any) -> Any:
+    """Return a control's value as libcamera takes it, between its lowest and highest; what they are tells its type."""
+    if members := _members(name, low, high):
+        if value is False and "Off" in members:  # YAML reads the bare word Off so
+            value = "Off"
+        if isinstance(value, str) and value in members:
+            return members[value]
+        if isinstance(value, bool) or value not in map(int, members.values()):
+            raise ConfigError(f"controls: {name} is {value!r}: it must be {_either(list(members))}")
+        return value
+    if isinstance(low, bool):
+        if not isinstance(value, bool):
+            raise ConfigError(f"controls: {name} is {value!r}: it must be true or false")
+        return value
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        return value  # a rectangle, say, which libcamera fits in itself
+    whole = isinstance(low, int)
+    for number in value if isinstance(value, tuple) else (value,):
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, int if whole else int | float)
+            or not low <= number <= high
+        ):
+            kind = "a whole number" if whole else "a number"
+            raise ConfigError(f"controls: {name} is {value!r}: it must be {kind} from {low:.7g} to {high:.7g}")
+    return value
+
+
+def _members(name: str, low: Any, high: Any) -> dict[str, Any]:
+    """Find libcamera's words for the values of a control, of those that the camera takes; none for a plain number."""
+    for place in (libcamera.controls, *(getattr(libcamera.controls, each, None) for each in ("draft", "rpi"))):
+        if enumeration := getattr(place, f"{name}Enum", None):
+            return {word: member for word, member in enumeration.__members__.items() if low <= int(member) <= high}
+    return {}
+
+
+def _either(words: list[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
