@@ -161,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         "--open", action="store_true", default=None, dest="http_open", help="or else let everybody look who reaches it"
     )
     hub.add_argument("--display", metavar="none|windows", help="windows: one window a camera on this screen")
+    hub.add_argument("--layout", metavar="2x4", help="with --display windows: all cameras in one, ROWSxCOLUMNS")
 
     demo = commands.add_parser("demo", help="a hub and test cameras on this machine, no hardware needed")
     demo.set_defaults(run=_demo)
@@ -280,7 +281,7 @@ def _hub(options: argparse.Namespace) -> int:
     if options.print_config:
         print(manual(HubConfig), end="")
         return 0
-    flags = ("bind", "subscribe", "http", "http_password_file", "http_open", "display")
+    flags = ("bind", "subscribe", "http", "http_password_file", "http_open", "display", "layout")
     config = load(HubConfig, options.config, {flag: getattr(options, flag) for flag in flags})
     if config.display == "windows" and platform.system() == "Linux" and not os.environ.get("DISPLAY"):
         raise ConfigError("display: windows needs a screen, but DISPLAY is not set; run it on the desktop, or set none")
@@ -322,9 +323,14 @@ def _hub(options: argparse.Namespace) -> int:
             return signals.wait(timeout_s)
 
         if config.display == "windows":
-            from streamer.windows import Windows
+            from streamer.windows import GridWindow, Windows
 
-            Windows(hub, config.cameras, rows=config.window_rows, width=config.window_width).run(ended)
+            display = (
+                GridWindow(hub, config.cameras, layout=config.layout, width=config.window_width)
+                if config.layout
+                else Windows(hub, config.cameras, rows=config.window_rows, width=config.window_width)
+            )
+            display.run(ended)
         else:
             while not ended(_LOOK_S):
                 pass

@@ -58,7 +58,7 @@ class _Library(Protocol):
 
     def encode(self, image: Image, quality: int) -> bytes: ...
 
-    def decode(self, jpeg: Buffer) -> Image: ...
+    def decode(self, jpeg: Buffer, at_least: tuple[int, int] | None) -> Image: ...
 
 
 class _SimpleJpeg:
@@ -75,8 +75,9 @@ class _SimpleJpeg:
             picture = self._library.encode_jpeg(image, quality, "BGR", "420")
         return picture
 
-    def decode(self, jpeg: Buffer) -> Image:
-        image: Image = self._library.decode_jpeg(jpeg, "BGR")
+    def decode(self, jpeg: Buffer, at_least: tuple[int, int] | None) -> Image:
+        width, height = at_least or (0, 0)  # which stands for no limit
+        image: Image = self._library.decode_jpeg(jpeg, "BGR", min_width=width, min_height=height)
         return image
 
 
@@ -87,6 +88,11 @@ class _OpenCv:
 
         self._cv2: Any = cv2
         self._numpy = np
+        self._reduced = (
+            (8, cv2.IMREAD_REDUCED_COLOR_8),
+            (4, cv2.IMREAD_REDUCED_COLOR_4),
+            (2, cv2.IMREAD_REDUCED_COLOR_2),
+        )
 
     def encode(self, image: Image, quality: int) -> bytes:
         done, buffer = self._cv2.imencode(".jpg", image, [self._cv2.IMWRITE_JPEG_QUALITY, quality])
@@ -95,9 +101,14 @@ class _OpenCv:
         picture: bytes = buffer.tobytes()
         return picture
 
-    def decode(self, jpeg: Buffer) -> Image:
+    def decode(self, jpeg: Buffer, at_least: tuple[int, int] | None) -> Image:
+        how = self._cv2.IMREAD_COLOR
+        if at_least:
+            width, height = jpeg_size(memoryview(jpeg))
+            factor = min(width // at_least[0], height // at_least[1])
+            how = next((flag for enough, flag in self._reduced if factor >= enough), how)
         # As it lies in the file: turned by its Exif tag, it would have another size than its frame says.
-        how = self._cv2.IMREAD_COLOR | self._cv2.IMREAD_IGNORE_ORIENTATION
+        how |= self._cv2.IMREAD_IGNORE_ORIENTATION
         image: Image | None = self._cv2.imdecode(self._numpy.frombuffer(memoryview(jpeg), "uint8"), how)
         if image is None:
             raise ValueError("OpenCV cannot decode it")
@@ -122,8 +133,10 @@ class _Pillow:
         picture.save(buffer, "JPEG", quality=quality, subsampling=2)
         return buffer.getvalue()
 
-    def decode(self, jpeg: Buffer) -> Image:
+    def decode(self, jpeg: Buffer, at_least: tuple[int, int] | None) -> Image:
         with self._pillow.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:
+            if at_least:
+                picture.draft(None, at_least)
             return self._numpy.asarray(picture.convert("RGB"))[:, :, ::-1].copy()
 
 
@@ -164,8 +177,13 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
         raise CodecError(f"JPEG encoder: {_one_line(error)}") from error
 
 
-def decode_jpeg(jpeg: Buffer) -> Image:
+def decode_jpeg(jpeg: Buffer, at_least: tuple[int, int] | None = None) -> Image:
     """Decode a JPEG.
+
+    Args:
+        jpeg: the whole picture.
+        at_least: (width, height) in pixels that are enough: a picture larger than that may come out scaled down, never
+            below it, which costs less than to decode all of it. None for its own size.
 
     Returns:
         uint8 of shape (height, width, 3), in BGR; greyscale pictures too.
@@ -176,7 +194,7 @@ def decode_jpeg(jpeg: Buffer) -> Image:
     """
     library = _library()
     try:
-        return library.decode(jpeg)
+        return library.decode(jpeg, at_least)
     except Exception as error:  # each library has error types of its own
         raise CodecError(f"JPEG decoder: {_one_line(error)}") from error
 

@@ -71,6 +71,16 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+class Layout(NamedTuple):
+    """Of the tiles in one window."""
+
+    rows: int
+    columns: int
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.columns}"
+
+
 def _number(low: float, high: float) -> Callable[[Any], float]:
     def check(value: Any) -> float:
         if isinstance(value, str):
@@ -122,6 +132,14 @@ def _size(value: Any) -> Size:
     if not sides or any(side % 2 or not 16 <= side <= 8192 for side in sides):
         raise ValueError("WIDTHxHEIGHT, even numbers from 16 to 8192, as in 640x480")
     return Size(*sides)
+
+
+def _layout(value: Any) -> Layout:
+    match = re.fullmatch(r"([0-9]{1,2})x([0-9]{1,2})", str(value))
+    sides = [int(side) for side in match.groups()] if match else []
+    if not sides or any(not 1 <= side <= 16 for side in sides):
+        raise ValueError("ROWSxCOLUMNS, numbers from 1 to 16, as in 2x4")
+    return Layout(*sides)
 
 
 def _camera(value: Any) -> str:
@@ -247,6 +265,7 @@ class HubConfig:
     cameras: tuple[str, ...] = _setting(_several(_name), ())
     stale_after_s: float = _setting(_number(0.5, 3600), 3.0)
     gone_after_s: float = _setting(_number(1, 86400), 30.0)
+    layout: Layout | None = _setting(_optional(_layout), None)
     window_rows: int = _setting(_integer(1, 16), 2)
     window_width: int = _setting(_integer(64, 8192), 480)
 

@@ -55,7 +55,7 @@ class Hub:
         stale_after_s: float = 3.0,
         gone_after_s: float = 30.0,
     ) -> None:
-        self.stale_after_s = stale_after_s
+        self.stale_after_s, self.gone_after_s = stale_after_s, gone_after_s
         self._presence = Presence(cameras, stale_after_s=stale_after_s, gone_after_s=gone_after_s)
         self._lock = threading.Lock()  # of the presence table and the list of mailboxes
         self._mailboxes: list[tuple[Mailbox[Frame], frozenset[str] | None]] = []

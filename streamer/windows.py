@@ -1,17 +1,18 @@
-"""One OpenCV window a camera, as in imagezmq's eight-Pi picture; every HighGUI call is made by the caller's thread.
+"""OpenCV windows: one a camera, as in imagezmq's eight-Pi picture, or one with all; the caller's thread draws them.
 
-macOS lets only the main thread draw, so `Windows.run` belongs there. Decoding is done here too, never on the hub's
-receiving thread, and only of the newest frame.
+macOS lets only the main thread draw, so `run` belongs there. Decoding is done here too, never on the hub's receiving
+thread, and only of the newest frame.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING
 
-from streamer.errors import CodecError, MissingExtraError, TransportError
+from streamer.errors import MissingExtraError, TransportError
+from streamer.grid import Grid
 from streamer.presence import State
+from streamer.tiles import Decoder, greyed, silence
 
 try:
     import cv2
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from streamer.codec import Image
+    from streamer.config import Layout
     from streamer.frame import Frame
     from streamer.hub import Hub
     from streamer.presence import Status
@@ -29,33 +31,20 @@ if TYPE_CHECKING:
 _EIGHT = 8  # windows are laid out for at least so many cameras
 _TITLE_BAR = 40  # pixels left between the rows for the frame that the desktop draws
 _LOOK_S = 0.25
-_GREYED_WIDTH = 1280
-_KEY_QUIT = ord("q")
-_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
-_log = logging.getLogger(__name__)
+_CLOSED_S = 1.0
+_FRAMED_S = 2.0
+_KEY_QUIT, _KEY_ESCAPE = ord("q"), 27
+_TITLE = "streamer"
+_GRID_MAX = (1920, 1080)  # pixels, at first
 
 
-class Windows:
-    """The display.
+class _Display:
+    """What both displays do: take the newest frames, look at the table now and then, heed the keys."""
 
-    Args:
-        hub: whose cameras are shown.
-        cameras: names that get the first places, in this order.
-        rows: of windows.
-        width: of each window at first, in pixels, three quarters as high at most; it can be resized by hand.
-    """
+    _draw_every_s = 1 / 60  # more often than the screen does would be for nobody
 
-    def __init__(self, hub: Hub, cameras: Sequence[str] = (), *, rows: int = 2, width: int = 480) -> None:
+    def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._rows = rows
-        self._width = width
-        self._cell_height = width * 3 // 4
-        self._places = list(cameras)
-        self._pictures: dict[str, Image] = {}  # of each open window
-        self._opened: dict[str, float] = {}  # when, of each window that is not in its place for sure
-        self._visible: set[str] = set()  # windows that were on the screen, so that closing one is noticed
-        self._complaints: dict[str, str] = {}  # the last about each camera's pictures
-        self._hidden: set[str] = set()  # closed by hand, until the camera comes back
 
     def run(self, ended: Callable[[], bool]) -> None:
         """Show the cameras until `ended` says so, or somebody presses q in a window.
@@ -68,16 +57,23 @@ class Windows:
         try:
             while not ended():
                 frame = mailbox.take(0.02)
+                began = time.monotonic()
                 while frame is not None:
                     self._show(frame)
                     frame = mailbox.take()
-                now = time.monotonic()
-                if now - looked >= _LOOK_S:
-                    looked = now
+                if began - looked >= _LOOK_S:
+                    looked = began
                     self._look_after(self._hub.cameras())
-                # Draws what was shown and handles the mouse; it needs a window to exist.
-                if self._pictures and cv2.waitKey(1) & 0xFF == _KEY_QUIT:
-                    break
+                self._draw()
+                # Puts on the screen what was shown, and handles keys and the mouse; it needs a window to exist.
+                if self._has_window():
+                    rest_s = began + self._draw_every_s - time.monotonic()
+                    key = cv2.waitKey(max(1, int(1000 * rest_s))) & 0xFF
+                    if key == _KEY_QUIT:
+                        break
+                    self._press(key)
+                    if not self._notice_closed():
+                        break
         except cv2.error as error:
             raise TransportError(f"cannot show windows: {error.err}; is there a screen?") from error
         finally:
@@ -85,28 +81,83 @@ class Windows:
             cv2.destroyAllWindows()
 
     def _show(self, frame: Frame) -> None:
-        if frame.camera in self._hidden:
-            return
-        try:
-            image = _viewable(frame.image)
-        except CodecError as error:
-            if str(error) != self._complaints.get(frame.camera):  # once, not for each picture
-                self._complaints[frame.camera] = str(error)
-                _log.warning("%s: %s", frame.camera, error)
-            return
-        is_new = frame.camera not in self._pictures
-        self._pictures[frame.camera] = image
-        if is_new:
-            self._open(frame.camera)
-        else:
-            cv2.imshow(frame.camera, image)
+        raise NotImplementedError
 
-    def _open(self, name: str) -> None:
+    def _look_after(self, statuses: list[Status]) -> None:
+        raise NotImplementedError
+
+    def _has_window(self) -> bool:
+        raise NotImplementedError
+
+    def _notice_closed(self) -> bool:
+        """Look which windows were closed by hand; False when the display ends with that."""
+        raise NotImplementedError
+
+    def _draw(self) -> None:
+        """Bring the screen up to date."""
+
+    def _press(self, key: int) -> None:
+        """Heed a key, by its ASCII code."""
+
+
+class Windows(_Display):
+    """One window a camera, named after it.
+
+    Args:
+        hub: whose cameras are shown.
+        cameras: names that get the first places, in this order.
+        rows: of windows.
+        width: of each window at first, in pixels, three quarters as high at most; it can be resized by hand.
+    """
+
+    def __init__(self, hub: Hub, cameras: Sequence[str] = (), *, rows: int = 2, width: int = 480) -> None:
+        super().__init__(hub)
+        self._rows = rows
+        self._width = width
+        self._cell_height = width * 3 // 4
+        self._places = list(cameras)
+        self._decoder = Decoder()
+        self._pictures: dict[str, Image] = {}  # of each open window
+        self._opened: dict[str, float] = {}  # when, of each window that is not in its place for sure
+        self._closing = _Closing()
+        self._hidden: dict[str, float] = {}  # closed by hand, until the camera comes back: when its last frame came
+
+    def _has_window(self) -> bool:
+        return bool(self._pictures)
+
+    def _notice_closed(self) -> bool:
+        for name in [name for name in self._pictures if self._closing.look(name)]:
+            del self._pictures[name]
+            self._hidden[name] = time.monotonic()
+        return True
+
+    def _show(self, frame: Frame) -> None:
+        name = frame.camera
+        if name in self._hidden:
+            before, self._hidden[name] = self._hidden[name], time.monotonic()
+            if self._hidden[name] - before < self._hub.gone_after_s:
+                return
+            del self._hidden[name]
+        image = self._decoder.decode(frame)
+        if image is None:
+            return
+        is_new = name not in self._pictures
+        self._pictures[name] = image
+        if is_new:
+            self._open(name, image)
+        else:
+            self._put(name, image)
+
+    def _put(self, name: str, image: Image) -> None:
+        if not self._closing.is_away(name):  # else it would be opened anew
+            cv2.imshow(name, image)
+
+    def _open(self, name: str, image: Image) -> None:
         if name not in self._places:
             self._places.append(name)
         cv2.namedWindow(name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
-        cv2.imshow(name, self._pictures[name])
-        height, width = self._pictures[name].shape[:2]
+        cv2.imshow(name, image)
+        height, width = image.shape[:2]
         scale = min(self._width / width, self._cell_height / height)
         cv2.resizeWindow(name, max(1, int(width * scale)), max(1, int(height * scale)))
         self._place(name)
@@ -119,58 +170,117 @@ class Windows:
         cv2.moveWindow(name, column * self._width, row * (self._cell_height + _TITLE_BAR))
 
     def _look_after(self, statuses: list[Status]) -> None:
-        """Grey the stale, close the gone, and notice which window was closed by hand."""
+        """Keep new windows in their places, grey the stale, close the gone."""
         # A window manager puts a new window where it likes, and heeds a move only once it has framed it.
-        for name in [name for name, opened in self._opened.items() if time.monotonic() - opened > _LOOK_S]:
-            del self._opened[name]
-            if name in self._pictures:
-                self._place(name)
+        now = time.monotonic()
+        self._opened = {name: opened for name, opened in self._opened.items() if now - opened < _FRAMED_S}
+        for name in self._opened.keys() & self._pictures.keys():
+            self._place(name)
         for status in statuses:
             name = status.name
             if status.state == State.GONE.value:
-                self._hidden.discard(name)
-                self._visible.discard(name)
+                self._closing.forget(name)
                 if self._pictures.pop(name, None) is not None:
                     cv2.destroyWindow(name)
-            elif name in self._pictures:
-                if cv2.getWindowProperty(name, cv2.WND_PROP_VISIBLE) >= 1:
-                    self._visible.add(name)
-                elif name in self._visible:  # else it has not come yet
-                    self._visible.discard(name)
-                    self._hidden.add(name)
-                    del self._pictures[name]
-                    continue
-                if status.state == State.STALE.value and status.age_s is not None:
-                    cv2.imshow(name, greyed(self._pictures[name], status.age_s))
+            elif status.state == State.STALE.value and name in self._pictures:
+                self._put(name, greyed(self._pictures[name], silence(status)))
 
 
-def _viewable(image: Image) -> Image:
-    """Return the picture if OpenCV can show it; a raw array may be anything."""
-    if str(image.dtype) != "uint8" or (image.ndim == 3 and image.shape[2] not in (1, 3)):
-        raise CodecError(f"an array of {image.dtype} with shape {image.shape} is no picture that a window can show")
-    return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
+class GridWindow(_Display):
+    """All cameras in one window; closing it ends the display.
 
-
-def greyed(image: Image, age_s: float) -> Image:
-    """Return the picture as that of a camera that has been silent for `age_s` seconds: grey, dark, and saying so.
+    A click on a camera shows it alone, a second click or Escape shows all again.
 
     Args:
-        image: uint8 of shape (height, width, 3), BGR, or (height, width).
-        age_s: in seconds.
-
-    Returns:
-        uint8 of shape (height, width, 3), BGR; never wider than `_GREYED_WIDTH`.
+        hub: whose cameras are shown.
+        cameras: names that get the first places, in this order.
+        layout: how many rows and columns.
+        width: of each tile at first, in pixels; less where the whole would be larger than a screen.
     """
-    if image.shape[1] > _GREYED_WIDTH:  # letters that grow with the picture would take seconds to draw
-        height = max(1, image.shape[0] * _GREYED_WIDTH // image.shape[1])
-        image = cv2.resize(image, (_GREYED_WIDTH, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-    grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    dark = cv2.cvtColor(cv2.convertScaleAbs(grey, alpha=0.5), cv2.COLOR_GRAY2BGR)
-    text = f"no picture for {age_s:.0f} s"
-    height, width = dark.shape[:2]
-    scale = max(0.4, width / 640)
-    (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 2)
-    at = (width - text_width) // 2, (height + text_height) // 2
-    for colour, thickness in ((_BLACK, 6), (_WHITE, 2)):
-        cv2.putText(dark, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)
-    return dark  # type: ignore[return-value]
+
+    _draw_every_s = 1 / 30  # each time the whole canvas goes to the screen, whichever tile is new
+
+    def __init__(self, hub: Hub, cameras: Sequence[str] = (), *, layout: Layout, width: int = 480) -> None:
+        super().__init__(hub)
+        whole = layout.columns * width, layout.rows * width * 33 // 40  # three quarters, and a tenth of it for captions
+        scale = min(1.0, _GRID_MAX[0] / whole[0], _GRID_MAX[1] / whole[1])
+        self._size = int(whole[0] * scale), int(whole[1] * scale)
+        self._grid = Grid(layout, cameras)
+        self._closing = _Closing()
+        self._is_open = False
+
+    def _has_window(self) -> bool:
+        return self._is_open
+
+    def _notice_closed(self) -> bool:
+        return not self._closing.look(_TITLE)
+
+    def _show(self, frame: Frame) -> None:
+        self._grid.put(frame)
+
+    def _look_after(self, statuses: list[Status]) -> None:
+        self._grid.update(statuses)
+
+    def _draw(self) -> None:
+        if not self._is_open:
+            cv2.namedWindow(_TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_FREERATIO | cv2.WINDOW_GUI_NORMAL)
+            cv2.resizeWindow(_TITLE, *self._size)
+            cv2.setMouseCallback(_TITLE, self._click)
+            self._grid.resize(*self._size)
+            self._is_open = True
+        elif self._closing.is_away(_TITLE):
+            return
+        elif self._closing.was_seen(_TITLE):
+            _, _, width, height = cv2.getWindowImageRect(_TITLE)
+            if width > 0 and height > 0:
+                self._grid.resize(width, height)
+        if self._grid.draw():
+            cv2.imshow(_TITLE, self._grid.canvas)
+
+    def _press(self, key: int) -> None:
+        if key == _KEY_ESCAPE:
+            self._grid.restore()
+
+    def _click(self, event: int, x: int, y: int, _flags: int, _param: object) -> None:
+        if event == cv2.EVENT_LBUTTONUP:
+            self._grid.press(x, y)
+
+
+class _Closing:
+    """Tells a window that somebody has closed from one that is hidden for a moment while the desktop frames it."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._away: dict[str, float] = {}  # since when, of those that were seen and are not now
+
+    def look(self, name: str) -> bool:
+        """Look at a window that is open; whether it was closed."""
+        now = time.monotonic()
+        if _is_visible(name):
+            self._seen.add(name)
+            self._away.pop(name, None)
+        elif name in self._seen and now - self._away.setdefault(name, now) > _CLOSED_S:
+            self.forget(name)
+            return True
+        return False
+
+    def was_seen(self, name: str) -> bool:
+        """Whether a window has been on the screen."""
+        return name in self._seen
+
+    def is_away(self, name: str) -> bool:
+        """Whether a window that has been on the screen is not there."""
+        return name in self._away
+
+    def forget(self, name: str) -> None:
+        """Know nothing of it."""
+        self._seen.discard(name)
+        self._away.pop(name, None)
+
+
+def _is_visible(name: str) -> bool:
+    """Whether a window is there."""
+    try:
+        return bool(cv2.getWindowProperty(name, cv2.WND_PROP_VISIBLE) >= 1)
+    except cv2.error:  # Qt, once its last window was closed
+        return False

@@ -116,6 +116,7 @@ def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
         (["hub", "--bind", "5555"], "--bind is '5555': it must be tcp://ADDRESS:PORT"),
         (["hub", "--http", "8080"], "--http is '8080': it must be ADDRESS:PORT"),
         (["hub", "--display", "screen"], "--display is 'screen': it must be none or windows"),
+        (["hub", "--layout", "2by4"], "--layout is '2by4': it must be ROWSxCOLUMNS, numbers from 1 to 16, as in 2x4"),
         (["demo", "--cameras", "0"], "--cameras is 0: it must be from 1 to 64"),
         (["status", "--hub", "hub:8080"], "--hub is 'hub:8080': it must be the hub's page, as in http://hub:8080"),
         (["status", "--hub", "http://hub:port"], "--hub is 'http://hub:port': it must be the hub's page"),

@@ -146,6 +146,25 @@ def test_greyscale(library: str, shape: tuple[int, ...]) -> None:
     assert difference(decoded, np.dstack([grey] * 3)) < 3
 
 
+@pytest.mark.parametrize("at_least", [(1, 1), (80, 60), (81, 60), (160, 120), (300, 230), (640, 480), (2000, 10)])
+def test_large_picture_may_come_out_smaller(library: str, at_least: tuple[int, int]) -> None:
+    jpeg = codec.encode_jpeg(gradient(480, 640), 95)
+    decoded = codec.decode_jpeg(jpeg, at_least)
+    height, width = decoded.shape[:2]
+    assert at_least[0] <= width <= 640 or width == 640
+    assert at_least[1] <= height <= 480
+    assert abs(width * 480 - height * 640) <= 640
+    assert difference(decoded, gradient(height, width)) < 8
+    if at_least <= (160, 120):
+        assert width <= 160, "a quarter or an eighth is enough, and that is less work"
+
+
+def test_small_picture_does_not_come_out_larger(library: str) -> None:
+    jpeg = (DATA / "turned.jpg").read_bytes()
+    assert codec.decode_jpeg(jpeg, (24, 17)).shape == (16, 24, 3)
+    assert codec.decode_jpeg(jpeg, (12, 8)).shape == (8, 12, 3)
+
+
 @pytest.mark.parametrize(
     "view",
     [

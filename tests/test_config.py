@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import streamer.config
-from streamer.config import Address, HubConfig, SenderConfig, Size, load, manual, read_password
+from streamer.config import Address, HubConfig, Layout, SenderConfig, Size, load, manual, read_password
 from streamer.errors import ConfigError
 
 Kind = type[SenderConfig] | type[HubConfig]
@@ -163,6 +163,10 @@ HUB_KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     ),
     "stale_after_s": ([(0.5, 0.5), (29.9, 29.9)], [0.4, 3601, *NUMBERS]),
     "gone_after_s": ([(3.1, 3.1), (86400, 86400.0)], [0.9, 86401, *NUMBERS]),
+    "layout": (
+        [("2x4", Layout(2, 4)), ("1x1", Layout(1, 1)), ("16x16", Layout(16, 16)), (None, None)],
+        ["", "2", "2x", "x4", "0x4", "2x17", "2x4x1", "2 x 4", "2X4", "-2x4", "2x4.0", "\u0662x4", 8, [2, 4], True],
+    ),
     "window_rows": ([(1, 1), (16, 16)], [0, 17, 1.5, *NUMBERS]),
     "window_width": ([(64, 64), (8192, 8192)], [63, 8193, *NUMBERS]),
 }
@@ -317,8 +321,9 @@ def test_url(address: Address, tls: bool, url: str) -> None:
     assert address.url(tls=tls) == url
 
 
-def test_size_reads_as_it_is_written() -> None:
+def test_size_and_layout_read_as_they_are_written() -> None:
     assert str(Size(640, 480)) == "640x480"
+    assert str(Layout(2, 4)) == "2x4"
 
 
 # -- files
@@ -426,6 +431,7 @@ def test_flags_override_the_file_key_by_key(tmp_path: Path) -> None:
         (SenderConfig, "camera", "web", "--camera is 'web': it must be picamera2, usb:N, usb:/dev/PATH, file:PATH or"),
         (HubConfig, "http", "8080", "--http is '8080': it must be ADDRESS:PORT of this machine, as in 127.0.0.1:8080"),
         (HubConfig, "http_password_file", "", "--password-file is '': it must be the path of a file"),
+        (HubConfig, "layout", "8", "--layout is '8': it must be ROWSxCOLUMNS, numbers from 1 to 16, as in 2x4"),
         (HubConfig, "display", "tv", "--display is 'tv': it must be none or windows"),
     ],
 )

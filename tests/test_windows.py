@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -14,9 +17,10 @@ import pytest
 from PIL import Image, ImageGrab
 
 import streamer
-from streamer import windows
+from streamer import tiles, windows
 from streamer.codec import encode_jpeg
 from tests.conftest import until
+from tests.screen import virtual_screen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +33,7 @@ pytestmark = pytest.mark.skipif(
 
 BLUE, GREEN, RED, WHITE = (0, 0, 250), (0, 200, 0), (250, 0, 0), (250, 250, 250)
 BLACK = (0, 0, 0)
+DARK = tiles.GROUND[::-1]
 WIDTH, HEIGHT = 160, 120
 TITLE_BAR = windows._TITLE_BAR
 
@@ -36,33 +41,24 @@ TITLE_BAR = windows._TITLE_BAR
 @pytest.fixture(scope="module")
 def screen() -> Iterator[str]:
     """A virtual screen; its display's name."""
-    reader, writer = os.pipe()
-    command = ["Xvfb", "-displayfd", str(writer), "-screen", "0", "800x600x24", "-nolisten", "tcp", "-noreset"]
-    with subprocess.Popen(command, pass_fds=[writer], stderr=subprocess.DEVNULL) as server:
-        os.close(writer)
-        with os.fdopen(reader) as lines:
-            display = f":{lines.readline().strip()}"
-        # With a window manager, as on every desktop: without one, Qt now and then leaves a new window unpainted.
-        with subprocess.Popen(["openbox"], env={**os.environ, "DISPLAY": display}) as manager:
-            yield display
-            manager.terminate()
-        server.terminate()
+    with virtual_screen(800, 600) as display:
+        yield display
 
 
 class Shown:
     """A hub that shows windows, and what is on its screen."""
 
-    def __init__(self, screen: str, place: Path) -> None:
+    def __init__(self, screen: str, place: Path, *flags: str) -> None:
         self._screen = screen
         config = place / "hub.yml"
         config.write_text(
-            "cameras: [one, two, three, four, five]\nstale_after_s: 1.5\ngone_after_s: 4\n"
+            "cameras: [one, two, three, four, five]\nstale_after_s: 1.5\ngone_after_s: 8\n"
             f"window_rows: 2\nwindow_width: {WIDTH}\ndisplay: windows\nbind: tcp://127.0.0.1:0\nhttp: 127.0.0.1:0\n"
         )
         self.log = place / "hub.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "streamer", "hub", "--config", str(config)],
+                [sys.executable, "-m", "streamer", "hub", "--config", str(config), *flags],
                 env={**os.environ, "DISPLAY": screen},
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -83,13 +79,29 @@ class Shown:
     def shows(self, colour: tuple[int, int, int], column: int, row: int) -> Callable[[], bool]:
         return lambda: bool(np.abs(np.subtract(self.colour_at(column, row), colour)).max() < 12)
 
-    def press(self, key: str, window: str) -> None:
-        subprocess.run(
-            ["xdotool", "search", "--name", f"^{window}$", "windowfocus", "--sync", "key", key],
+    def press(self, key: str, window: str, done: Callable[[], object]) -> None:
+        """Press a key in a window until it has done what it does; a window that is just opening may take it away."""
+
+        def pressed() -> bool:
+            with contextlib.suppress(subprocess.CalledProcessError):  # it is not there yet, or was closed by the key
+                self.xdotool(window, "windowactivate", "--sync", "key", key)
+            # When the key has closed the window, xdotool fails before it has let go of it.
+            subprocess.run(["xdotool", "keyup", key], env={**os.environ, "DISPLAY": self._screen}, check=True)
+            with contextlib.suppress(AssertionError):
+                until(done, 2)
+                return True
+            return False
+
+        until(pressed, 20)
+
+    def xdotool(self, window: str, *commands: str) -> str:
+        return subprocess.run(
+            ["xdotool", "search", "--name", f"^{window}$", *commands],
             env={**os.environ, "DISPLAY": self._screen},
             check=True,
             capture_output=True,
-        )
+            text=True,
+        ).stdout
 
 
 @pytest.fixture
@@ -142,7 +154,7 @@ def test_windows_have_their_places_grey_when_stale_and_close_when_gone(
     # Four columns, since eight cameras in two rows are laid out for; a camera that is not named comes after the named.
     for colour, column, row in ((RED, 0, 0), (GREEN, 2, 0), (BLUE, 0, 1), (WHITE, 1, 1)):
         until(sending(everyone, shown.shows(colour, column, row)), 20)
-    assert shown.shows(BLACK, 1, 0)(), "a camera that never came has no window"
+    assert shown.shows(BLACK, 1, 0)(), "its place is kept for a camera that never came"
 
     others = [source for source in everyone if source is not sources["five"]]
     until(sending(others, lambda: max(shown.colour_at(0, 1)) < 60 and len(set(shown.colour_at(0, 1))) == 1), 20)
@@ -156,7 +168,7 @@ def test_windows_have_their_places_grey_when_stale_and_close_when_gone(
 
 def test_q_ends_the_hub(shown: Shown, sources: dict[str, Source]) -> None:
     until(sending([sources["one"]], shown.shows(RED, 0, 0)), 20)
-    shown.press("q", "one")
+    shown.press("q", "one", lambda: shown.process.poll() is not None)
     out, _ = shown.process.communicate(timeout=10)
     assert shown.process.returncode == 0
     assert "Frames received: " in out
@@ -196,11 +208,140 @@ def test_array_that_no_window_can_show_is_told_and_the_others_go_on(shown: Shown
             sender.close()
 
 
-def test_greyed_says_the_age_and_keeps_the_size() -> None:
-    for shape in ((48, 64, 3), (48, 64)):
-        image = np.full(shape, 200, np.uint8)
-        dark = windows.greyed(image, 12.4)
-        assert dark.shape == (48, 64, 3)
-        assert np.median(dark) == 100
-        assert dark.max() > 230
-    assert windows.greyed(np.zeros((1, 90_000), np.uint8), 1).shape == (1, windows._GREYED_WIDTH, 3)
+def test_window_closed_by_hand_stays_closed_until_the_camera_comes_back(
+    shown: Shown, sources: dict[str, Source]
+) -> None:
+    one, three = sources["one"], sources["three"]
+    until(sending([one, three], shown.shows(RED, 0, 0)), 20)
+    until(sending([one, three], shown.shows(GREEN, 2, 0)), 20)  # a new window takes the keyboard to itself
+    shown.press("alt+F4", "one", sending([one, three], shown.shows(BLACK, 0, 0)))
+    seen = time.monotonic()
+    while time.monotonic() < seen + 1:
+        one.send()
+        assert shown.shows(BLACK, 0, 0)()
+    until(sending([three], lambda: "one: GONE" in shown.log.read_text()), 20)
+    until(sending([one, three], shown.shows(RED, 0, 0)), 20)
+
+
+# -- all in one window
+
+
+class Wall(Shown):
+    """A hub that shows all cameras in one window, in two rows of three."""
+
+    ROWS, COLUMNS = 2, 3
+
+    def __init__(self, screen: str, place: Path, layout: str = f"{ROWS}x{COLUMNS}") -> None:
+        super().__init__(screen, place, "--layout", layout)
+
+    def tile(self, row: int, column: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """What is shown of a camera, without its caption: RGB of shape (height, width, 3); nothing before it is."""
+        try:
+            # The pointer is asked, since xdotool reports a framed window lower than it is.
+            pointer = self.xdotool("streamer", "mousemove", "--window", "%1", "0", "0", "getmouselocation", "--shell")
+            geometry = self.xdotool("streamer", "getwindowgeometry", "--shell")
+        except subprocess.CalledProcessError:  # there is no window yet
+            return np.zeros((1, 1, 3), np.uint8)
+        left, top, width, height = (
+            int(number)
+            for names, text in (("X|Y", pointer), ("WIDTH|HEIGHT", geometry))
+            for number in re.findall(rf"^(?:{names})=(-?\d+)$", text, re.MULTILINE)
+        )
+        picture = self.screenshot().crop((left, top, left + width, top + height))
+        box = (
+            column * picture.width // self.COLUMNS + 4,
+            row * picture.height // self.ROWS + 4,
+            (column + 1) * picture.width // self.COLUMNS - 4,
+            int((row + 0.85) * picture.height / self.ROWS),
+        )
+        return np.asarray(picture.crop(box))
+
+    def has(self, colour: tuple[int, int, int], row: int, column: int) -> Callable[[], bool]:
+        """Whether a camera's picture stands in the middle of its tile."""
+
+        def look() -> bool:
+            tile = self.tile(row, column)
+            return bool(np.abs(np.subtract(tile[tile.shape[0] // 3, tile.shape[1] // 2], colour)).max() < 12)
+
+        return look
+
+
+@pytest.fixture
+def wall(screen: str, tmp_path: Path) -> Iterator[Wall]:
+    wall = Wall(screen, tmp_path)
+    yield wall
+    wall.process.kill()
+    wall.process.communicate()
+
+
+@pytest.fixture
+def senders(wall: Wall) -> Iterator[dict[str, Source]]:
+    colours = {"one": RED, "three": GREEN, "five": BLUE, "stranger": WHITE}
+    senders = {name: Source(wall.endpoint, name, colour) for name, colour in colours.items()}
+    yield senders
+    for sender in senders.values():
+        sender.close()
+
+
+def test_grid_shows_every_camera_in_its_place_and_state(wall: Wall, senders: dict[str, Source]) -> None:
+    everyone = list(senders.values())
+    for colour, row, column in ((RED, 0, 0), (GREEN, 0, 2), (BLUE, 1, 1), (WHITE, 1, 2)):
+        until(sending(everyone, wall.has(colour, row, column)), 20)
+    for row, column in ((0, 1), (1, 0)):
+        tile = wall.tile(row, column)
+        assert tuple(tile[0, 0]) == DARK
+        assert tile.max() > 230, "it is waited for"
+
+    others = [sender for sender in everyone if sender is not senders["five"]]
+    until(sending(others, lambda: "five: STALE" in wall.log.read_text()), 20)
+    until(sending(others, lambda: np.ptp(wall.tile(1, 1), axis=2).max() == 0), 20)
+    tile = wall.tile(1, 1)
+    assert np.median(tile) < 60
+    assert tile.max() > 230, "the age stands on it in white"
+    assert wall.has(RED, 0, 0)(), "another camera is not touched"
+
+    until(sending(others, wall.has(DARK, 1, 1)), 20)
+    assert wall.tile(1, 1).max() > 230, "it is gone, and the tile says so"
+    until(sending(everyone, wall.has(BLUE, 1, 1)), 20)
+
+
+def test_resized_grid_fills_its_window(wall: Wall, senders: dict[str, Source]) -> None:
+    one = senders["one"]
+    until(sending([one], wall.has(RED, 0, 0)), 20)
+    wall.xdotool("streamer", "windowsize", "780", "200")
+
+    def is_laid_out() -> bool:
+        tile = wall.tile(0, 0)
+        red = np.abs(np.subtract(tile, RED, dtype=int)).max(2) < 12
+        beside, inside = red[:, : tile.shape[1] // 6], red[4:-8, tile.shape[1] // 3 : -tile.shape[1] // 3]
+        return tile.shape[1] > 220 and bool(inside.all()) and not beside.any()
+
+    until(sending([one], is_laid_out), 20)
+
+
+def test_click_shows_one_camera_alone_and_escape_all_again(wall: Wall, senders: dict[str, Source]) -> None:
+    both = [senders["one"], senders["three"]]
+    until(sending(both, wall.has(GREEN, 0, 2)), 20)
+    wall.xdotool("streamer", "mousemove", "--window", "%1", "400", "50", "click", "1")
+    until(sending(both, lambda: wall.has(GREEN, 0, 1)() and wall.has(GREEN, 1, 1)()), 20)
+    wall.press("Escape", "streamer", sending(both, lambda: wall.has(RED, 0, 0)() and wall.has(GREEN, 0, 2)()))
+
+
+@pytest.mark.parametrize("key", ["q", "alt+F4"])
+def test_q_and_closing_the_grid_end_the_hub(wall: Wall, senders: dict[str, Source], key: str) -> None:
+    until(sending([senders["one"]], wall.has(RED, 0, 0)), 20)
+    wall.press(key, "streamer", lambda: wall.process.poll() is not None)
+    out, _ = wall.process.communicate(timeout=10)
+    assert wall.process.returncode == 0
+    assert "Frames received: " in out
+
+
+def test_cameras_that_the_grid_has_no_place_for_are_told(screen: str, tmp_path: Path) -> None:
+    wall = Wall(screen, tmp_path, "1x3")
+    try:
+        until(lambda: wall.log.read_text().count("has no place among the 1x3 tiles and is not shown") == 2, 20)
+        assert "four: has no place" in wall.log.read_text()
+        assert "five: has no place" in wall.log.read_text()
+    finally:
+        wall.process.kill()
+        wall.process.communicate()

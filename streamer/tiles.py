@@ -1,0 +1,284 @@
+"""What a camera looks like in the windows: its picture, and its state in words and shape. Drawing only, no screen."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from streamer.codec import decode_jpeg
+from streamer.errors import CodecError, MissingExtraError
+from streamer.presence import State
+
+try:
+    import cv2
+    import numpy as np
+except ImportError as error:
+    raise MissingExtraError("a display of windows", "opencv", "python3-opencv") from error
+
+if TYPE_CHECKING:
+    from streamer.codec import Image
+    from streamer.frame import Frame
+    from streamer.presence import Status
+
+    Colour = tuple[int, int, int]
+
+# The wall's colours, in BGR. The shapes tell the states apart for those who see no difference between them.
+GROUND: Colour = (18, 15, 12)
+_PLATE: Colour = (33, 28, 23)
+_INK: Colour = (242, 239, 236)
+_SOFT: Colour = (174, 164, 154)
+_WHITE: Colour = (255, 255, 255)
+_COLOURS: dict[str, Colour] = {
+    State.WAITING.value: _SOFT,
+    State.LIVE.value: (107, 194, 74),
+    State.STALE.value: (27, 162, 217),
+    State.GONE.value: (114, 123, 255),
+}
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_LETTERS_MIN = 0.3  # the font's scale below which nobody can read it
+_GREYED_WIDTH = 1280
+_log = logging.getLogger(__name__)
+
+
+class Decoder:
+    """Decodes pictures for a display; of one that cannot be shown it says so once for each camera and reason."""
+
+    def __init__(self) -> None:
+        self._complaints: dict[str, str] = {}
+
+    def decode(self, frame: Frame, box: tuple[int, int] | None = None) -> Image | None:
+        """Decode a picture.
+
+        Args:
+            frame: it.
+            box: (width, height) in pixels that it will be fitted into, so that a large JPEG need not be decoded in
+                full; None for all of it.
+
+        Returns:
+            uint8 of shape (height, width, 3), BGR, or (height, width); None when it is damaged or no picture.
+        """
+        try:
+            if not frame.is_jpeg or box is None:
+                return _viewable(frame.image)
+            return decode_jpeg(frame.payload, _fitted_size(frame.width, frame.height, *box))
+        except CodecError as error:
+            if str(error) != self._complaints.get(frame.camera):
+                self._complaints[frame.camera] = str(error)
+                _log.warning("%s: %s", frame.camera, error)
+            return None
+
+
+class Tile:
+    """One camera in its part of a canvas: the picture, and under it a caption with name and state.
+
+    Args:
+        canvas: uint8 of shape (height, width, 3), BGR; as a rule a view of a larger one.
+        caption_height: in pixels.
+        decoder: of the display.
+    """
+
+    def __init__(self, canvas: Image, caption_height: int, decoder: Decoder) -> None:
+        self._area, self._caption = canvas[:-caption_height], canvas[-caption_height:]
+        self._decoder = decoder
+        self._frame: Frame | None = None
+        self._picture: Image | None = None  # fitted into the area
+        self._drawn: tuple[Image | None, str, str] | None = None
+        self._captioned: tuple[str, str] | None = None
+
+    def draw(self, status: Status, frame: Frame | None) -> bool:
+        """Draw what is new since the last time.
+
+        Args:
+            status: of the camera.
+            frame: its newest, if any; decoded and fitted only when it is another than the last time.
+
+        Returns:
+            Whether anything was drawn.
+        """
+        height, width = self._area.shape[:2]
+        if frame is not None and frame is not self._frame:
+            self._frame = frame
+            image = self._decoder.decode(frame, (width, height))
+            if image is not None:
+                self._picture = fitted(image, width, height)
+        is_shown = status.state in {State.LIVE.value, State.STALE.value}
+        picture = self._picture if is_shown else None
+        words = silence(status)
+        if not words and picture is None and frame is not None:
+            words = "no picture that can be shown"
+        drawn, captioned = (picture, status.state, words), (status.state, _numbers(status))
+        is_new = self._drawn is None or picture is not self._drawn[0] or drawn[1:] != self._drawn[1:]
+        if is_new:
+            self._drawn = drawn
+            if picture is None:
+                self._area[:] = placard(width, height, words)
+            else:
+                self._put(picture if status.state == State.LIVE.value else greyed(picture, words))
+        if captioned != self._captioned:
+            self._captioned = captioned
+            draw_caption(self._caption, status)
+            is_new = True
+        return is_new
+
+    def _put(self, picture: Image) -> None:
+        """Put a picture in the middle of the area."""
+        height, width = self._area.shape[:2]
+        picture = fitted(picture, width, height)
+        top, left = (height - picture.shape[0]) // 2, (width - picture.shape[1]) // 2
+        self._area[:] = GROUND
+        self._area[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+
+
+def silence(status: Status) -> str:
+    """Say since when a camera is silent, "no picture for 6 s"; nothing when it is LIVE."""
+    if status.state == State.LIVE.value:
+        return ""
+    if status.state == State.WAITING.value or status.age_s is None:
+        return f"waiting for {status.name}"
+    words = f"no picture for {_span(status.age_s)}"
+    return f"gone: {words}" if status.state == State.GONE.value else words
+
+
+def fitted(image: Image, width: int, height: int) -> Image:
+    """Scale a picture into a box, with its proportions kept.
+
+    Args:
+        image: uint8 of shape (height, width, 3), BGR, or (height, width).
+        width: of the box, in pixels.
+        height: of the box, in pixels.
+
+    Returns:
+        uint8 of shape (height, width, 3), BGR, as wide or as high as the box; `image` itself when it is that already.
+    """
+    size = _fitted_size(image.shape[1], image.shape[0], width, height)
+    if size != (image.shape[1], image.shape[0]):
+        how = cv2.INTER_AREA if size[0] < image.shape[1] else cv2.INTER_LINEAR
+        image = cv2.resize(image, size, interpolation=how)  # type: ignore[assignment]
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image  # type: ignore[return-value]
+
+
+def greyed(image: Image, words: str) -> Image:
+    """Return the picture as that of a camera that has fallen silent: grey, dark, and saying so.
+
+    Args:
+        image: uint8 of shape (height, width, 3), BGR, or (height, width).
+        words: what stands on it.
+
+    Returns:
+        uint8 of shape (height, width, 3), BGR; never wider than `_GREYED_WIDTH`.
+    """
+    if image.shape[1] > _GREYED_WIDTH:  # letters that grow with the picture would take seconds to draw
+        height = max(1, image.shape[0] * _GREYED_WIDTH // image.shape[1])
+        image = cv2.resize(image, (_GREYED_WIDTH, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    dark: Image = cv2.cvtColor(cv2.convertScaleAbs(grey, alpha=0.5), cv2.COLOR_GRAY2BGR)  # type: ignore[assignment]
+    _write_in_the_middle(dark, words)
+    return dark
+
+
+def placard(width: int, height: int, words: str) -> Image:
+    """Return what stands in a picture's place where there is none: uint8 of shape (height, width, 3), dark."""
+    card = np.full((height, width, 3), GROUND, np.uint8)
+    _write_in_the_middle(card, words)
+    return card
+
+
+def draw_caption(strip: Image, status: Status) -> None:
+    """Draw the state's shape, the camera's name, the state in words, and at the right its rate or age.
+
+    Args:
+        strip: where to, uint8 of shape (height, width, 3). In a narrow one the rate goes first, then the name's end.
+        status: of the camera.
+    """
+    height, width = strip.shape[:2]
+    gap = max(4, height // 3)
+    colour = _COLOURS[status.state]
+    strip[:] = _PLATE
+    _draw_shape(strip[:, :height], status.state)
+    numbers = _numbers(status)
+    name_width, state_width, numbers_width = (text_width(text, height) for text in (status.name, status.state, numbers))
+    if height + name_width + gap + state_width + gap + numbers_width + gap <= width:
+        write(strip[:, width - gap - numbers_width :], numbers, _SOFT)
+    state_at = height + max(0, min(name_width, width - height - gap - state_width - gap)) + gap
+    write(strip[:, height : state_at - gap], status.name, _INK)
+    write(strip[:, state_at:], status.state, colour)
+
+
+def text_width(text: str, line_height: int) -> int:
+    """Return the width of a text in pixels as `write` draws it."""
+    return cv2.getTextSize(text, _FONT, _letters(line_height), 1)[0][0]
+
+
+def write(line: Image, text: str, colour: Colour = _SOFT) -> None:
+    """Write a text at the left of a line, uint8 of shape (height, width, 3), as large as it is high; cut at its end."""
+    if not line.size:
+        return
+    height = line.shape[0]
+    scale = _letters(height)
+    capital = cv2.getTextSize("X", _FONT, scale, 1)[0][1]
+    cv2.putText(line, text, (0, (height + capital) // 2), _FONT, scale, colour, 1, cv2.LINE_AA)
+
+
+def _letters(line_height: int) -> float:
+    """Return the font's scale for a line."""
+    return max(_LETTERS_MIN, line_height / 46)
+
+
+def _write_in_the_middle(image: Image, text: str) -> None:
+    """Write a text across a picture, on a dark plate; none where it could not be read."""
+    height, width = image.shape[:2]
+    scale = max(0.4, width / 640)
+    wide = cv2.getTextSize(text, _FONT, scale, 1)[0][0]
+    if wide > 0.9 * width:
+        scale = scale * 0.9 * width / wide
+    if scale < _LETTERS_MIN:
+        return
+    thickness = max(1, round(1.3 * scale))
+    (wide, high), _ = cv2.getTextSize(text, _FONT, scale, thickness)
+    left, bottom = (width - wide) // 2, (height + high) // 2
+    plate = image[max(0, bottom - 2 * high) : bottom + high, max(0, left - high) : left + wide + high]
+    plate[:] = plate // 4
+    cv2.putText(image, text, (left, bottom), _FONT, scale, _WHITE, thickness, cv2.LINE_AA)
+
+
+def _draw_shape(square: Image, state: str) -> None:
+    """Draw a state as a shape: a disc, a triangle, a cross, a ring."""
+    middle = square.shape[0] // 2
+    radius = max(3, square.shape[0] // 4)
+    colour, low, high = _COLOURS[state], middle - radius, middle + radius
+    if state == State.LIVE.value:
+        cv2.circle(square, (middle, middle), radius, colour, cv2.FILLED, cv2.LINE_AA)
+    elif state == State.STALE.value:
+        corners = np.array([[middle, low], [high + 1, high], [low - 1, high]], np.int32)
+        cv2.fillPoly(square, [corners], colour, cv2.LINE_AA)
+    elif state == State.GONE.value:
+        low, high = low + 1, high - 1
+        for start, end in (((low, low), (high, high)), ((low, high), (high, low))):
+            cv2.line(square, start, end, colour, 2, cv2.LINE_AA)
+    else:
+        cv2.circle(square, (middle, middle), radius, colour, 1, cv2.LINE_AA)
+
+
+def _numbers(status: Status) -> str:
+    if status.state == State.LIVE.value:
+        return f"{status.fps:.1f} fps"
+    return "" if status.age_s is None else _span(status.age_s)
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def _fitted_size(width: int, height: int, box_width: int, box_height: int) -> tuple[int, int]:
+    """Return the width and height of a picture that was scaled into a box."""
+    scale = min(box_width / width, box_height / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _viewable(image: Image) -> Image:
+    """Return the picture if OpenCV can show it; a raw array may be anything."""
+    if str(image.dtype) != "uint8" or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+        raise CodecError(f"an array of {image.dtype} with shape {image.shape} is no picture that a window can show")
+    return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image

@@ -1,0 +1,31 @@
+"""A screen that needs no hardware."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def virtual_screen(width: int, height: int) -> Iterator[str]:
+    """Run an X server with a window manager, as on every desktop; yields its display's name."""
+    reader, writer = os.pipe()
+    # -r: no key repeats itself, else the one that ended a program's window goes on into the next one's.
+    command = ["Xvfb", "-displayfd", str(writer), "-screen", "0", f"{width}x{height}x24", "-nolisten", "tcp"]
+    with ExitStack() as running:
+        server = running.enter_context(
+            subprocess.Popen([*command, "-noreset", "-r"], pass_fds=[writer], stderr=subprocess.DEVNULL)
+        )
+        running.callback(server.terminate)
+        os.close(writer)
+        with os.fdopen(reader) as lines:
+            display = f":{lines.readline().strip()}"
+        # Without a window manager Qt now and then leaves a new window unpainted.
+        manager = running.enter_context(subprocess.Popen(["openbox"], env={**os.environ, "DISPLAY": display}))
+        running.callback(manager.terminate)
+        yield display
