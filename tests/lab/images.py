@@ -133,17 +133,26 @@ def need_tools(cache: Path, *, for_footage: bool = True) -> None:
         missing.add("debian-archive-keyring")
     if for_footage and not (cache / "footage").exists() and not _python_with_pip():
         missing.add("python3-pip")
-    if not missing:
+    install(missing, cache)
+
+
+def install(packages: set[str], cache: Path) -> None:
+    """Installs packages of Debian's on this machine, if there are any.
+
+    Raises:
+        RefusedError: where that is not possible.
+    """
+    if not packages:
         return
-    names = " ".join(sorted(missing))
+    names = " ".join(sorted(packages))
     if not shutil.which("apt-get"):
-        raise RefusedError(f"the lab needs Debian or Ubuntu, or these installed: {names}")
+        raise RefusedError(f"this needs Debian or Ubuntu, or these installed: {names}")
     log = cache / "apt.log"
     with step(f"apt-get install {names}"):
         env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         apt = ["flock", "/run/lock/streamer-apt", "apt-get", "-q"]  # environment.sh may be at it too
         run_long([*apt, "update"], log, env=env)
-        run_long([*apt, "--yes", "--no-install-recommends", "install", *sorted(missing)], log, env=env)
+        run_long([*apt, "--yes", "--no-install-recommends", "install", *sorted(packages)], log, env=env)
     log.unlink()
 
 
