@@ -1,4 +1,4 @@
-# make demo | test | test-all | vm | lint | lab | lab-down | bench | screenshots | clean. Each does its own
+# make demo | test | test-all | vm | arm64 | lint | lab | lab-down | bench | screenshots | clean. Each does its own
 # set-up.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ PYTHONS := streamer tests playbooks roles
 # ansible-lint looks for its companions there.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all vm lint image lab lab-down bench screenshots clean
+.PHONY: demo test test-all vm arm64 lint image lab lab-down bench screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo          ## eight cameras, the hub and its page, in this terminal
@@ -20,11 +20,14 @@ test:                       ## everything, the nine-host lab included where it c
 	@$(MAKE) --no-print-directory --jobs=2 lint image
 	@$(BIN)/pytest
 
-test-all: test              ## also what takes long: the machine with cameras
-	@$(MAKE) --no-print-directory vm
+test-all: test              ## also what takes long: the two below
+	@$(MAKE) --no-print-directory vm arm64
 
 vm: $(VENV)/test            ## real picamera2 and V4L2 devices, in a machine with virtual cameras; root on an x86-64 Debian
 	@$(BIN)/pytest tests/vm
+
+arm64: $(VENV)/test         ## a Pi's packages, wheel and units, each kind of host, by emulation; root on Debian
+	@$(BIN)/pytest tests/arm64
 
 lint: $(VENV)/test
 	@$(BIN)/ruff check $(PYTHONS)

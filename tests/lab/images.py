@@ -169,10 +169,10 @@ def image(cache: Path, suite: str) -> Image:
     TEMPORARY.mkdir()
     TEMPORARY.chmod(0o1777)
     with step(f"{suite}: a base system and {len(FLEET_PACKAGES)} packages with what they need"):
-        _make_base(building, suite)
+        make_base(building, suite)
     with step(f"{suite}: the packages repacked and indexed"):
-        _repack(building.packages)
-        _index(building.packages)
+        repack(building.packages)
+        index(building.packages)
     with step(f"{suite}: a layer with cloud-init"):
         _make_cloud(building)
     for old in cache.glob(f"{suite}-*"):
@@ -226,7 +226,8 @@ def _python_with_pip() -> str:
     return ""
 
 
-def _make_base(building: Image, suite: str) -> None:
+def make_base(building: Image, suite: str, architecture: str = "") -> None:
+    """Makes the base system, and downloads what its hosts may install; by default for this machine's processor."""
     # The packages are resolved by mmdebstrap's own apt against the new base's state, so that this machine may
     # run another suite, and before its clean-up takes the package lists away.
     archives = building.packages
@@ -238,6 +239,7 @@ def _make_base(building: Image, suite: str) -> None:
     pi = "useradd --create-home --shell /bin/bash --groups sudo,video pi"
     command = [
         "mmdebstrap", "--variant=minbase", f"--include={','.join(BASE_PACKAGES)}",
+        *([f"--architectures={architecture}"] if architecture else []),
         '--aptopt=Acquire::Languages "none"',
         "--dpkgopt=force-unsafe-io",
         "--dpkgopt=path-exclude=/usr/share/doc/*",
@@ -260,7 +262,7 @@ def _make_base(building: Image, suite: str) -> None:
     _mark_updated(building.base)
 
 
-def _repack(archives: Path) -> None:
+def repack(archives: Path) -> None:
     """Packs every package anew with zstd: the same files and scripts, unpacked in an eighth of the time.
 
     Two thirds of an installation is xz at work, which two processors would do over again for each of nine hosts.
@@ -286,7 +288,8 @@ def _repack_one(deb: Path) -> None:
     deb.write_bytes(b"".join(new))
 
 
-def _index(archives: Path) -> None:
+def index(archives: Path) -> None:
+    """Makes an apt repository of a directory of packages."""
     # A host's apt computes every sum that is given, over every package: one kind will do.
     sums = [word for kind in ("MD5", "SHA1", "SHA512") for word in ("-o", f"APT::FTPArchive::{kind}=false")]
     (archives / "Packages").write_text(run(["apt-ftparchive", *sums, "packages", "."], cwd=archives))
