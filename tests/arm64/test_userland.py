@@ -155,7 +155,7 @@ def test_it_sends_frames(host: Host, kind: str) -> None:
 def test_it_receives_frames(host: Host, kind: str) -> None:
     if kind != "hub":
         pytest.skip("it is no hub")
-    with running(host, "hub", "--bind", "tcp://127.0.0.1:*", "--http", "127.0.0.1:0") as hub:
+    with running(host, "hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0") as hub:
         assert hub.stdout
         endpoint, page = (hub.stdout.readline().split()[1] for _ in range(2))
         with running(host, "send", "--hub", endpoint, "--name", "pi1", "--camera", "pattern", "--fps", "5"):
