@@ -1,4 +1,5 @@
-# make demo | test | lint | lab | lab-down | bench | screenshots | clean. Each does its own set-up.
+# make demo | test | test-all | vm | arm64 | lint | lab | lab-down | bench | screenshots | clean. Each does its own
+# set-up.
 
 PYTHON ?= python3
 SUITE ?= trixie
@@ -8,7 +9,7 @@ PYTHONS := streamer tests playbooks roles
 # ansible-lint looks for its companions there.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint image lab lab-down bench screenshots clean
+.PHONY: demo test test-all vm arm64 lint image lab lab-down bench screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo          ## eight cameras, the hub and its page, in this terminal
@@ -18,6 +19,15 @@ demo: $(VENV)/demo          ## eight cameras, the hub and its page, in this term
 test:                       ## everything, the nine-host lab included where it can run
 	@$(MAKE) --no-print-directory --jobs=2 lint image
 	@$(BIN)/pytest
+
+test-all: test              ## also what takes long: the two below
+	@$(MAKE) --no-print-directory vm arm64
+
+vm: $(VENV)/test            ## real picamera2 and V4L2 devices, in a machine with virtual cameras; root on an x86-64 Debian
+	@$(BIN)/pytest tests/vm
+
+arm64: $(VENV)/test         ## a Pi's packages, wheel and units, each kind of host, by emulation; root on Debian
+	@$(BIN)/pytest tests/arm64
 
 lint: $(VENV)/test
 	@$(BIN)/ruff check $(PYTHONS)

@@ -120,6 +120,10 @@ def _set_up_logging() -> None:
     under_systemd = "JOURNAL_STREAM" in os.environ  # the journal has the time
     form = "%(levelname)s: %(message)s" if under_systemd else "%(asctime)s %(levelname)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S")
+    # Cameras are opened again and again while they fail, and the libraries have up to ten lines for each time.
+    logging.getLogger("picamera2").setLevel(logging.WARNING)
+    os.environ.setdefault("LIBCAMERA_LOG_LEVELS", "*:ERROR")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 
 def _parser() -> argparse.ArgumentParser:

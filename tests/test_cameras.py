@@ -750,6 +750,21 @@ class MJPEGEncoder(Encoder):
         self.bitrate = bitrate
 
 
+class CameraManager:
+    """Looks for cameras once, as libcamera does, until it is told to look again."""
+
+    def __init__(self) -> None:
+        self.seen: int | None = None
+
+    def cameras(self) -> int:
+        if self.seen is None:
+            self.seen = Picamera2.attached
+        return self.seen
+
+    def reset(self) -> None:
+        self.seen = None
+
+
 class Picamera2:
     """A camera that gives numbered pictures, about every millisecond, from a thread as the real one does."""
 
@@ -762,10 +777,11 @@ class Picamera2:
     pictures = 1_000_000
     padding = b""
     opened: list[Picamera2]
+    _cm: CameraManager
 
     @staticmethod
     def global_camera_info() -> list[dict[str, Any]]:
-        return [{"Model": "imx708", "Num": number} for number in range(Picamera2.attached)]
+        return [{"Model": "imx708", "Num": number} for number in range(Picamera2._cm.cameras())]
 
     def __init__(
         self,
@@ -895,6 +911,7 @@ def board(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         vars(module).update(members)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(Picamera2, "opened", [], raising=False)
+    monkeypatch.setattr(Picamera2, "_cm", CameraManager(), raising=False)
     file = importlib.import_module("streamer.cameras.picamera2")
     monkeypatch.setattr(file, "_WARM_UP_S", PI_WARM_UP_S)
     board: str = request.param
@@ -1102,6 +1119,16 @@ def test_pi_camera_that_does_not_work(
         open_pi_camera()
     assert str(refused.value) == error
     assert all(device.closed and not device.started for device in Picamera2.opened)
+
+
+@pytest.mark.usefixtures("board")
+def test_pi_camera_that_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(Picamera2, "attached", 0)
+        with pytest.raises(CameraError, match="no camera found"):
+            open_pi_camera()
+    with open_pi_camera() as camera:
+        assert camera.read()
 
 
 @pytest.mark.usefixtures("board")

@@ -266,10 +266,8 @@ UNITS = {
 }
 
 
-@pytest.fixture(scope="module")
-def units(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each unit as Ansible writes it, but for the program, which is not installed here."""
-    directory = tmp_path_factory.mktemp("units")
+def write_units(directory: Path, systemd: str = "252") -> dict[str, Path]:
+    """Let Ansible write each unit, for a host with that systemd."""
     tasks = []
     for number, (role, config) in enumerate(UNITS.values()):
         variables = load(ROOT / "roles" / role / "vars" / "main.yml") | defaults_of(role)
@@ -280,10 +278,16 @@ def units(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         source = ROOT / "roles" / role / "templates" / destination.with_suffix(".service.j2").name
         template = {"src": str(source), "dest": str(destination)}
         tasks.append({"name": "Write", "ansible.builtin.template": template, "vars": variables})
-    play = {"hosts": "localhost", "gather_facts": False, "tasks": tasks, "vars": {"node_found": {"systemd": "252"}}}
+    play = {"hosts": "localhost", "gather_facts": False, "tasks": tasks, "vars": {"node_found": {"systemd": systemd}}}
     (directory / "play.yml").write_text(yaml.safe_dump([play]))
     subprocess.run([PLAYBOOK, directory / "play.yml"], check=True, cwd=directory, capture_output=True)
-    paths = {name: next((directory / str(number)).iterdir()) for number, name in enumerate(UNITS)}
+    return {name: next((directory / str(number)).iterdir()) for number, name in enumerate(UNITS)}
+
+
+@pytest.fixture(scope="module")
+def units(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each unit, but for the program, which is not installed here."""
+    paths = write_units(tmp_path_factory.mktemp("units"))
     for path in paths.values():
         path.write_text(path.read_text().replace("/opt/streamer/current/bin/streamer", "/bin/true"))
     return paths

@@ -95,6 +95,8 @@ class PiCamera:
                 raise ConfigError("encoder is 'hardware': picamera2 finds none here: it must be auto or software")
             in_hardware = False
         if not Picamera2.global_camera_info():
+            # libcamera has looked once; without this it would not see what was taken then, or not ready.
+            Picamera2._cm.reset()
             raise CameraError("picamera2: no camera found; is the ribbon cable in, and the right way round?")
         try:
             self._camera: Any = Picamera2()

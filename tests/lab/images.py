@@ -133,17 +133,26 @@ def need_tools(cache: Path, *, for_footage: bool = True) -> None:
         missing.add("debian-archive-keyring")
     if for_footage and not (cache / "footage").exists() and not _python_with_pip():
         missing.add("python3-pip")
-    if not missing:
+    install(missing, cache)
+
+
+def install(packages: set[str], cache: Path) -> None:
+    """Installs packages of Debian's on this machine, if there are any.
+
+    Raises:
+        RefusedError: where that is not possible.
+    """
+    if not packages:
         return
-    names = " ".join(sorted(missing))
+    names = " ".join(sorted(packages))
     if not shutil.which("apt-get"):
-        raise RefusedError(f"the lab needs Debian or Ubuntu, or these installed: {names}")
+        raise RefusedError(f"this needs Debian or Ubuntu, or these installed: {names}")
     log = cache / "apt.log"
     with step(f"apt-get install {names}"):
         env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         apt = ["flock", "/run/lock/streamer-apt", "apt-get", "-q"]  # environment.sh may be at it too
         run_long([*apt, "update"], log, env=env)
-        run_long([*apt, "--yes", "--no-install-recommends", "install", *sorted(missing)], log, env=env)
+        run_long([*apt, "--yes", "--no-install-recommends", "install", *sorted(packages)], log, env=env)
     log.unlink()
 
 
@@ -160,10 +169,10 @@ def image(cache: Path, suite: str) -> Image:
     TEMPORARY.mkdir()
     TEMPORARY.chmod(0o1777)
     with step(f"{suite}: a base system and {len(FLEET_PACKAGES)} packages with what they need"):
-        _make_base(building, suite)
+        make_base(building, suite)
     with step(f"{suite}: the packages repacked and indexed"):
-        _repack(building.packages)
-        _index(building.packages)
+        repack(building.packages)
+        index(building.packages)
     with step(f"{suite}: a layer with cloud-init"):
         _make_cloud(building)
     for old in cache.glob(f"{suite}-*"):
@@ -217,7 +226,8 @@ def _python_with_pip() -> str:
     return ""
 
 
-def _make_base(building: Image, suite: str) -> None:
+def make_base(building: Image, suite: str, architecture: str = "") -> None:
+    """Makes the base system, and downloads what its hosts may install; by default for this machine's processor."""
     # The packages are resolved by mmdebstrap's own apt against the new base's state, so that this machine may
     # run another suite, and before its clean-up takes the package lists away.
     archives = building.packages
@@ -229,6 +239,7 @@ def _make_base(building: Image, suite: str) -> None:
     pi = "useradd --create-home --shell /bin/bash --groups sudo,video pi"
     command = [
         "mmdebstrap", "--variant=minbase", f"--include={','.join(BASE_PACKAGES)}",
+        *([f"--architectures={architecture}"] if architecture else []),
         '--aptopt=Acquire::Languages "none"',
         "--dpkgopt=force-unsafe-io",
         "--dpkgopt=path-exclude=/usr/share/doc/*",
@@ -251,7 +262,7 @@ def _make_base(building: Image, suite: str) -> None:
     _mark_updated(building.base)
 
 
-def _repack(archives: Path) -> None:
+def repack(archives: Path) -> None:
     """Packs every package anew with zstd: the same files and scripts, unpacked in an eighth of the time.
 
     Two thirds of an installation is xz at work, which two processors would do over again for each of nine hosts.
@@ -277,7 +288,8 @@ def _repack_one(deb: Path) -> None:
     deb.write_bytes(b"".join(new))
 
 
-def _index(archives: Path) -> None:
+def index(archives: Path) -> None:
+    """Makes an apt repository of a directory of packages."""
     # A host's apt computes every sum that is given, over every package: one kind will do.
     sums = [word for kind in ("MD5", "SHA1", "SHA512") for word in ("-o", f"APT::FTPArchive::{kind}=false")]
     (archives / "Packages").write_text(run(["apt-ftparchive", *sums, "packages", "."], cwd=archives))
