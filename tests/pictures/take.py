@@ -1,4 +1,4 @@
-"""Takes the README's pictures: `make screenshots`. Six test cards and two videos, as a browser shows them.
+"""Takes the README's pictures: `make screenshots`. Six test cards and two videos, in windows and in a browser.
 
 The page of numbers is taken last, so that its curves have something to show.
 """
@@ -14,6 +14,7 @@ from tests.browser import Fleet, chromium
 from tests.conftest import until
 from tests.lab import images
 from tests.lab.lab import CACHE
+from tests.pictures.windows import windows_screenshots
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -23,12 +24,10 @@ MINUTES_S = 150
 PASSWORD = "only for this picture"
 
 
-def cameras() -> dict[str, str]:
-    """What the eight play."""
+def videos() -> list[Path]:
+    """What pi7 and pi8 play."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    footage = images.footage(CACHE)
-    videos = {"pi7": f"file:{footage}/bikes.mp4", "pi8": f"file:{footage}/bigbuckbunny.mp4"}
-    return {f"pi{number}": "pattern" for number in range(1, 7)} | videos
+    return [images.footage(CACHE) / name for name in ("bikes.mp4", "bigbuckbunny.mp4")]
 
 
 def take(browser: Browser, fleet: Fleet, name: str, path: str = "", ready: str = "LIVE", **options: Any) -> None:
@@ -53,8 +52,14 @@ def main() -> int:
         "is_mobile": True,
         "has_touch": True,
     }
+    played = videos()
+    windows_screenshots(HERE, played)
+    print("windows.png\ngrid.png")
+    cameras = {f"pi{number}": "pattern" for number in range(1, 7)} | {
+        f"pi{number}": f"file:{video}" for number, video in enumerate(played, 7)
+    }
     with chromium() as browser:
-        with Fleet(cameras(), size="640x480") as fleet:
+        with Fleet(cameras, size="640x480") as fleet:
             began = time.monotonic()
             take(browser, fleet, "wall", **desktop)
             take(browser, fleet, "phone", **phone)
