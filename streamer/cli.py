@@ -171,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     demo.add_argument("--cameras", type=int, default=8, metavar="8", help="how many, 1 to 64")
     demo.add_argument("--display", choices=("none", "windows"), default="none")
+    demo.add_argument("--layout", metavar="2x4", help="with --display windows: all cameras in one, ROWSxCOLUMNS")
 
     status = commands.add_parser("status", help="print a table of a hub's cameras")
     status.set_defaults(run=_status)
@@ -381,7 +382,8 @@ def _demo(options: argparse.Namespace) -> int:
         config = Path(processes.enter_context(tempfile.TemporaryDirectory())) / "hub.yml"
         config.write_text(json.dumps({"cameras": names}))  # which is YAML too
         places = ("--bind", "tcp://127.0.0.1:0", "--http", f"127.0.0.1:{port}")
-        hub = processes.enter_context(_Child("hub", *places, "--display", options.display, "--config", str(config)))
+        display = ("--display", options.display, *(("--layout", options.layout) if options.layout else ()))
+        hub = processes.enter_context(_Child("hub", *places, *display, "--config", str(config)))
         endpoint, wall = hub.announced("hub: "), hub.announced("wall: ")
         if not (endpoint and wall):
             raise StreamerError("the demo's hub did not start; see above")

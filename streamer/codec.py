@@ -182,8 +182,8 @@ def decode_jpeg(jpeg: Buffer, at_least: tuple[int, int] | None = None) -> Image:
 
     Args:
         jpeg: the whole picture.
-        at_least: (width, height) in pixels that are enough: a picture larger than that may come out scaled down, never
-            below it, which costs less than to decode all of it. None for its own size.
+        at_least: (width, height) in pixels that are enough: a picture more than twice as large may come out scaled
+            down, never below it, which costs less than to decode all of it. None for its own size.
 
     Returns:
         uint8 of shape (height, width, 3), in BGR; greyscale pictures too.
@@ -194,6 +194,10 @@ def decode_jpeg(jpeg: Buffer, at_least: tuple[int, int] | None = None) -> Image:
     """
     library = _library()
     try:
+        if at_least is not None:
+            width, height = jpeg_size(memoryview(jpeg))
+            if width < 2 * at_least[0] or height < 2 * at_least[1]:
+                at_least = None  # to scale by three quarters, say, takes libjpeg longer than to decode it all
         return library.decode(jpeg, at_least)
     except Exception as error:  # each library has error types of its own
         raise CodecError(f"JPEG decoder: {_one_line(error)}") from error

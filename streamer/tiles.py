@@ -125,8 +125,10 @@ class Tile:
         height, width = self._area.shape[:2]
         picture = fitted(picture, width, height)
         top, left = (height - picture.shape[0]) // 2, (width - picture.shape[1]) // 2
-        self._area[:] = GROUND
-        self._area[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        bottom, right = top + picture.shape[0], left + picture.shape[1]
+        for bar in (self._area[:top], self._area[bottom:], self._area[:, :left], self._area[:, right:]):
+            bar[:] = GROUND
+        self._area[top:bottom, left:right] = picture
 
 
 def silence(status: Status) -> str:
@@ -152,7 +154,8 @@ def fitted(image: Image, width: int, height: int) -> Image:
     """
     size = _fitted_size(image.shape[1], image.shape[0], width, height)
     if size != (image.shape[1], image.shape[0]):
-        how = cv2.INTER_AREA if size[0] < image.shape[1] else cv2.INTER_LINEAR
+        # Down to a half the fast way loses nothing that anybody would see; it takes a tenth of the time.
+        how = cv2.INTER_AREA if 2 * size[0] < image.shape[1] else cv2.INTER_LINEAR
         image = cv2.resize(image, size, interpolation=how)  # type: ignore[assignment]
     return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image  # type: ignore[return-value]
 

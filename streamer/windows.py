@@ -33,6 +33,7 @@ _TITLE_BAR = 40  # pixels left between the rows for the frame that the desktop d
 _LOOK_S = 0.25
 _CLOSED_S = 1.0
 _FRAMED_S = 2.0
+_OPEN_EVERY_S = 0.05  # of several windows opened at once, Qt now and then leaves one unpainted for good
 _KEY_QUIT, _KEY_ESCAPE = ord("q"), 27
 _TITLE = "streamer"
 _GRID_MAX = (1920, 1080)  # pixels, at first
@@ -117,6 +118,8 @@ class Windows(_Display):
         self._cell_height = width * 3 // 4
         self._places = list(cameras)
         self._decoder = Decoder()
+        self._coming: dict[str, Image] = {}  # of each window to be opened
+        self._last_opened = 0.0
         self._pictures: dict[str, Image] = {}  # of each open window
         self._opened: dict[str, float] = {}  # when, of each window that is not in its place for sure
         self._closing = _Closing()
@@ -141,12 +144,18 @@ class Windows(_Display):
         image = self._decoder.decode(frame)
         if image is None:
             return
-        is_new = name not in self._pictures
-        self._pictures[name] = image
-        if is_new:
-            self._open(name, image)
-        else:
+        if name in self._pictures:
+            self._pictures[name] = image
             self._put(name, image)
+        else:
+            self._coming[name] = image
+
+    def _draw(self) -> None:
+        now = time.monotonic()
+        if self._coming and now - self._last_opened >= _OPEN_EVERY_S:
+            self._last_opened = now
+            name = next(iter(self._coming))
+            self._open(name, self._coming.pop(name))
 
     def _put(self, name: str, image: Image) -> None:
         if not self._closing.is_away(name):  # else it would be opened anew
@@ -155,6 +164,7 @@ class Windows(_Display):
     def _open(self, name: str, image: Image) -> None:
         if name not in self._places:
             self._places.append(name)
+        self._pictures[name] = image
         cv2.namedWindow(name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         cv2.imshow(name, image)
         height, width = image.shape[:2]
@@ -180,6 +190,7 @@ class Windows(_Display):
             name = status.name
             if status.state == State.GONE.value:
                 self._closing.forget(name)
+                self._coming.pop(name, None)
                 if self._pictures.pop(name, None) is not None:
                     cv2.destroyWindow(name)
             elif status.state == State.STALE.value and name in self._pictures:
