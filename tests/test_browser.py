@@ -142,8 +142,8 @@ def test_one_camera_by_keyboard_and_back(browser: Browser, eight: Fleet) -> None
         page.keyboard.press("ArrowRight")
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Enter")
-        assert page.evaluate("location.hash") == "#pi2"
-        assert [name for name in EIGHT if tile(page, name).is_visible()] == ["pi2"]
+        until(lambda: page.evaluate("location.hash") == "#pi2")
+        until(lambda: [name for name in EIGHT if tile(page, name).is_visible()] == ["pi2"])
         all_drawn(page, ["pi2"])
         page.keyboard.press("ArrowRight")
         assert page.evaluate("location.hash") == "#pi3"
@@ -152,10 +152,10 @@ def test_one_camera_by_keyboard_and_back(browser: Browser, eight: Fleet) -> None
         page.keyboard.press("ArrowLeft")
         assert page.evaluate("location.hash") == "#pi9"
         page.keyboard.press("Escape")
+        until(lambda: page.evaluate("document.activeElement.dataset.name") == "pi9")
         assert all(tile(page, name).is_visible() for name in EIGHT)
-        assert page.evaluate("document.activeElement.dataset.name") == "pi9"
         page.go_back()
-        assert page.evaluate("location.hash") == "#pi9"
+        until(lambda: page.evaluate("location.hash") == "#pi9")
 
 
 def test_link_to_one_camera_and_saving_its_picture(browser: Browser, eight: Fleet, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_link_to_one_camera_and_saving_its_picture(browser: Browser, eight: Flee
         download.value.save_as(tmp_path / "saved.jpg")
         assert (tmp_path / "saved.jpg").read_bytes()[:2] == b"\xff\xd8"
         page.click("#back")
-        assert tile(page, "pi1").is_visible()
+        until(lambda: tile(page, "pi1").is_visible())
     with looking(browser, f"{eight.url}#pi77") as page:
         notice = page.locator("#notice")
         until(lambda: "no camera pi77; there are: pi1, pi2," in notice.inner_text(), 15)
@@ -246,7 +246,7 @@ def test_numbers(browser: Browser, eight: Fleet) -> None:
         link = row.locator("a")
         link.click()
         all_drawn(numbers, ["pi1"])
-        assert [name for name in EIGHT if tile(numbers, name).is_visible()] == ["pi1"]
+        until(lambda: [name for name in EIGHT if tile(numbers, name).is_visible()] == ["pi1"])
 
 
 @pytest.fixture(scope="module")

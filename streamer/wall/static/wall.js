@@ -300,10 +300,11 @@ function step(by) {
   go(names[(names.indexOf(chosenName()) + by + names.length) % names.length]);
 }
 
+let cameFrom = ""; // gets the keyboard when all are shown again, once the browser has gone there
+
 function back() {
-  const name = chosenName();
+  cameFrom = chosenName();
   go("");
-  tiles.get(name)?.element.focus();
 }
 
 function save() {
@@ -378,6 +379,7 @@ const sight = new IntersectionObserver((entries) => {
 addEventListener("hashchange", () => {
   choose();
   look();
+  if (!chosenName()) tiles.get(cameFrom)?.element.focus();
 });
 addEventListener("resize", look);
 document.addEventListener("visibilitychange", want);
