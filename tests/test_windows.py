@@ -127,13 +127,19 @@ class Source:
         self._sender.close()
 
 
-@pytest.fixture
-def sources(shown: Shown) -> Iterator[dict[str, Source]]:
+@contextlib.contextmanager
+def four_sources(endpoint: str) -> Iterator[dict[str, Source]]:
     colours = {"one": RED, "three": GREEN, "five": BLUE, "stranger": WHITE}
-    sources = {name: Source(shown.endpoint, name, colour) for name, colour in colours.items()}
+    sources = {name: Source(endpoint, name, colour) for name, colour in colours.items()}
     yield sources
     for source in sources.values():
         source.close()
+
+
+@pytest.fixture
+def sources(shown: Shown) -> Iterator[dict[str, Source]]:
+    with four_sources(shown.endpoint) as sources:
+        yield sources
 
 
 def sending(sources: list[Source], condition: Callable[[], bool]) -> Callable[[], bool]:
@@ -276,11 +282,8 @@ def wall(screen: str, tmp_path: Path) -> Iterator[Wall]:
 
 @pytest.fixture
 def senders(wall: Wall) -> Iterator[dict[str, Source]]:
-    colours = {"one": RED, "three": GREEN, "five": BLUE, "stranger": WHITE}
-    senders = {name: Source(wall.endpoint, name, colour) for name, colour in colours.items()}
-    yield senders
-    for sender in senders.values():
-        sender.close()
+    with four_sources(wall.endpoint) as senders:
+        yield senders
 
 
 def test_grid_shows_every_camera_in_its_place_and_state(wall: Wall, senders: dict[str, Source]) -> None:

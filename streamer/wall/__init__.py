@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import streamer
 from streamer.errors import CodecError, MissingExtraError, TransportError
-from streamer.presence import natural
 
 try:
     from aiohttp import WSCloseCode, WSMsgType, web
@@ -335,7 +334,7 @@ class Wall:
         return response
 
     def _unknown(self, name: str) -> web.HTTPNotFound:
-        names = ", ".join(sorted((status.name for status in self._hub.cameras()), key=natural)) or "none"
+        names = ", ".join(status.name for status in self._hub.cameras()) or "none"
         return web.HTTPNotFound(text=f"no picture of a camera '{name}'; the cameras are: {names}\n")
 
 

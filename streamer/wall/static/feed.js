@@ -13,7 +13,9 @@ const RETRY_MAX_MS = 5000;
 
 const text = new TextDecoder();
 
-export function openFeed(url, post) {
+export function openFeed(post) {
+  const url = new URL("/ws", location.href);
+  url.protocol = url.protocol.replace("http", "ws");
   let socket = null;
   let wanted; // undefined until the page has said it; null while nobody sees the page
   let heard = 0;

@@ -175,9 +175,7 @@ function want() {
 function start() {
   const inPage = async () => {
     const { openFeed } = await import("./feed.js");
-    const url = new URL("/ws", location.href);
-    url.protocol = url.protocol.replace("http", "ws");
-    tell = openFeed(url, receive);
+    tell = openFeed(receive);
     wantedBefore = "";
   };
   try {

@@ -2,7 +2,5 @@
 
 import { openFeed } from "./feed.js";
 
-const url = new URL("/ws", location.href);
-url.protocol = url.protocol.replace("http", "ws");
-const tell = openFeed(url, (message, transfer = []) => postMessage(message, transfer));
+const tell = openFeed((message, transfer = []) => postMessage(message, transfer));
 onmessage = ({ data }) => tell(data);
