@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 import yaml
 
 from streamer.errors import ConfigError
-from streamer.wire import IN_FLIGHT_MAX, is_camera_name
+from streamer.wire import IN_FLIGHT_LIMIT, IN_FLIGHT_MAX, is_camera_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -245,7 +245,7 @@ class SenderConfig:
     rotate: int = _setting(_rotation, 0)
     controls: tuple[tuple[str, Control], ...] = _setting(_controls, ())
     encoder: str = _setting(_one_of("auto", "hardware", "software"), "auto")
-    in_flight_limit: int = _setting(_integer(1, IN_FLIGHT_MAX), 2)
+    in_flight_limit: int = _setting(_integer(1, IN_FLIGHT_MAX), IN_FLIGHT_LIMIT)
     reply_timeout_s: float = _setting(_number(0.1, 60), 1.0)
 
 

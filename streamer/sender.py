@@ -12,7 +12,6 @@ import secrets
 import socket
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,6 +19,7 @@ from streamer import clock, wire
 from streamer.errors import CameraError, ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
 from streamer.transport import Poller, Publisher, Requester, Waker
+from streamer.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -83,9 +83,9 @@ class _Link:
         self.end = Requester(endpoint)
         self.answered = 0
         self._in_flight_limit = in_flight_limit
+        self._window = Window(in_flight_limit)
         self._reply_timeout_s = reply_timeout_s
         self._extras = extras  # what every header says
-        self._in_flight_ns: deque[int] = deque()  # when each was sent, the oldest first, as replies come
         # The hub's wall clock against our monotonic one: a Pi is told the time some while after it has booted.
         self._hub_clock = clock.Estimate()
         self._moved = 0.0  # when a reply came, or the first request went out
@@ -109,14 +109,17 @@ class _Link:
         """Whether the hub has not yet failed to reply, or has replied since."""
         return not self._backoff_s
 
-    @property
-    def has_credit(self) -> bool:
-        return len(self._in_flight_ns) < self._in_flight_limit
+    def has_room(self) -> bool:
+        """Whether one more frame may be under way; asked only when there is one."""
+        has_room = self._window.has_room(time.monotonic_ns())
+        if not has_room:
+            self._window.want()
+        return has_room
 
     @property
     def deadline(self) -> float | None:
         """When to look again even if nothing comes."""
-        return self._moved + self._reply_timeout_s if self._in_flight_ns else self._resume or None
+        return self._moved + self._reply_timeout_s if self._window.under_way else self._resume or None
 
     def send(self, outgoing: _Outgoing, dropped: int, now: float) -> bool:
         extras: dict[str, object] = {
@@ -136,16 +139,16 @@ class _Link:
         if not self.end.send(header, outgoing.payload):
             return False
         self._seq += 1
-        if not self._in_flight_ns:
+        if not self._window.under_way:
             self._moved = now
-        self._in_flight_ns.append(sent_ns)
+        self._window.sent(sent_ns)
         return True
 
     def receive(self, now: float) -> None:
         """Take the replies that are there: each is the credit for one more frame."""
         while (reply := self.end.receive()) is not None:
             received_ns = time.monotonic_ns()
-            sent_ns = self._in_flight_ns.popleft() if self._in_flight_ns else None
+            sent_ns = self._window.answered(received_ns)
             stamp_ns = wire.read_stamp(reply)
             if sent_ns is not None and stamp_ns is not None:
                 self._hub_clock.add(sent_ns, stamp_ns, received_ns)
@@ -159,13 +162,14 @@ class _Link:
             self._refused = refused
 
     def overdue(self, now: float) -> bool:
-        return bool(self._in_flight_ns) and now - self._moved >= self._reply_timeout_s
+        return self._window.under_way > 0 and now - self._moved >= self._reply_timeout_s
 
     def reopen(self, now: float) -> None:
         """Start afresh; a hub that keeps accepting and never replies, or leaves, is asked less and less often."""
         self.end.reopen()
-        self._in_flight_ns.clear()
-        self._hub_clock = clock.Estimate()  # it may be another hub that answers next
+        # It may be another hub that answers next, and by another way.
+        self._window = Window(self._in_flight_limit)
+        self._hub_clock = clock.Estimate()
         self._resume = now + self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
         self._backoff_s = min(_BACKOFF_MAX_S, 2 * self._backoff_s or _BACKOFF_FIRST_S)
 
@@ -177,7 +181,8 @@ class Sender:
         hubs: one endpoint or several, `tcp://HOST:PORT`; frames go to the first in the list that answers.
         name: the camera's name; by default this host's.
         publish: instead of hubs, an endpoint to bind and publish on, `tcp://*:PORT`.
-        in_flight_limit: frames without a reply, at most; 1 is imagezmq's lock-step.
+        in_flight_limit: frames without a reply, at most; as many are under way as the round trip holds. 1 is
+            imagezmq's lock-step.
         reply_timeout_s: without a reply for so many seconds the socket is thrown away and opened afresh.
         every_s: the interval between frames that is aimed at, in seconds; told to the hub.
         release: the release that runs, 1 to 64 of A-Z a-z 0-9 . _ + -; told to the hub.
@@ -194,7 +199,7 @@ class Sender:
         name: str | None = None,
         *,
         publish: str | None = None,
-        in_flight_limit: int = 2,
+        in_flight_limit: int = wire.IN_FLIGHT_LIMIT,
         reply_timeout_s: float = 1.0,
         every_s: float | None = None,
         release: str | None = None,
@@ -213,6 +218,7 @@ class Sender:
         self._reply_timeout_s = reply_timeout_s
         self._waker = Waker()
         self._mailbox: Mailbox[_Outgoing] = Mailbox(on_ready=None if publish else self._waker.wake)
+        self._taken = threading.Condition()  # the mailbox has become empty
         self._closing = False
         self._failure: Exception | None = None
         self._unsent = 0  # taken from the mailbox in the very moment in which the hub left
@@ -248,8 +254,7 @@ class Sender:
             WireError: it is neither, or too large to be sent.
             TransportError: the sender is closed, or has failed for good (out of file descriptors, say).
         """
-        if self._closing or self._failure:
-            raise TransportError(f"the sender has failed: {self._failure}" if self._failure else "the sender is closed")
+        self._check_works()
         # Both clocks now, while the wall clock is still the one that `captured_ns` was read from: later it may step.
         before_ns, wall_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
         wall = clock.measure(before_ns, wall_ns, after_ns)
@@ -260,6 +265,23 @@ class Sender:
         else:
             outgoing = _Outgoing(self.name, wire.jpeg_to_send(picture), None, None, captured_ns, wall)
         self._mailbox.put(self.name, outgoing)
+
+    def wait_sent(self, timeout_s: float | None = None) -> bool:
+        """Wait until no picture waits to be sent: for a source that makes one when it is wanted.
+
+        Args:
+            timeout_s: how long to wait, in seconds; None waits for as long as no hub takes the picture.
+
+        Returns:
+            False when the time is over.
+
+        Raises:
+            TransportError: the sender is closed, or has failed for good.
+        """
+        with self._taken:
+            is_sent = self._taken.wait_for(lambda: not self._mailbox or self._closing or self._failure, timeout_s)
+        self._check_works()
+        return bool(is_sent)
 
     @property
     def statistics(self) -> SenderStatistics:
@@ -286,6 +308,7 @@ class Sender:
         self._closing = True
         self._mailbox.close()
         self._waker.wake()
+        self._tell_taken()
         self._thread.join()
         self._waker.close()
 
@@ -294,6 +317,10 @@ class Sender:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_works(self) -> None:
+        if self._closing or self._failure:
+            raise TransportError(f"the sender has failed: {self._failure}" if self._failure else "the sender is closed")
 
     def _close_ends(self) -> None:
         for link in self._links:
@@ -307,6 +334,10 @@ class Sender:
         self._frames += 1
         self._first_sent = self._first_sent or now
         self._last_sent = now
+
+    def _tell_taken(self) -> None:
+        with self._taken:
+            self._taken.notify_all()
 
     @property
     def _dropped(self) -> int:
@@ -322,6 +353,7 @@ class Sender:
         except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
             self._failure = error
             _log.exception("%s: the sender has failed", self.name)
+            self._tell_taken()
         finally:
             self._close_ends()
 
@@ -336,10 +368,11 @@ class Sender:
             ready = [link for link in self._links if link.usable(now)]
             chosen = next((link for link in ready if link.trusted), ready[0] if ready else None)
             self._tell(chosen if chosen and chosen.trusted else None, now)
-            while chosen and chosen.has_credit and (outgoing := self._mailbox.take()):
+            while chosen and self._mailbox and chosen.has_room() and (outgoing := self._mailbox.take()):
+                self._tell_taken()
                 # Better hubs that have failed to reply get a copy, and are chosen again once they reply.
                 for link in ready[: ready.index(chosen)]:
-                    if link.has_credit:
+                    if link.has_room():
                         link.send(outgoing, self._dropped, now)
                 if chosen.send(outgoing, self._dropped, now):
                     self._count(outgoing, now)
@@ -365,6 +398,7 @@ class Sender:
             outgoing = self._mailbox.take(_IDLE_S)
             now = self.turned = time.monotonic()
             if outgoing is not None:
+                self._tell_taken()
                 counts = {"seq": seq, "start": start, "captured": outgoing.captured_ns, "dropped": self._dropped}
                 publisher.send(outgoing.header({**counts, **self._extras}), outgoing.payload)
                 self._count(outgoing, now)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 HEADER_MAX_BYTES = 4 * 1024
 PAYLOAD_MAX_BYTES = 32 * 1024 * 1024
 PIXELS_MAX = 64_000_000
+IN_FLIGHT_LIMIT = 8  # by default: enough for 60 frames a second over a round trip of a tenth of a second
 IN_FLIGHT_MAX = 16  # requests that a sender may have unanswered; well below every queue on the way
 OK = b"OK"
 ERROR_PREFIX = b"ERR "
