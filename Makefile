@@ -61,6 +61,6 @@ $(VENV)/demo: pyproject.toml
 	@touch $@
 
 $(VENV)/test: pyproject.toml tests/environment.sh
-	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv,fleet,test python3-venv libgl1 libglib2.0-0 \
+	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv,video,fleet,test python3-venv libgl1 libglib2.0-0 \
 	  xvfb openbox xdotool openssh-client prometheus chromium ffmpeg
 	@touch $@ $(VENV)/demo

@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 from enum import IntEnum
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +23,16 @@ import pytest
 import simplejpeg
 
 from streamer import cameras, codec
-from streamer.cameras import boards, mjpeg, opencv, pattern, v4l2
+from streamer.cameras import boards, mjpeg, opencv, pattern, v4l2, video
 from streamer.cameras.boards import Board
-from streamer.cameras.opencv import UsbCamera, VideoFile
+from streamer.cameras.opencv import UsbCamera
 from streamer.cameras.pattern import Pattern
+from streamer.cameras.video import VideoFile
 from streamer.errors import CameraError, CodecError, ConfigError, MissingExtraError
 from tests.conftest import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from streamer.cameras import Camera
     from streamer.codec import Image
@@ -63,7 +64,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (pattern, opencv):
+    for module in (pattern, opencv, video):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -188,9 +189,10 @@ def test_card_catches_up_over_a_short_delay_and_not_over_a_long_one(clock: Clock
     assert clock.now - 1000 == pytest.approx(62.0)
 
 
-# -- video files, by OpenCV
+# -- video files, by PyAV
 
 LEVELS = [20, 60, 100, 140, 180, 220]
+INVALID = "Invalid data found when processing input"
 
 
 def write_video(path: Path, rate: float = 10, size: tuple[int, int] = (64, 48)) -> str:
@@ -265,6 +267,47 @@ def test_video_is_fitted_into_the_size(
     assert level(jpeg) == LEVELS[0]
 
 
+def test_video_of_a_turned_phone_is_shown_upright(tmp_path: Path, clock: Clock) -> None:
+    file = tmp_path / "video.mp4"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    image = np.zeros((48, 64, 3), "uint8")
+    image[:, :32, 0] = image[:, 32:, 2] = 220  # blue is left, red is right
+    writer.write(image)
+    writer.release()
+    content = file.read_bytes()
+    # The track header's matrix, ISO/IEC 14496-12, 8.3.2: a quarter turn clockwise.
+    matrix = content.index(b"tkhd") + 40
+    turn = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    file.write_bytes(content[:matrix] + turn + content[matrix + len(turn) :])
+    with VideoFile(str(file), (64, 48), 10, 85) as camera:
+        shown = strictly_decoded(camera.read()[0])
+    assert shown.shape == (48, 36, 3)
+    assert [int(shown[row, 18].argmax()) for row in (10, 38)] == [0, 2], "blue is above red"
+
+
+def test_damaged_pictures_of_a_video_are_left_out_and_told(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = Path(write_video(tmp_path))
+    content = file.read_bytes()
+    first = content.index(b"00dc", content.index(b"movi"))
+    second, third = (match.start() for match in itertools.islice(re.finditer(b"00dc", content[first:]), 1, 3))
+    file.write_bytes(content[: first + second + 8] + bytes(third - second - 8) + content[first + third :])
+    with VideoFile(str(file), (64, 48), 10, 85) as camera:
+        shown = [level(camera.read()[0]) for _ in range(7)]
+    assert shown == [LEVELS[0], *LEVELS[2:], LEVELS[0], LEVELS[2]]
+    assert [record.getMessage() for record in caplog.records] == [f"file:{file}: 1 damaged pictures left out"]
+
+
+def test_video_without_pictures(tmp_path: Path, clock: Clock) -> None:
+    file = Path(write_video(tmp_path))
+    content = file.read_bytes()
+    start = content.index(b"movi")
+    file.write_bytes(content[: start + 4] + bytes(len(content) - start - 4))
+    with VideoFile(str(file), (64, 48), 10, 85) as camera, pytest.raises(CameraError, match="has no pictures"):
+        camera.read()
+
+
 def test_video_stamps_the_moment_of_each_picture(tmp_path: Path, clock: Clock) -> None:
     camera = VideoFile(write_video(tmp_path), (64, 48), 10, 85)
     for _ in range(3):
@@ -275,8 +318,8 @@ def test_video_stamps_the_moment_of_each_picture(tmp_path: Path, clock: Clock) -
     ("content", "error"),
     [
         pytest.param(None, "there is no such file", id="missing"),
-        pytest.param(b"", "is no video that OpenCV can read", id="empty"),
-        pytest.param(b"no video at all\n" * 99, "is no video that OpenCV can read", id="garbage"),
+        pytest.param(b"", f"is no video that FFmpeg can read: {INVALID}", id="empty"),
+        pytest.param(b"no video at all\n" * 99, f"is no video that FFmpeg can read: {INVALID}", id="garbage"),
     ],
 )
 def test_file_that_is_no_video(
@@ -881,7 +924,7 @@ class Picamera2:
 @pytest.fixture
 def forgotten() -> Iterator[None]:
     """Let the cameras' files be imported afresh, and bring back those that were there."""
-    names = [f"streamer.cameras.{name}" for name in ("opencv", "pattern", "picamera2")]
+    names = [f"streamer.cameras.{name}" for name in ("opencv", "pattern", "picamera2", "video")]
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     yield
     for name in names:
@@ -1151,7 +1194,7 @@ def test_pi_camera_that_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("picamera2", "picamera2", "picamera2", "python3-picamera2"),
         ("usb:0", "cv2", "opencv", "python3-opencv"),
-        ("file:video.mp4", "cv2", "opencv", "python3-opencv"),
+        ("file:video.mp4", "av", "video", "python3-av"),
         ("pattern", "PIL", "pattern", "python3-pil"),
     ],
 )
@@ -1167,7 +1210,11 @@ def test_missing_extra(source: str, library: str, extra: str, package: str, monk
 
 @pytest.mark.parametrize(
     ("source", "blocked"),
-    [("pattern", ["cv2", "picamera2"]), ("usb:97", ["PIL", "picamera2"]), ("file:none", ["PIL", "picamera2"])],
+    [
+        ("pattern", ["av", "cv2", "picamera2"]),
+        ("usb:97", ["PIL", "av", "picamera2"]),
+        ("file:none", ["PIL", "cv2", "picamera2"]),
+    ],
 )
 @pytest.mark.usefixtures("forgotten")
 def test_a_camera_needs_no_other_ones_library(source: str, blocked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,8 +41,9 @@ FOLDERS = {"cameras", "wall"}
 LIBRARIES = {
     "PIL": {"cameras.pattern", "codec"},
     "aiohttp": {"wall", "wall.access"},
+    "av": {"cameras.video"},
     "cv2": {"codec", "cameras.opencv", "tiles", "windows"},
-    "numpy": {"codec", "frame", "grid", "imagezmq", "tiles"},
+    "numpy": {"cameras.video", "codec", "frame", "grid", "imagezmq", "tiles"},
     "picamera2": {"cameras.picamera2"},
     "prometheus_client": {"wall.metrics"},
     "simplejpeg": {"codec"},
@@ -192,7 +193,7 @@ def extras_named() -> dict[str, set[str]]:
 def test_extras_that_errors_name_exist() -> None:
     named = extras_named()
     assert set().union(*named.values()) <= set(PROJECT["optional-dependencies"])
-    optional = {"PIL", "aiohttp", "cv2", "picamera2", "prometheus_client", "simplejpeg"}
+    optional = {"PIL", "aiohttp", "av", "cv2", "picamera2", "prometheus_client", "simplejpeg"}
     importing = set().union(*(LIBRARIES[library] for library in optional))
     assert importing - {"wall.access"} == set(named), "before that one, `wall` itself is imported"
 

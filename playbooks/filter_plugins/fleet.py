@@ -45,7 +45,8 @@ NEEDS = {
     "everywhere": {"zmq": "python3-zmq", "yaml": "python3-yaml", "installer": "python3-installer"},
     "picamera2": {"picamera2": "python3-picamera2"},
     "usb": {"cv2": "python3-opencv"},
-    "file": {"cv2": "python3-opencv"},
+    # PyAV decodes for half of what OpenCV takes of a card; Pillow makes the JPEGs.
+    "file": {"av": "python3-av", "PIL": "python3-pil"},
     "pattern": {"PIL": "python3-pil"},
     "hub": {
         "aiohttp": "python3-aiohttp",

@@ -84,7 +84,7 @@ def opener(
             device = int(argument) if argument.isdecimal() else argument
             return partial(UsbCamera, device, size, fps, quality)
         case "file":
-            from streamer.cameras.opencv import VideoFile
+            from streamer.cameras.video import VideoFile
 
             return partial(VideoFile, argument, size, fps, quality)
         case _:

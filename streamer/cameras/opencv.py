@@ -1,4 +1,4 @@
-"""Cameras through OpenCV: USB cameras (V4L2 on Linux) and video files."""
+"""USB cameras, through OpenCV (V4L2 on Linux)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import math
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamer import codec
@@ -16,15 +15,12 @@ from streamer.errors import CameraError, CodecError, MissingExtraError
 try:
     import cv2
 except ImportError as error:
-    raise MissingExtraError("a camera 'usb:' or 'file:'", "opencv", "python3-opencv") from error
+    raise MissingExtraError("a camera 'usb:'", "opencv", "python3-opencv") from error
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from streamer.codec import Image
-
 _WARM_UP_S = 1.0  # exposure and white balance settle
-_STALL_S = 1.0
 _NO_PICTURE_S = 5.0
 _TELL_S = 1.0
 _STAMP_AGE_MAX_NS = 10_000_000_000
@@ -151,84 +147,3 @@ class UsbCamera:
                 *size,
                 fps,
             )
-
-
-class VideoFile:
-    """A video file as a camera: played at its own rate, again and again.
-
-    Args:
-        path: of the file.
-        size: (width, height) that the picture is fitted into, keeping its proportions.
-        fps: frames per second at most; the file plays at its own speed whatever it is.
-        quality: of the JPEG, 1 to 100.
-
-    Raises:
-        CameraError: it is not there, or no video.
-    """
-
-    def __init__(self, path: str, size: tuple[int, int], fps: float, quality: int) -> None:
-        self._source = f"file:{path}"
-        self._size = size
-        self._quality = quality
-        if not Path(path).is_file():
-            raise CameraError(f"{self._source}: there is no such file")
-        self._capture = cv2.VideoCapture(path)
-        if not self._capture.isOpened():
-            raise CameraError(f"{self._source}: is no video that OpenCV can read")
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self._interval_s = 1 / rate if 0 < rate <= 1000 else 1 / fps
-        self._wanted_interval_s = 1 / fps
-        self._next = time.monotonic()
-        self._next_wanted = self._next
-        self._rewound = True
-
-    def read(self) -> tuple[bytes, int]:
-        """Wait until the next picture is due, and return (JPEG, wall clock in ns).
-
-        Raises:
-            CameraError: the file gives no pictures.
-        """
-        while True:
-            self._advance()
-            due = self._next
-            self._next += self._interval_s
-            # Half an interval of tolerance, so that a file at the wanted rate loses no frame to rounding.
-            if due < self._next_wanted - self._interval_s / 2:
-                continue
-            self._next_wanted = max(self._next_wanted + self._wanted_interval_s, due)
-            found, image = self._capture.retrieve()
-            if not found:
-                raise CameraError(f"{self._source}: has a picture that cannot be decoded")
-            now = time.monotonic()
-            if due > now:
-                time.sleep(due - now)
-            elif now - due > _STALL_S:  # suspended, or short of CPU: no burst to catch up
-                self._next = self._next_wanted = now
-            return codec.encode_jpeg(self._fitted(image), self._quality), time.time_ns()  # type: ignore[arg-type]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._capture.release()
-
-    def _advance(self) -> None:
-        """Go to the next picture, from the last to the first."""
-        if self._capture.grab():
-            self._rewound = False
-            return
-        if self._rewound:
-            raise CameraError(f"{self._source}: has no pictures")
-        self._rewound = True
-        self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
-        self._advance()
-
-    def _fitted(self, image: Image) -> Image:
-        height, width = image.shape[:2]
-        scale = min(self._size[0] / width, self._size[1] / height)
-        if scale == 1:
-            return image
-        # Even sides, since 4:2:0 halves them.
-        target = max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        return cv2.resize(image, target, interpolation=how)  # type: ignore[return-value]

@@ -45,6 +45,7 @@ FLEET_PACKAGES = (
     "python3-yaml",
     "python3-numpy",
     "python3-pil",
+    "python3-av",
     "python3-opencv",
     "python3-aiohttp",
     "python3-prometheus-client",
