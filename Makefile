@@ -1,5 +1,5 @@
-# make demo | test | test-all | vm | arm64 | lint | lab | lab-down | bench | screenshots | clean. Each does its own
-# set-up.
+# make demo | test | test-all | vm | arm64 | lint | lab | lab-down | bench | bench-fleet | screenshots | clean. Each does
+# its own set-up.
 
 PYTHON ?= python3
 SUITE ?= trixie
@@ -9,7 +9,7 @@ PYTHONS := streamer tests playbooks roles
 # ansible-lint looks for its companions there.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all vm arm64 lint image lab lab-down bench screenshots clean
+.PHONY: demo test test-all vm arm64 lint image lab lab-down bench bench-fleet screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo          ## eight cameras, the hub and its page, in this terminal
@@ -48,6 +48,9 @@ lab-down:
 
 bench: $(VENV)/test         ## what viewers cost the hub, beside the plainest that does the same; five minutes
 	@$(BIN)/python -m tests.bench.wall
+
+bench-fleet: $(VENV)/test   ## how long deploys of 9 and of 32 hosts of the lab take; half an hour, root on Debian
+	@$(BIN)/python -m tests.bench.fleet
 
 screenshots: $(VENV)/test   ## the README's pictures
 	@$(BIN)/python -m tests.pictures.take

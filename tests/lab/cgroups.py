@@ -74,6 +74,11 @@ class Group:
                 return pid
         return None
 
+    def spent_s(self) -> float:
+        """Processor time of all that ever ran in it, in seconds."""
+        lines = (self._path / "cpu.stat").read_text().splitlines()
+        return int(dict(line.split() for line in lines)["usage_usec"]) / 1e6
+
     def kill(self) -> None:
         """Ends every process in it at once, and waits until they are gone."""
         if self._path.exists():
