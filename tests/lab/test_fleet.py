@@ -266,7 +266,7 @@ def test_stop_start_status_and_verify() -> None:
 
 
 def test_camera_that_cannot_start_is_named_with_its_last_words(tmp_path: Path) -> None:
-    # One that has OpenCV already: another would first unpack it for half a minute.
+    # One that has PyAV already: another would first unpack it for some ten seconds.
     variables = {"streamer_camera": "file:/srv/nothing.mp4", "sender_start_timeout_s": 10}
     broken = edited(tmp_path / "hosts.yml", cameras={"pi7": variables})
     try:
