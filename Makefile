@@ -46,8 +46,8 @@ lab:                        ## nine Debian hosts on this machine, to deploy to; 
 lab-down:
 	@$(PYTHON) tests/lab/lab.py down
 
-bench: $(VENV)/test         ## what viewers cost the hub, beside the plainest that does the same; five minutes
-	@$(BIN)/python -m tests.bench.wall
+bench: $(VENV)/bench        ## this package and its peers side by side, tables and plots; a quarter of an hour
+	@$(BIN)/python -m tests.bench
 
 bench-fleet: $(VENV)/test   ## how long deploys of 9 and of 32 hosts of the lab take; half an hour, root on Debian
 	@$(BIN)/python -m tests.bench.fleet
@@ -67,3 +67,7 @@ $(VENV)/test: pyproject.toml tests/environment.sh
 	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv,video,fleet,test python3-venv libgl1 libglib2.0-0 \
 	  xvfb openbox xdotool openssh-client prometheus chromium ffmpeg
 	@touch $@ $(VENV)/demo
+
+$(VENV)/bench: $(VENV)/test
+	@tests/environment.sh "$(PYTHON)" $(VENV) bench
+	@touch $@

@@ -13,22 +13,16 @@ count, less what it needs with nobody looking, for each frame that reached a vie
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import datetime as dt
 import json
-import os
-import platform
-import statistics
 import struct
-import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -37,11 +31,8 @@ from aiohttp import web
 import streamer
 from streamer.codec import encode_jpeg
 from streamer.wall import Wall
+from tests.bench.measure import Options, Part, Row, cpu_s, keep, percentiles, program, progress, resident_mb, spread
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-ROOT = Path(__file__).parents[2]
 CAMERAS = [f"pi{number}" for number in range(1, 9)]
 FPS = 30
 FRAME_BYTES = 110_000
@@ -49,7 +40,6 @@ VIEWERS = (1, 3, 10)
 KINDS = ("wall", "stream", "bare", "plain")
 WARM_UP_S = 2.0
 STUCK_VIEWERS = 20
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -257,85 +247,48 @@ async def get_stuck(port: int, viewers: int, seconds: float) -> dict[str, Any]:
 # -- the measurement
 
 
-def cpu_s(process: int) -> float:
-    """Processor time of a process so far, in seconds."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def resident_mb(process: int) -> float:
-    """Memory that a process holds."""
-    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
-
-
-@contextlib.contextmanager
-def part(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a part of this program as a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.wall", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            assert process.stdin
-            process.stdin.close()
-
-
 def measure(kind: str, viewers: int, seconds: float) -> tuple[dict[str, Any], float, float]:
     """Return what viewers saw, the hub's processor time meanwhile in seconds, and the growth of its memory in MB."""
-    with part("serve", kind) as hub:
-        assert hub.stdout
-        endpoint, port = hub.stdout.readline().split()
-        with part("send", endpoint), part("watch", kind, port, str(viewers), str(seconds)) as watching:
-            assert watching.stdout
-            watching.stdout.readline()  # has imported what it needs
+    with Part("wall", "serve", kind) as hub:
+        endpoint, port = hub.hear().split()
+        with Part("wall", "send", endpoint), Part("wall", "watch", kind, port, viewers, seconds) as watching:
+            watching.hear()  # has imported what it needs
             time.sleep(WARM_UP_S)
             before, memory = cpu_s(hub.pid), resident_mb(hub.pid)
             time.sleep(seconds)
             spent, grown = cpu_s(hub.pid) - before, resident_mb(hub.pid) - memory
-            return json.loads(watching.stdout.readline()), spent, grown
+            return json.loads(watching.hear()), spent, grown
 
 
-def percentiles(values: list[float]) -> tuple[float, float, float]:
-    if not values:
-        return (0.0, 0.0, 0.0)
-    cuts = statistics.quantiles(values, n=100)
-    return cuts[49], cuts[94], cuts[98]
-
-
-def main() -> int:
-    """Measure, print the table, and keep the figures in build/bench/wall.json."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6.0)
-    options = parser.parse_args()
+def run(options: Options) -> list[Row]:
+    """Measure all."""
     results: list[Result] = []
     for number in range(options.rounds):
         _, idle_s, _ = measure("wall", 0, options.seconds)
         for kind in KINDS:
             for viewers in VIEWERS:
+                progress(f"round {number + 1} of {options.rounds}: {kind}, {viewers} viewers")
                 seen, spent_s, _ = measure(kind, viewers, options.seconds)
                 frames = seen["frames"] / (viewers * len(CAMERAS) * options.seconds)
                 cost_us = 1e6 * (spent_s - idle_s) / max(1, seen["frames"])
                 results.append(Result(kind, viewers, frames, cost_us, percentiles(seen["latencies"])))
-                print(f"round {number + 1} of {options.rounds}: {kind}, {viewers} viewers", file=sys.stderr, flush=True)
     _, _, grown = measure("stuck", STUCK_VIEWERS, options.seconds)
 
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    print(f"{dt.date.today()}, {machine}, {options.rounds} rounds of {options.seconds:g} s")  # noqa: DTZ011
-    print(f"{'':8} {'viewers':>7} {'frames/s':>9} {'hub us a frame and viewer':>28} {'latency ms p50 p95 p99':>26}")
-    for kind in KINDS:
-        for viewers in VIEWERS:
-            rows = [row for row in results if (row.kind, row.viewers) == (kind, viewers)]
-            costs = [row.cost_us for row in rows]
-            frames = statistics.median(row.frames for row in rows)
-            cost = f"{statistics.median(costs):.0f} ({min(costs):.0f} to {max(costs):.0f})"
-            latency = " ".join(f"{statistics.median(row.latency_ms[at] for row in rows):.1f}" for at in range(3))
-            print(f"{kind:8} {viewers:7} {frames:9.1f} {cost:>28} {latency if kind == 'wall' else '-':>26}")
-    print(f"{STUCK_VIEWERS} viewers who ask for everything and read nothing: the hub grows by {grown:.1f} MB meanwhile")
-    kept = ROOT / "build/bench/wall.json"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps({"machine": machine, "results": [asdict(row) for row in results], "grown_mb": grown}))
-    return 0
+    rows: list[Row] = []
+    for viewers in VIEWERS:
+        work = f"{viewers} viewer{'s' if viewers > 1 else ''} of eight cameras, {FPS} frames/s each"
+        for kind in KINDS:
+            those = [each for each in results if (each.kind, each.viewers) == (kind, viewers)]
+            frames = median(each.frames for each in those)
+            figure = f"{frames:.1f} | {spread([each.cost_us for each in those], 0)}"
+            rows.append(Row(work, f"{kind}: frames/s | us hub a frame and viewer", figure))
+        ours = [each for each in results if (each.kind, each.viewers) == ("wall", viewers)]
+        latency = " ".join(f"{median(each.latency_ms[at] for each in ours):.1f}" for at in range(3))
+        rows.append(Row(work, "wall: added latency, ms p50 p95 p99", latency))
+    stuck = f"{STUCK_VIEWERS} viewers who ask for everything and read nothing"
+    rows.append(Row(stuck, "the hub grows by", f"{grown:.1f} MB"))
+    keep("wall", options, results, rows)
+    return rows
 
 
 if __name__ == "__main__":
@@ -353,4 +306,4 @@ if __name__ == "__main__":
             )
             print(json.dumps(asyncio.run(looking)), flush=True)
         case _:
-            sys.exit(main())
+            sys.exit(program(run, __doc__))

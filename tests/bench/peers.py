@@ -1,0 +1,327 @@
+"""This package and its peers, all doing the same work: the parts `hub` and `send` of the other benchmarks.
+
+    streamer       this package's Hub and Sender
+    imagezmq       imagezmq's REQ/REP, its default: the sender waits for each reply
+    imagezmq-pub   imagezmq's PUB/SUB
+    netgear        vidgear's NetGear, REQ/REP, with a port for each camera as its multi-server mode wants it
+    netgear-pub    the same, PUB/SUB
+    bare           the floor: a ROUTER in a loop that only receives, and DEALERs that only send
+
+Each hub keeps the newest picture of each camera, as it came. NetGear's own JPEG compression is off, since the pictures
+are JPEGs already. All libraries are used as PyPI has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from tests.bench import pictures
+from tests.bench.measure import percentiles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TITLES = {
+    "streamer": "streamer",
+    "streamer-curve": "streamer, CURVE",
+    "imagezmq": "imagezmq REQ/REP",
+    "imagezmq-pub": "imagezmq PUB/SUB",
+    "netgear": "NetGear REQ/REP",
+    "netgear-pub": "NetGear PUB/SUB",
+    "bare": "bare ROUTER loop",
+}
+PORT_EACH = ("imagezmq-pub", "netgear", "netgear-pub")
+BARE_HWM = 8
+COPY_MAX_BYTES = 1 << 17  # from there on libzmq is lent the buffer: see streamer.transport
+LOOK_S = 0.1
+LOOK_AT = 64
+
+
+def ports_of(kind: str, cameras: int) -> int:
+    """Tell how many ports so many cameras need."""
+    return cameras if kind in PORT_EACH else 1
+
+
+# -- hubs
+
+
+def take(kind: str, ports: list[int], *, raw: bool) -> Iterator[tuple[str, int, Any]]:
+    """Receive as a program written for that library does: the camera's name, when it was captured, its picture."""
+    if kind == "bare":
+        return _take_bare(ports[0])
+    if kind.startswith("netgear"):
+        return _take_netgear(kind, ports)
+    return _take_imagezmq(kind, ports, raw=raw)
+
+
+def _take_imagezmq(kind: str, ports: list[int], *, raw: bool) -> Iterator[tuple[str, int, Any]]:
+    import imagezmq
+
+    if kind == "imagezmq":
+        hub = imagezmq.ImageHub(f"tcp://127.0.0.1:{ports[0]}")
+    else:
+        hub = imagezmq.ImageHub(f"tcp://127.0.0.1:{ports[0]}", REQ_REP=False)
+        for port in ports[1:]:
+            hub.connect(f"tcp://127.0.0.1:{port}")
+    while True:
+        message, picture = hub.recv_image() if raw else hub.recv_jpg()
+        name, _, captured_ns = message.partition(" ")
+        yield name, int(captured_ns), picture
+        if kind == "imagezmq":  # after the program is done with it, as in imagezmq's examples
+            hub.send_reply()
+
+
+def _take_netgear(kind: str, ports: list[int]) -> Iterator[tuple[str, int, Any]]:
+    gear = _netgear(kind, [str(port) for port in ports], receive_mode=True)
+    while (taken := gear.recv()) is not None:
+        port, captured_ns, picture = taken
+        number = ports.index(int(port)) if ports[1:] else 0  # a relay's port is another
+        yield f"cam{number}", captured_ns, picture
+
+
+def _netgear(kind: str, port: Any, *, receive_mode: bool) -> Any:
+    from vidgear.gears.netgear import NetGear
+
+    logging.disable(logging.CRITICAL)  # it tells each of its steps
+    options: dict[str, Any] = {"multiserver_mode": True, "jpeg_compression": False}
+    pattern = 2 if kind == "netgear-pub" else 1
+    return NetGear("127.0.0.1", port, "tcp", pattern, receive_mode=receive_mode, **options)
+
+
+def _take_bare(port: int) -> Iterator[tuple[str, int, Any]]:
+    import zmq
+
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.setsockopt(zmq.RCVHWM, BARE_HWM)
+        router.bind(f"tcp://127.0.0.1:{port}")
+        while True:
+            _, header, payload = router.recv_multipart(copy=False)
+            name, _, captured_ns = header.bytes.partition(b" ")
+            yield name.decode(), int(captured_ns), payload
+
+
+class Record:
+    """What a hub has taken since it was begun."""
+
+    def __init__(self) -> None:
+        self.frames: Counter[str] = Counter()
+        self.ages: list[tuple[int, int]] = []  # (when it was taken, how old it was), in ns
+        self.copied = False
+
+    def answer(self, seconds: float) -> str:
+        """Write it as JSON: frames of each camera, percentiles of the age in ms, ages over the time."""
+        began = self.ages[0][0] if self.ages else 0
+        ages = [age / 1e6 for _, age in self.ages]
+        # Every frame at first, where a stall shows; later enough for a plot.
+        shown = self.ages if len(self.ages) < 2000 else self.ages[:: len(self.ages) // 500]
+        return json.dumps(
+            {
+                "frames": self.frames,
+                "seconds": seconds,
+                "age_ms": percentiles(ages),
+                "over_time": [((at - began) / 1e9, age / 1e6) for at, age in shown],
+                "copied": self.copied,
+            }
+        )
+
+
+def hub(kind: str, ports: list[int], cameras: int, how: str, work_s: float, *, raw: bool) -> None:
+    """Be a hub, which tells when it has had all cameras, and what it takes between `begin` and `end`.
+
+    Args:
+        how: `keep` leaves this package's frames in the hub, whose table counts them; `take` hands each to this program.
+        work_s: that the program needs for each frame, in seconds, without using the processor.
+    """
+    records = [Record()]
+    stall_s = [0.0]
+    seen: set[str] = set()
+    counts: Callable[[], Counter[str]] = lambda: Counter(records[0].frames)  # noqa: E731
+    source: Iterator[tuple[str, int, Any]]
+    latest: dict[str, Any] = {}
+    own: Any = None
+    if kind.startswith("streamer"):
+        import streamer
+
+        own = streamer.Hub(f"tcp://127.0.0.1:{ports[0]}")
+        if how == "keep":
+            counts = lambda: Counter({row.name: row.frames for row in own.cameras()})  # noqa: E731
+            source = _look(own, records)
+        else:
+            source = ((frame.camera, frame.captured_ns or 0, frame) for frame in own)
+    else:
+        source = take(kind, ports, raw=raw)
+
+    def obey() -> None:
+        before, began = Counter[str](), 0.0
+        for line in sys.stdin:
+            command, _, argument = line.strip().partition(" ")
+            if command == "begin":
+                records[0] = Record()
+                before, began = counts(), time.monotonic()
+                print("begun", flush=True)
+            elif command == "end":
+                records[0].frames = counts() - before
+                records[0].copied = _is_copy(own.latest("cam0") if own else latest.get("cam0"))
+                print(records[0].answer(time.monotonic() - began), flush=True)
+            elif command == "stall":
+                stall_s[0] = float(argument)
+        os._exit(0)
+
+    threading.Thread(target=obey, daemon=True).start()
+    print("listening", flush=True)
+    if how == "keep" and kind.startswith("streamer"):
+        while len(counts()) < cameras:
+            time.sleep(0.01)
+        print("all", flush=True)
+    for name, captured_ns, picture in source:
+        now_ns = time.time_ns()
+        record = records[0]
+        record.frames[name] += 1
+        record.ages.append((now_ns, now_ns - captured_ns))
+        latest[name] = picture
+        if len(seen) < cameras:
+            seen.add(name)
+            if len(seen) == cameras:
+                print("all", flush=True)
+        if work_s or stall_s[0]:
+            time.sleep(work_s + stall_s[0])
+            stall_s[0] = 0.0
+    print("ended", flush=True)  # NetGear gives up
+
+
+def _is_copy(picture: Any) -> bool:
+    """Whether an array was copied out of the message that brought it."""
+    array = getattr(picture, "image", picture) if getattr(picture, "dtype", None) else None
+    return array is not None and bool(array.flags.owndata)
+
+
+def _look(own: Any, records: list[Record]) -> Iterator[tuple[str, int, Any]]:
+    """Look now and then how old some kept frames were when they came, each camera in its turn: at next to no cost."""
+    names = [row.name for row in own.cameras()]
+    looks = itertools.cycle(names)
+    while True:
+        time.sleep(LOOK_S)
+        for _ in range(min(LOOK_AT, len(names))):
+            frame = own.latest(next(looks))
+            if frame and frame.captured_ns:
+                records[0].ages.append((frame.received_ns, frame.received_ns - frame.captured_ns))
+    yield from ()
+
+
+# -- senders
+
+
+def sender(kind: str, port: int, name: str) -> Callable[[Any, int, bool], None]:
+    """Connect one camera; returns what sends a picture, captured when, and with a wait for its turn or not."""
+    if kind == "bare":
+        import zmq
+
+        dealer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        dealer.setsockopt(zmq.SNDHWM, BARE_HWM)
+        dealer.connect(f"tcp://127.0.0.1:{port}")
+
+        def send_bare(picture: Any, captured_ns: int, _: bool) -> None:
+            header = b"%b %d" % (name.encode(), captured_ns)
+            dealer.send_multipart([header, picture], copy=memoryview(picture).nbytes < COPY_MAX_BYTES)
+
+        return send_bare
+    if kind.startswith("netgear"):
+        gear = _netgear(kind, str(port), receive_mode=False)
+
+        def send_netgear(picture: Any, captured_ns: int, _: bool) -> None:
+            import numpy as np
+
+            array = np.frombuffer(picture, np.uint8) if isinstance(picture, bytes) else picture
+            gear.send(array, message=captured_ns)
+
+        return send_netgear
+    if kind.startswith("imagezmq"):
+        import imagezmq
+
+        stock = imagezmq.ImageSender(f"tcp://127.0.0.1:{port}", REQ_REP=kind == "imagezmq")
+
+        def send_imagezmq(picture: Any, captured_ns: int, _: bool) -> None:
+            send = stock.send_jpg if isinstance(picture, bytes) else stock.send_image
+            send(f"{name} {captured_ns}", picture)
+
+        return send_imagezmq
+
+    import streamer
+
+    own = streamer.Sender(f"tcp://127.0.0.1:{port}", name=name)
+
+    def send_own(picture: Any, captured_ns: int, wait: bool) -> None:
+        own.send(picture, captured_ns=captured_ns)
+        if wait:
+            own.wait_sent()
+
+    return send_own
+
+
+def play(kind: str, port: int, number: int, fps: float, shown: list[Any]) -> None:
+    """Be one camera: flat out with 0 frames a second; else with pictures by the clock, of which the newest is read."""
+    send = sender(kind, port, f"cam{number}")
+    at = 0
+    if not fps:
+        while True:
+            send(shown[at % len(shown)], time.time_ns(), True)
+            at += 1
+    every_ns = round(1e9 / fps)
+    first_ns = time.time_ns() + every_ns * number // 8  # cameras are not in step
+    while True:
+        at = max(at + 1, (time.time_ns() - first_ns) // every_ns)
+        captured_ns = first_ns + at * every_ns
+        time.sleep(max(0.0, (captured_ns - time.time_ns()) / 1e9))
+        send(shown[at % len(shown)], captured_ns, False)
+
+
+def send(kind: str, ports: list[int], cameras: int, fps: float, format_name: str) -> None:
+    """Be all cameras, a process each, which begin as copies of this one: libraries are loaded once."""
+    import zmq  # noqa: F401
+
+    if kind.startswith("imagezmq"):
+        import imagezmq  # noqa: F401
+    elif kind.startswith("netgear"):
+        import vidgear.gears.netgear  # noqa: F401
+    else:
+        import streamer.sender  # noqa: F401
+    shown = pictures.load(format_name)
+    children = []
+    for number in range(cameras):
+        child = os.fork()
+        if not child:
+            threading.Thread(target=_end_with_input, daemon=True).start()
+            with contextlib.suppress(KeyboardInterrupt):
+                try:
+                    play(kind, ports[number % len(ports)], number, fps, shown)
+                except RuntimeError as error:  # NetGear gives up
+                    print(error, file=sys.stderr, flush=True)
+            os._exit(1)
+        children.append(child)
+    print(" ".join(map(str, children)), flush=True)
+    sys.stdin.read()
+    for child in children:
+        os.waitpid(child, 0)
+
+
+def _end_with_input() -> None:
+    os.read(0, 1)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["hub", kind, ports, cameras, how, work_s, format_name]:
+            raw = format_name.endswith("raw")
+            hub(kind, [int(port) for port in ports.split(",")], int(cameras), how, float(work_s), raw=raw)
+        case ["send", kind, ports, cameras, fps, format_name]:
+            send(kind, [int(port) for port in ports.split(",")], int(cameras), float(fps), format_name)
