@@ -6,6 +6,7 @@ One sender and eight, flat out with real footage as JPEG of three sizes and as r
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import sys
 import time
@@ -28,7 +29,7 @@ from tests.bench.measure import (
     progress,
     spread,
 )
-from tests.bench.peers import TITLES, ports_of
+from tests.bench.peers import TITLES, make_keys, ports_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,7 @@ WARM_UP_S = 0.5
 PEERS = ("imagezmq", "imagezmq-pub", "netgear", "netgear-pub")
 FOOTAGE = "640x480 q95"
 RAW = "640x480 raw"
+CURVE = ("streamer-curve",) if importlib.util.find_spec("streamer.keys") else ()
 # Format, cameras, frames a second (0: flat out), how the hub's frames are used, kinds.
 LOADS: list[tuple[str, int, int, str, tuple[str, ...]]] = [
     (FOOTAGE, 1, 0, "keep", ("streamer", *PEERS, "bare")),
@@ -45,7 +47,7 @@ LOADS: list[tuple[str, int, int, str, tuple[str, ...]]] = [
     ("1280x720 q85", 8, 0, "keep", ("streamer", "imagezmq", "bare")),
     (RAW, 1, 0, "keep", ("streamer", "imagezmq", "bare")),
     (RAW, 8, 0, "keep", ("streamer", "imagezmq", "bare")),
-    (FOOTAGE, 8, 30, "take", ("streamer", *PEERS, "bare")),
+    (FOOTAGE, 8, 30, "take", ("streamer", *CURVE, *PEERS, "bare")),
 ]
 
 
@@ -149,6 +151,9 @@ def rows_of(done: list[Measurement]) -> list[Row]:
                 rows.append(Row(load, f"{TITLES[kind]}: capture to program, ms p50 p95 p99", figure))
             p99 = {kind: [age[2] for age in ages[kind]] for kind in ("streamer", "imagezmq")}
             rows.append(compare(load, "hub CPU", ours["hub_us"], stock["hub_us"], "<= 1", "imagezmq's"))
+            if CURVE:
+                curve = values(load, CURVE[0], "hub_us")
+                rows.append(compare(load, "hub CPU with CURVE", curve, ours["hub_us"], "<= 1.6", "that without"))
             rows.append(compare(load, "latency p99", p99["streamer"], p99["imagezmq"], "<= 1", "imagezmq's"))
             continue
         if format_name == RAW:
@@ -171,6 +176,8 @@ def rows_of(done: list[Measurement]) -> list[Row]:
 def run(options: Options) -> list[Row]:
     """Measure all loads."""
     pictures.make()
+    if CURVE:
+        make_keys(max(cameras for _, cameras, *_ in LOADS))
     done = []
     for number in range(options.rounds):
         for load in LOADS:

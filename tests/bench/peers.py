@@ -1,6 +1,6 @@
 """This package and its peers, all doing the same work: the parts `hub` and `send` of the other benchmarks.
 
-    streamer       this package's Hub and Sender
+    streamer       this package's Hub and Sender; streamer-curve: encrypted
     imagezmq       imagezmq's REQ/REP, its default: the sender waits for each reply
     imagezmq-pub   imagezmq's PUB/SUB
     netgear        vidgear's NetGear, REQ/REP, with a port for each camera as its multi-server mode wants it
@@ -14,10 +14,12 @@ are JPEGs already. All libraries are used as PyPI has them.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -25,7 +27,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from tests.bench import pictures
-from tests.bench.measure import percentiles
+from tests.bench.measure import RESULTS, percentiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,6 +44,7 @@ TITLES = {
 PORT_EACH = ("imagezmq-pub", "netgear", "netgear-pub")
 BARE_HWM = 8
 COPY_MAX_BYTES = 1 << 17  # from there on libzmq is lent the buffer: see streamer.transport
+KEYS = RESULTS / "keys"
 LOOK_S = 0.1
 LOOK_AT = 64
 
@@ -49,6 +52,16 @@ LOOK_AT = 64
 def ports_of(kind: str, cameras: int) -> int:
     """Tell how many ports so many cameras need."""
     return cameras if kind in PORT_EACH else 1
+
+
+def make_keys(cameras: int) -> None:
+    """Make what `streamer-curve` needs: key pairs of the hub and of so many cameras, and the list of who may send."""
+    keys = importlib.import_module("streamer.keys")  # which a release without CURVE lacks
+    shutil.rmtree(KEYS, ignore_errors=True)
+    KEYS.mkdir(parents=True)
+    (KEYS / "hub.public").write_text(keys.make_pair(KEYS / "hub").public)
+    names = [f"cam{number}" for number in range(cameras)]
+    (KEYS / "allowed").write_text("".join(f"{name} {keys.make_pair(KEYS / name).public}\n" for name in names))
 
 
 # -- hubs
@@ -151,7 +164,8 @@ def hub(kind: str, ports: list[int], cameras: int, how: str, work_s: float, *, r
     if kind.startswith("streamer"):
         import streamer
 
-        own = streamer.Hub(f"tcp://127.0.0.1:{ports[0]}")
+        security: dict[str, Any] = {"curve_key_file": KEYS / "hub", "curve_allowed_file": KEYS / "allowed"}
+        own = streamer.Hub(f"tcp://127.0.0.1:{ports[0]}", **security if kind == "streamer-curve" else {})
         if how == "keep":
             counts = lambda: Counter({row.name: row.frames for row in own.cameras()})  # noqa: E731
             source = _look(own, records)
@@ -257,7 +271,10 @@ def sender(kind: str, port: int, name: str) -> Callable[[Any, int, bool], None]:
 
     import streamer
 
-    own = streamer.Sender(f"tcp://127.0.0.1:{port}", name=name)
+    security: dict[str, Any] = {}
+    if kind == "streamer-curve":
+        security = {"curve_key_file": KEYS / name, "curve_hub_keys": (KEYS / "hub.public").read_text()}
+    own = streamer.Sender(f"tcp://127.0.0.1:{port}", name=name, **security)
 
     def send_own(picture: Any, captured_ns: int, wait: bool) -> None:
         own.send(picture, captured_ns=captured_ns)
