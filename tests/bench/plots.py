@@ -113,7 +113,8 @@ def _stall(figure: Figure, done: list[dict[str, Any]]) -> None:
             if those:
                 times, ages = zip(*those[-1]["over_time"], strict=True)
                 shown = [max(age, 0.1) for age in ages]
-                panel.plot(times, shown, ".-", ms=2, lw=0.8, color=COLOURS[kind], label=TITLES[kind])
+                lw = 0.8 if work == "slow program" else 0  # while it stalls it gets nothing
+                panel.plot(times, shown, ".-", ms=3, lw=lw, color=COLOURS[kind], label=TITLES[kind])
         panel.set_yscale("log")
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("time, s")
