@@ -136,6 +136,14 @@ def _parser() -> argparse.ArgumentParser:
     send.add_argument("--config", type=Path, metavar="FILE", help="YAML file; --print-config shows one with every key")
     send.add_argument("--print-config", action="store_true", help="print the commented default file and end")
     send.add_argument("--hub", action="append", dest="hubs", metavar="tcp://HOST:5555", help="again: a second choice")
+    send.add_argument("--key", dest="curve_key_file", metavar="FILE", help="this camera's key pair, for encryption")
+    send.add_argument(
+        "--hub-key",
+        action="append",
+        dest="curve_hub_keys",
+        metavar="curve-public:…",
+        help="with --key, the hub's public key; again for a second hub",
+    )
     send.add_argument("--publish", metavar="tcp://*:5555", help="instead of --hub: publish here, for subscribers")
     send.add_argument("--name", help="the camera's name at the hub; this host's name by default")
     send.add_argument("--camera", metavar="picamera2|usb:0|usb:/dev/PATH|file:PATH|pattern")
@@ -151,6 +159,14 @@ def _parser() -> argparse.ArgumentParser:
     hub.add_argument("--config", type=Path, metavar="FILE", help="YAML file; --print-config shows one with every key")
     hub.add_argument("--print-config", action="store_true", help="print the commented default file and end")
     hub.add_argument("--bind", metavar="tcp://*:5555", help="where senders connect to")
+    hub.add_argument("--key", dest="curve_key_file", metavar="FILE", help="the hub's key pair: senders must encrypt")
+    hub.add_argument(
+        "--allowed",
+        dest="curve_allowed_file",
+        metavar="FILE",
+        help="with --key: lines NAME curve-public:…, who may send",
+    )
+    hub.add_argument("--plain-bind", metavar="tcp://*:5556", help="with --key: also for senders without encryption")
     hub.add_argument(
         "--subscribe", action="append", metavar="tcp://HOST:5555", help="a publishing sender, or again more"
     )
@@ -166,6 +182,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     hub.add_argument("--display", metavar="none|windows", help="windows: one window a camera on this screen")
     hub.add_argument("--layout", metavar="2x4", help="with --display windows: all cameras in one, ROWSxCOLUMNS")
+
+    keys = commands.add_parser("keys", help="make and show keys, for encryption and to tell who may send")
+    verbs = keys.add_subparsers(required=True, metavar="make|show")
+    for verb, does in (
+        ("make", "make a key pair in a new file, 0600, and print its public half"),
+        ("show", "print the public half of a key pair"),
+    ):
+        each = verbs.add_parser(verb, help=does)
+        each.set_defaults(run=_keys, verb=verb)
+        each.add_argument("file", type=Path, metavar="FILE")
 
     demo = commands.add_parser("demo", help="a hub and test cameras on this machine, no hardware needed")
     demo.set_defaults(run=_demo)
@@ -200,8 +226,9 @@ def _send(options: argparse.Namespace) -> int:
     if options.print_config:
         print(manual(SenderConfig), end="")
         return 0
-    flags = ("hubs", "publish", "name", "camera", "size", "fps", "quality", "hflip", "vflip", "rotate")
-    config = load(SenderConfig, options.config, {flag: getattr(options, flag) for flag in flags})
+    flags = ("hubs", "curve_key_file", "curve_hub_keys", "publish", "name", "camera", "size", "fps", "quality")
+    turns = ("hflip", "vflip", "rotate")
+    config = load(SenderConfig, options.config, {flag: getattr(options, flag) for flag in flags + turns})
     if bool(config.hubs) == bool(config.publish):
         place = f"{options.config}: hubs" if options.config else "--hub"
         raise ConfigError(f"{place}: give a hub to send to, tcp://HOST:5555, or else an address to publish on")
@@ -232,6 +259,8 @@ def _send(options: argparse.Namespace) -> int:
             reply_timeout_s=config.reply_timeout_s,
             every_s=1 / config.fps,
             release=_release(),
+            curve_key_file=config.curve_key_file,
+            curve_hub_keys=config.curve_hub_keys,
         )
         open_parts.callback(sender.close)
         feed = Feed(open_camera, sender)
@@ -286,8 +315,9 @@ def _hub(options: argparse.Namespace) -> int:
     if options.print_config:
         print(manual(HubConfig), end="")
         return 0
-    flags = ("bind", "subscribe", "http", "http_password_file", "http_open", "display", "layout")
-    config = load(HubConfig, options.config, {flag: getattr(options, flag) for flag in flags})
+    senders = ("bind", "curve_key_file", "curve_allowed_file", "plain_bind", "subscribe")
+    viewers = ("http", "http_password_file", "http_open", "display", "layout")
+    config = load(HubConfig, options.config, {flag: getattr(options, flag) for flag in senders + viewers})
     if config.display == "windows" and platform.system() == "Linux" and not os.environ.get("DISPLAY"):
         raise ConfigError("display: windows needs a screen, but DISPLAY is not set; run it on the desktop, or set none")
 
@@ -308,11 +338,16 @@ def _hub(options: argparse.Namespace) -> int:
             cameras=config.cameras,
             stale_after_s=config.stale_after_s,
             gone_after_s=config.gone_after_s,
+            curve_key_file=config.curve_key_file,
+            curve_allowed_file=config.curve_allowed_file,
+            plain_bind=config.plain_bind,
         )
         open_parts.callback(hub.close)
         wall = Wall(hub, *config.http, access=access, tls=tls, socket=config.http_socket)
         open_parts.callback(wall.close)
         print(f"hub: {hub.endpoint}", flush=True)
+        if hub.plain_endpoint:
+            print(f"plain: {hub.plain_endpoint}", flush=True)
         print(f"wall: {config.http._replace(port=wall.port).url(tls=tls is not None)}", flush=True)
         notifier.ready()
         fed = [hub.turned, wall.turned, 0.0]
@@ -368,6 +403,17 @@ def _summarise_hub(hub: Hub) -> None:
         rows.append((status.name, *counts, f"{sent} bytes", f"{raw} bytes", f"{sent / raw:.3f}"))
     if seen:
         _print_table(rows)
+
+
+# -- keys
+
+
+def _keys(options: argparse.Namespace) -> int:
+    from streamer.keys import make_pair, read_pair
+
+    pair = make_pair(options.file) if options.verb == "make" else read_pair(options.file)
+    print(pair.public)
+    return 0
 
 
 # -- demo

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import yaml
 
+from streamer import keys
 from streamer.errors import ConfigError
 from streamer.wire import IN_FLIGHT_LIMIT, IN_FLIGHT_MAX, is_camera_name
 
@@ -28,6 +29,10 @@ _FLAGS = {
     "hubs": "hub",
     "http_password_file": "password-file",
     "http_open": "open",
+    "curve_key_file": "key",
+    "curve_hub_keys": "hub-key",
+    "curve_allowed_file": "allowed",
+    "plain_bind": "plain-bind",
 }
 # The value of a libcamera control; a list is a tuple, and a list of rectangles one of tuples.
 Control: TypeAlias = "bool | int | float | str | tuple[Control, ...]"
@@ -193,6 +198,13 @@ def _path(value: Any) -> Path:
     return Path(value)
 
 
+def _public_key(value: Any) -> str:
+    try:
+        return keys.public_key(value)
+    except ConfigError as error:
+        raise _RejectedError(str(error)) from None  # without the value, which may be a secret
+
+
 def _rotation(value: Any) -> int:
     if isinstance(value, bool) or str(value) not in ("0", "180"):
         raise ValueError("0 or 180: the camera cannot turn its picture by a quarter")
@@ -245,6 +257,8 @@ class SenderConfig:
     rotate: int = _setting(_rotation, 0)
     controls: tuple[tuple[str, Control], ...] = _setting(_controls, ())
     encoder: str = _setting(_one_of("auto", "hardware", "software"), "auto")
+    curve_key_file: Path | None = _setting(_optional(_path), None)
+    curve_hub_keys: tuple[str, ...] = _setting(_several(_public_key), ())
     in_flight_limit: int = _setting(_integer(1, IN_FLIGHT_MAX), IN_FLIGHT_LIMIT)
     reply_timeout_s: float = _setting(_number(0.1, 60), 1.0)
 
@@ -254,6 +268,9 @@ class HubConfig:
     """What `streamer hub` needs; each field is explained in `hub.yml`."""
 
     bind: str = _setting(_listener, f"tcp://*:{PORT}")
+    curve_key_file: Path | None = _setting(_optional(_path), None)
+    curve_allowed_file: Path | None = _setting(_optional(_path), None)
+    plain_bind: str | None = _setting(_optional(_listener), None)
     subscribe: tuple[str, ...] = _setting(_several(_endpoint(_HOST, f"tcp://pi1:{PORT}")), ())
     http: Address = _setting(_http, Address("127.0.0.1", 8080))
     http_password_file: Path | None = _setting(_optional(_path), None)

@@ -10,10 +10,11 @@ import logging
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamer import wire
-from streamer.errors import TransportError, WireError
+from streamer import keys, wire
+from streamer.errors import ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
 from streamer.presence import Presence, State
 from streamer.transport import Poller, Replier, Subscriber, Waker
@@ -41,9 +42,16 @@ class Hub:
         cameras: names that are shown as WAITING until they come.
         stale_after_s: without a frame for so long a camera is STALE.
         gone_after_s: without a frame for so long it is GONE.
+        curve_key_file: the hub's key pair, made by `streamer keys make`: senders must then encrypt (CURVE), and have a
+            key that is allowed. By default there is no encryption and everybody may send.
+        curve_allowed_file: with `curve_key_file`, the keys that may send, and as which camera; a change takes effect
+            within a second.
+        plain_bind: with `curve_key_file`, a second address for senders without encryption, stock imagezmq ones for
+            example; they can take no name that has a key.
 
     Raises:
         TransportError: `bind` cannot be bound, or an address is malformed.
+        ConfigError: a key file is not what it must be, or is set without the other.
     """
 
     def __init__(
@@ -54,19 +62,29 @@ class Hub:
         cameras: Iterable[str] = (),
         stale_after_s: float = 3.0,
         gone_after_s: float = 30.0,
+        curve_key_file: Path | str | None = None,
+        curve_allowed_file: Path | str | None = None,
+        plain_bind: str | None = None,
     ) -> None:
+        if bool(curve_key_file) != bool(curve_allowed_file):
+            given, missing = ("curve_key_file", "curve_allowed_file")[:: 1 if curve_key_file else -1]
+            raise ConfigError(f"{given} is set and {missing} is not: set both, or neither")
+        if plain_bind and not curve_key_file:
+            raise ConfigError("plain_bind is set, but without curve_key_file bind is for senders without encryption")
+        pair = keys.read_pair(Path(curve_key_file)) if curve_key_file else None
+        self._allowed = keys.AllowList(Path(curve_allowed_file)) if curve_allowed_file else None
         self.stale_after_s, self.gone_after_s = stale_after_s, gone_after_s
         self._presence = Presence(cameras, stale_after_s=stale_after_s, gone_after_s=gone_after_s)
         self._lock = threading.Lock()  # of the presence table and the list of mailboxes
         self._mailboxes: list[tuple[Mailbox[Frame], frozenset[str] | None]] = []
-        self.refused = 0  # messages since the start
+        self.refused = 0  # messages and connections since the start
         self._refused: Counter[tuple[str, str]] = Counter()
         self._refused_told = time.monotonic()
         self._closing = False
         self._failure: Exception | None = None
         self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
         self._first = self._last = 0.0
-        self._replier = Replier(bind) if bind else None
+        self._replier = Replier(bind, pair, self._allowed, plain_bind) if bind else None
         self._subscriber: Subscriber | None = None
         try:
             for endpoint in subscribe:
@@ -83,6 +101,11 @@ class Hub:
     def endpoint(self) -> str | None:
         """Where it listens, with the port that `*` or 0 became; None when it only subscribes."""
         return self._replier.endpoint if self._replier else None
+
+    @property
+    def plain_endpoint(self) -> str | None:
+        """Where it listens for senders without encryption beside the others, as `endpoint`; None when it does not."""
+        return self._replier.plain_endpoint if self._replier else None
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield frames as they come, of each camera only the newest, until the hub is closed.
@@ -200,6 +223,9 @@ class Hub:
         while not self._closing:
             poller.wait(_TICK_S)
             now = self.turned = time.monotonic()
+            if self._replier and self._allowed:
+                for address, why in self._replier.admit():
+                    self._count_refused(address, why)
             for end in (self._replier, self._subscriber):
                 for _ in range(_BATCH if end else 0):
                     received = end.receive() if end else None
@@ -216,6 +242,8 @@ class Hub:
             if received.parts is None:
                 raise WireError("a message must have two parts, header and payload")
             frame = wire.parse(*received.parts, time.time_ns())
+            if self._allowed:
+                self._allowed.check(received.key, frame.camera)
             with self._lock:
                 change = self._presence.add(frame, received.address, now, received.route)
                 mailboxes = self._mailboxes
@@ -233,17 +261,22 @@ class Hub:
             _tell(change)
 
     def _refuse(self, received: Received, error: WireError) -> None:
-        self.refused += 1
         if self._replier and received.route:
             self._replier.reply(received.route, wire.error_reply(error))
+        self._count_refused(received.address, str(error))
+
+    def _count_refused(self, address: str | None, why: str) -> None:
+        self.refused += 1
         if len(self._refused) < 100:  # a stranger who varies his rubbish must not fill the memory
-            self._refused[received.address or "?", str(error)] += 1
+            self._refused[address or "?", why] += 1
 
     def _tick(self, now: float) -> None:
         with self._lock:
             changes = self._presence.tick(now)
         for change in changes:
             _tell(change)
+        if self._allowed:
+            self._allowed.refresh()
         if self._refused and now - self._refused_told >= _TELL_S:
             for (address, why), count in self._refused.items():
                 _log.warning("refused %d from %s: %s", count, address, why)

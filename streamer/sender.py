@@ -13,9 +13,11 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from streamer import clock, wire
+from streamer import clock, keys, wire
 from streamer.errors import CameraError, ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
 from streamer.transport import Poller, Publisher, Requester, Waker
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from streamer.cameras import Camera
+    from streamer.keys import KeyPair
 
 _BACKOFF_FIRST_S = 0.25
 _BACKOFF_MAX_S = 5.0
@@ -78,9 +81,9 @@ class _Link:
     """One hub, and the requests in flight to it. Not locked: it belongs to the sender's thread."""
 
     def __init__(
-        self, endpoint: str, in_flight_limit: int, reply_timeout_s: float, extras: Mapping[str, object]
+        self, end: Requester, in_flight_limit: int, reply_timeout_s: float, extras: Mapping[str, object]
     ) -> None:
-        self.end = Requester(endpoint)
+        self.end = end
         self.answered = 0
         self._in_flight_limit = in_flight_limit
         self._window = Window(in_flight_limit)
@@ -91,6 +94,7 @@ class _Link:
         self._moved = 0.0  # when a reply came, or the first request went out
         self._resume = 0.0
         self._backoff_s = 0.0
+        self._lost = False
         self._refused: bytes | None = None
         # Counted for each hub on its own, so that a frame sent to another is no loss to this one.
         self._seq = 0
@@ -161,12 +165,17 @@ class _Link:
                 _log.warning("%s refuses the frames: %s", self.end.endpoint, why)
             self._refused = refused
 
-    def overdue(self, now: float) -> bool:
-        return self._window.under_way > 0 and now - self._moved >= self._reply_timeout_s
+    def look(self, now: float) -> None:
+        """Start afresh when the connection has ended or the hub does not reply; while it rests, once it has rested."""
+        overdue = self._window.under_way > 0 and now - self._moved >= self._reply_timeout_s
+        self._lost = self.end.left() or overdue or self._lost
+        if self._lost and not self.resting(now):
+            self._reopen(now)
 
-    def reopen(self, now: float) -> None:
+    def _reopen(self, now: float) -> None:
         """Start afresh; a hub that keeps accepting and never replies, or leaves, is asked less and less often."""
         self.end.reopen()
+        self._lost = False
         # It may be another hub that answers next, and by another way.
         self._window = Window(self._in_flight_limit)
         self._hub_clock = clock.Estimate()
@@ -186,6 +195,9 @@ class Sender:
         reply_timeout_s: without a reply for so many seconds the socket is thrown away and opened afresh.
         every_s: the interval between frames that is aimed at, in seconds; told to the hub.
         release: the release that runs, 1 to 64 of A-Z a-z 0-9 . _ + -; told to the hub.
+        curve_key_file: this camera's key pair, made by `streamer keys make`: frames are then sent encrypted (CURVE) or
+            not at all. By default there is no encryption.
+        curve_hub_keys: with `curve_key_file`, the public key of each hub, in the order of `hubs`.
 
     Raises:
         TransportError: an endpoint is malformed, or cannot be bound.
@@ -203,8 +215,11 @@ class Sender:
         reply_timeout_s: float = 1.0,
         every_s: float | None = None,
         release: str | None = None,
+        curve_key_file: Path | str | None = None,
+        curve_hub_keys: str | Sequence[str] = (),
     ) -> None:
         endpoints = [hubs] if isinstance(hubs, str) else list(hubs)
+        hub_keys = [curve_hub_keys] if isinstance(curve_hub_keys, str) else list(curve_hub_keys)
         if bool(endpoints) == bool(publish):
             raise ConfigError("a sender needs either hubs or an address to publish on")
         self.name = name or socket.gethostname()
@@ -214,6 +229,7 @@ class Sender:
             raise ConfigError(f"in_flight_limit is {in_flight_limit}: it must be from 1 to {wire.IN_FLIGHT_MAX}")
         if release is not None and not wire.is_release(release):
             raise ConfigError(f"{release!r} is no release: 1 to 64 of A-Z a-z 0-9 . _ + -")
+        pair = _read_keys(curve_key_file, hub_keys, endpoints)
         self._extras = {"every": every_s, "release": release}
         self._reply_timeout_s = reply_timeout_s
         self._waker = Waker()
@@ -231,8 +247,9 @@ class Sender:
         self._links: list[_Link] = []
         self._publisher: Publisher | None = None
         try:
-            for endpoint in endpoints:
-                self._links.append(_Link(endpoint, in_flight_limit, reply_timeout_s, self._extras))
+            for endpoint, hub_key in zip_longest(endpoints, hub_keys):
+                requester = Requester(endpoint, pair, hub_key)
+                self._links.append(_Link(requester, in_flight_limit, reply_timeout_s, self._extras))
             if publish:
                 self._publisher = Publisher(publish)
         except TransportError:
@@ -363,8 +380,7 @@ class Sender:
             now = self.turned = time.monotonic()
             for link in self._links:
                 link.receive(now)
-                if link.end.left() or link.overdue(now):
-                    link.reopen(now)
+                link.look(now)
             ready = [link for link in self._links if link.usable(now)]
             chosen = next((link for link in ready if link.trusted), ready[0] if ready else None)
             self._tell(chosen if chosen and chosen.trusted else None, now)
@@ -417,6 +433,27 @@ class Sender:
             self._hubless_since = None
             endpoints = ", ".join(each.end.endpoint for each in self._links)
             _log.warning("%s: no hub answers at %s; waiting for one", self.name, endpoints)
+
+
+def _read_keys(key_file: Path | str | None, hub_keys: Sequence[str], endpoints: Sequence[str]) -> KeyPair | None:
+    """Read a camera's key pair, and see that the hubs' keys go with it."""
+    if not key_file:
+        if hub_keys:
+            raise ConfigError("curve_hub_keys is set and curve_key_file is not: set both, or neither")
+        return None
+    if not endpoints:
+        raise ConfigError("curve_key_file is set, but what is published is not encrypted: it needs hubs")
+    if len(hub_keys) != len(endpoints):
+        raise ConfigError(
+            f"curve_hub_keys has {len(hub_keys)} and hubs {len(endpoints)}: each hub needs its public key, in the same "
+            "order"
+        )
+    for number, key in enumerate(hub_keys, 1):
+        try:
+            keys.public_key(key)
+        except ConfigError as error:
+            raise ConfigError(f"curve_hub_keys: number {number} {error}") from None
+    return keys.read_pair(Path(key_file))
 
 
 class Feed:

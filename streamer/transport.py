@@ -1,15 +1,18 @@
 """The only place that touches ZMQ sockets: four small classes, one for each end of the two patterns.
 
-Every socket comes from `_open`, so that a reopened one is set up exactly as the first. None of the classes locks: a
-socket belongs to the thread that uses it.
+Every socket comes from `_open`, so that a reopened one is set up exactly as the first, its keys among the rest. None of
+the classes locks: a socket belongs to the thread that uses it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import re
+import socket as tcp
+import struct
 import threading
 import time
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from streamer import wire
+from streamer import keys, wire
 from streamer.errors import TransportError
 
 if TYPE_CHECKING:
@@ -25,11 +28,20 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from streamer.keys import AllowList, KeyPair
+
 # Over this size a copy costs more than letting libzmq hold the buffer: glibc maps fresh pages for it.
 _COPY_MAX_BYTES = 128 * 1024
 _REPLY_MAX_BYTES = 64 * 1024
 _PARTS_MAX = 8
 _PAUSE_S = 0.1  # before a hub that has left is tried again
+# ZAP domains (RFC 27): they tell a replier's two listeners apart.
+_ENCRYPTED, _PLAIN = b"streamer", b"plain"
+_NO_KEY = "-"  # what the door calls a peer without encryption
+_HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+_CUTS = 5  # handshakes that end without a word, one after the other, before that means something
 _MAPPED = re.compile(r"\[::ffff:([\d.]+)\]")  # an IPv4 address as an IPv6 socket writes it
 _OPTIONS: dict[int, int] = {
     zmq.LINGER: 0,  # closing never waits for a peer
@@ -46,9 +58,10 @@ _OPTIONS: dict[int, int] = {
     zmq.TCP_KEEPALIVE_INTVL: 5,
     zmq.TCP_KEEPALIVE_CNT: 3,
 }
+_log = logging.getLogger(__name__)
 
 
-def _open(context: zmq.Context[zmq.Socket[bytes]], kind: int, options: Mapping[Any, int]) -> zmq.Socket[bytes]:
+def _open(context: zmq.Context[zmq.Socket[bytes]], kind: int, options: Mapping[Any, int | bytes]) -> zmq.Socket[bytes]:
     """Make a socket: the factory of every socket in this package."""
     socket = context.socket(kind)
     for option, value in {**_OPTIONS, **options}.items():
@@ -102,6 +115,27 @@ def _address(part: zmq.Frame) -> str | None:
     return None if address.startswith("localhost:") else address.removeprefix("::ffff:") or None
 
 
+def _key(part: zmq.Frame) -> str | None:
+    """Return the key by which the door let the peer in that sent a part; None when it needed none."""
+    key = str(part.get("User-Id"))
+    return None if key == _NO_KEY else key
+
+
+def _event(monitor: zmq.Socket[bytes]) -> tuple[int, int]:
+    """Receive a monitor's next event, and the value that belongs to it."""
+    event, value = struct.unpack("=HI", monitor.recv_multipart()[0])  # as zmq_socket_monitor(3) has it
+    return event, value
+
+
+def _peer(descriptor: int) -> str | None:
+    """Return the IP address at the other end of a connection that is libzmq's; None once it is closed."""
+    try:
+        with tcp.fromfd(descriptor, tcp.AF_INET6, tcp.SOCK_STREAM) as connection:
+            return str(connection.getpeername()[0]).removeprefix("::ffff:")
+    except (OSError, IndexError):
+        return None
+
+
 class Waker:
     """Wakes a thread that polls: a pipe, since a ZMQ socket may not be touched by two threads."""
 
@@ -144,11 +178,13 @@ class Received:
         route: where a reply goes; empty for a subscriber, who cannot reply.
         parts: the application's parts, without routing and delimiter; None when there is no message in them.
         address: the peer's IP address, if known.
+        key: the peer's public key; None for one without encryption.
     """
 
     route: bytes
     parts: tuple[bytes, memoryview] | None
     address: str | None
+    key: str | None = None
 
 
 class Requester:
@@ -156,13 +192,26 @@ class Requester:
 
     Args:
         endpoint: of the hub, `tcp://HOST:PORT`.
+        pair: this end's keys, for CURVE; None does without.
+        hub_key: the hub's public key; needed with `pair`.
 
     Raises:
         TransportError: the endpoint is malformed.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, pair: KeyPair | None = None, hub_key: str | None = None) -> None:
         self.endpoint = endpoint
+        # Why no hub is reached, as far as handshakes tell: libzmq says nothing.
+        self._refusal: str | None = None
+        self._refusal_told: str | None = None
+        self._curve: dict[int, bytes] = {}
+        if pair and hub_key:
+            self._curve = {
+                zmq.CURVE_SERVERKEY: keys.to_bytes(hub_key),
+                zmq.CURVE_PUBLICKEY: keys.to_bytes(pair.public),
+                zmq.CURVE_SECRETKEY: keys.to_bytes(pair.secret),
+            }
+        self._cuts = 0
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._opened = 0
         self._unanswered = False  # what was asked last
@@ -176,13 +225,21 @@ class Requester:
         # IMMEDIATE: without it frames queue for a hub that is not there, and are old when it comes.
         # SNDHWM: well over any window, since a pipe that is full looks as if no hub were there.
         options = {zmq.IMMEDIATE: 1, zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: _REPLY_MAX_BYTES}
-        self.socket = _open(self.context, zmq.DEALER, options)
+        self.socket = _open(self.context, zmq.DEALER, {**options, **self._curve})
         self._opened += 1
-        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED, f"inproc://left-{self._opened}")
+        events = zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
+        self._handshake_failed = False
+        self.monitor = self.socket.get_monitor_socket(events, f"inproc://left-{self._opened}")
         _connect(self.socket, self.endpoint)
 
     def reopen(self) -> None:
-        """Throw the socket away, with all that is queued or in flight, and open a fresh one."""
+        """Throw the socket away, with all that is queued or in flight, and open a fresh one.
+
+        Why the handshake has failed, if it has, is logged once.
+        """
+        if self._refusal and self._refusal != self._refusal_told:
+            _log.warning("%s %s", self.endpoint, self._refusal)
+        self._refusal_told = self._refusal
         self.socket.close()
         self.monitor.close()
         self._unanswered = False
@@ -196,9 +253,29 @@ class Requester:
         """
         left = False
         while self.monitor.poll(0):
-            self.monitor.recv_multipart()
+            event, value = _event(self.monitor)
             left = True
+            if event != zmq.EVENT_DISCONNECTED:
+                self._handshake_failed = True
+                self._note(event, value)
+            elif not self._handshake_failed:
+                self._refusal, self._cuts = None, 0
         return left
+
+    def _note(self, event: int, value: int) -> None:
+        """Take note of why a handshake has failed."""
+        self._cuts = self._cuts + 1 if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL else 0
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self._refusal = "refuses this sender's key: the hub's list of allowed keys has not got it"
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+            self._refusal = (
+                "has no encryption, and this sender sends with encryption only"
+                if self._curve
+                else "takes encrypted frames only: this sender has no keys"
+            )
+        elif self._cuts >= _CUTS and self._curve:
+            # What a hub does when it cannot decrypt the first message; one that is just ending does so once.
+            self._refusal = "ends every handshake: it has another key than the one that this sender expects"
 
     def connected(self) -> bool:
         """Whether a hub has completed the handshake on this socket, and still holds the connection."""
@@ -262,22 +339,54 @@ class Requester:
 class Replier:
     """The receiving end of request and reply: a ROUTER, which serves stock REQ senders and ours on one port.
 
+    With keys, handshakes wait until `admit` is called: to be done whenever a Poller that watches this end wakes.
+
     Args:
         endpoint: to bind, `tcp://*:PORT`.
+        pair: this end's keys, for CURVE; None does without.
+        allowed: with `pair`, the peers' keys that are let in.
+        plain_endpoint: with `pair`, to bind as well, for peers without encryption.
 
     Raises:
         TransportError: it cannot be bound.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        pair: KeyPair | None = None,
+        allowed: AllowList | None = None,
+        plain_endpoint: str | None = None,
+    ) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         options = {zmq.RCVHWM: 16, zmq.SNDHWM: 64, zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES}
-        self.socket = _open(self.context, zmq.ROUTER, options)
+        self.door: _Door | None = None
+        self.plain_endpoint: str | None = None
+        if pair is None or allowed is None:
+            self.socket = _open(self.context, zmq.ROUTER, options)
+        else:
+            curve: dict[int, int | bytes] = {
+                zmq.CURVE_SERVER: 1,
+                zmq.CURVE_SECRETKEY: keys.to_bytes(pair.secret),
+                zmq.ZAP_DOMAIN: _ENCRYPTED,
+            }
+            self.socket = _open(self.context, zmq.ROUTER, {**options, **curve})
+            self.door = _Door(self.context, self.socket, allowed)
         try:
             self.endpoint = _bind(self.socket, endpoint)
+            if self.door and plain_endpoint:
+                # A listener keeps the options that the socket had when it was bound. The domain is what makes libzmq
+                # ask the door: what the door says of a peer, the peer cannot say of itself.
+                self.socket.setsockopt(zmq.CURVE_SERVER, 0)
+                self.socket.setsockopt(zmq.ZAP_DOMAIN, _PLAIN)
+                self.plain_endpoint = _bind(self.socket, plain_endpoint)
         except TransportError:
-            self.context.term()
+            self.close()
             raise
+
+    def admit(self) -> list[tuple[str | None, str]]:
+        """Let in the peers that wait and may come in; returns the address of each that may not, if known, and why."""
+        return self.door.answer() if self.door else []
 
     def receive(self) -> Received | None:
         """Return the next request, or None when there is none now. What is no request has no parts."""
@@ -286,9 +395,11 @@ class Replier:
             return None
         route = parts[0].bytes
         address = _address(parts[-1])
+        # Asked for each message: a peer may claim the route of another that has left.
+        key = _key(parts[-1]) if self.door else None
         if len(parts) == 4 and not len(parts[1]):
-            return Received(route, (parts[2].bytes, parts[3].buffer), address)
-        return Received(route, None, address)
+            return Received(route, (parts[2].bytes, parts[3].buffer), address, key)
+        return Received(route, None, address, key)
 
     def wait(self) -> Received:
         """Wait for the next request, for ever or as long as RCVTIMEO on `socket` says.
@@ -304,8 +415,64 @@ class Replier:
 
     def close(self) -> None:
         """Close at once."""
+        if self.door:
+            self.door.close()
         self.socket.close()
         self.context.term()
+
+
+class _Door:
+    """Says who may come in: ZAP's handler (RFC 27) in the thread that receives, and a look at failed handshakes.
+
+    Args:
+        context: of the socket that is guarded.
+        guarded: it.
+        allowed: the keys that are let in.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], guarded: zmq.Socket[bytes], allowed: AllowList) -> None:
+        self._allowed = allowed
+        self.requests = _open(context, zmq.REP, {})
+        self.requests.bind("inproc://zeromq.zap.01")  # where libzmq asks
+        self.monitor = guarded.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED)
+        self._guarded = guarded
+        self._addresses: dict[int, str | None] = {}  # by descriptor, of every connection
+        self._failed: str | None = None
+
+    def answer(self) -> list[tuple[str | None, str]]:
+        """Answer all that wait, and return the address of each that was kept out, if known, and why."""
+        refused: list[tuple[str | None, str]] = []
+        while _option(self.requests, zmq.EVENTS) & zmq.POLLIN:
+            version, number, domain, peer, _, mechanism, *credentials = self.requests.recv_multipart()
+            if (domain, mechanism) == (_PLAIN, b"NULL"):
+                verdict = [b"200", b"", _NO_KEY.encode(), b""]
+            elif (domain, mechanism) == (_ENCRYPTED, b"CURVE") and keys.to_public(credentials[0]) in self._allowed:
+                verdict = [b"200", b"", keys.to_public(credentials[0]).encode(), b""]
+            else:
+                key = keys.to_public(b"".join(credentials))
+                refused.append((peer.decode().removeprefix("::ffff:"), f"{key} is not in {self._allowed.path}"))
+                verdict = [b"400", b"", b"", b""]
+            self.requests.send_multipart([version, number, *verdict])
+        while _option(self.monitor, zmq.EVENTS) & zmq.POLLIN:
+            event, value = _event(self.monitor)
+            if event == zmq.EVENT_ACCEPTED:
+                self._addresses[value] = _peer(value)
+            elif event == zmq.EVENT_DISCONNECTED:  # follows a handshake's failure, in the same breath
+                address = self._addresses.pop(value, None)
+                if self._failed:
+                    refused.append((address, self._failed))
+                self._failed = None
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
+                self._failed = "it expects another key of this hub"
+            elif event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # of which we know already
+                self._failed = "it ended the handshake, as senders without encryption do"
+        return refused
+
+    def close(self) -> None:
+        """Close at once."""
+        self._guarded.disable_monitor()
+        self.monitor.close()
+        self.requests.close()
 
 
 class Publisher:
@@ -421,10 +588,16 @@ class Poller:
         self._poller.register(waker.fileno(), zmq.POLLIN)
 
     def watch(self, end: Requester | Replier | Subscriber, *, writable: bool = False) -> None:
-        """Wake up when there is something to receive or a hub leaves, and with `writable` also when one connects."""
+        """Wake up when there is something to receive, a hub leaves or a peer waits at the door.
+
+        With `writable` also when a hub connects.
+        """
         self._poller.register(end.socket, zmq.POLLIN | (zmq.POLLOUT if writable else 0))
         if isinstance(end, Requester):
             self._poller.register(end.monitor, zmq.POLLIN)
+        elif isinstance(end, Replier) and end.door:
+            self._poller.register(end.door.requests, zmq.POLLIN)
+            self._poller.register(end.door.monitor, zmq.POLLIN)
 
     def forget(self, end: Requester) -> None:
         """No longer watch it; to be called before it is reopened."""

@@ -204,7 +204,7 @@ class _Fleet(Collector):
         )
         yield CounterMetricFamily(
             "streamer_hub_refused_messages",
-            "Messages that the hub refused because they break the wire format or a limit.",
+            "Messages and connections that the hub refused: against the wire format, over a limit, or by key.",
             self._hub.refused,
         )
         yield GaugeMetricFamily("streamer_hub_viewers", "Pages and streams that are open now.", self._viewers())

@@ -1,0 +1,214 @@
+"""CURVE keys in files: a host's own pair, whose secret never leaves it, and the hub's list of who may send as whom.
+
+These are not ZMQ's own certificate files (`zmq.auth`): that writes the secret with the umask's mode, so as a rule for
+all to read, and its text form, Z85, has characters that YAML and shells take for their own. Here a key is one word that
+says what it is, `curve-public:` or `curve-secret:` and 64 hexadecimal digits: it can be pasted anywhere, and a secret
+that stands where a public key is wanted is noticed, and not shown again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from streamer.errors import ConfigError, WireError
+from streamer.wire import is_camera_name
+
+_PUBLIC, _SECRET = "curve-public:", "curve-secret:"
+_KEY = re.compile(rf"(?:{_PUBLIC}|{_SECRET})[0-9a-f]{{64}}")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A host's key pair, as text.
+
+    Attributes:
+        public: the half that others may know.
+        secret: the other half; it is in no `repr`.
+    """
+
+    public: str
+    secret: str = field(repr=False)
+
+
+def public_key(text: object) -> str:
+    """Return a public key as it is.
+
+    Raises:
+        ConfigError: it is none; the text goes on after the place where it stands, and does not repeat it.
+    """
+    if isinstance(text, str) and text.startswith(_SECRET):
+        raise ConfigError(
+            "is a secret key, which must never leave its host: the public half is right, which "
+            "'streamer keys show FILE' prints there"
+        )
+    if not isinstance(text, str) or not _KEY.fullmatch(text):
+        raise ConfigError(
+            f"is no public key: {_PUBLIC} and 64 hexadecimal digits are right, as 'streamer keys show FILE' prints them"
+        )
+    return text
+
+
+def to_bytes(key: str) -> bytes:
+    """Return the 32 bytes of a key, public or secret."""
+    return bytes.fromhex(key.partition(":")[2])
+
+
+def to_public(key: bytes) -> str:
+    """Return the text of a public key of 32 bytes."""
+    return _PUBLIC + key.hex()
+
+
+def make_pair(path: Path) -> KeyPair:
+    """Make a key pair and write it into a new file that only its owner can read, in one step.
+
+    Raises:
+        ConfigError: the file is there already, or cannot be written.
+    """
+    from zmq import curve_keypair  # here, since a configuration is read without it
+    from zmq.utils import z85
+
+    secret = z85.decode(curve_keypair()[1])
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(f"{_SECRET}{secret.hex()}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # unlike a rename, this replaces nothing
+    except FileExistsError:
+        raise ConfigError(
+            f"{path}: is there already, and a key that is overwritten is lost: remove the file first if it is to go"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    finally:
+        if temporary:
+            Path(temporary).unlink()
+    return read_pair(path)
+
+
+def read_pair(path: Path) -> KeyPair:
+    """Read the key pair that `make_pair` has written.
+
+    Raises:
+        ConfigError: the file is missing, has no secret key, or can be read by others than its owner.
+    """
+    from zmq import curve_public
+    from zmq.utils import z85
+
+    try:
+        with path.open(encoding="ascii") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            secret = file.read(1000).rstrip("\n")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such key: 'streamer keys make {path}' makes it") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        secret, mode = "", 0
+    if secret.startswith(_PUBLIC):
+        raise ConfigError(f"{path}: is a public key: a secret one is right, as 'streamer keys make FILE' writes it")
+    if not _KEY.fullmatch(secret):
+        raise ConfigError(f"{path}: is no key: one line is right, as 'streamer keys make FILE' writes it")
+    if mode & 0o077:
+        raise ConfigError(f"{path}: others can read this secret key, its mode is {mode:04o}: 0600 is right")
+    public = curve_public(z85.encode(to_bytes(secret)))
+    return KeyPair(to_public(z85.decode(public)), secret)
+
+
+class AllowList:
+    """Which key may send as which camera: a file with a line `NAME curve-public:…` for each.
+
+    Not locked: one thread asks and refreshes.
+
+    Args:
+        path: the file. A camera may have several keys, a key has one camera; `#` begins a line that is a comment.
+
+    Raises:
+        ConfigError: the file cannot be read, or has a line that is not of that form.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp = _stamp(path)
+        self._names = _read_names(path)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._names
+
+    def check(self, key: str | None, camera: str) -> None:
+        """See that a frame may be that camera's.
+
+        Args:
+            key: the public key of the peer that sent it; None for one without encryption.
+            camera: the name in its header.
+
+        Raises:
+            WireError: it may not.
+        """
+        if key is None:
+            if camera in self._names.values():
+                raise WireError(f"{camera} has a key, so its frames must come encrypted")
+        elif key not in self._names:
+            raise WireError("its key is no longer allowed")
+        elif self._names[key] != camera:
+            raise WireError(f"its key is that of {self._names[key]}, so it may not send as {camera}")
+
+    def refresh(self) -> None:
+        """Read the file again if it has changed; one that is missing or wrong is told of, and changes nothing."""
+        stamp = _stamp(self.path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            names = _read_names(self.path)
+        except ConfigError as error:
+            _log.error("%s; who may send stays as it was", error)
+            return
+        added, removed = names.keys() - self._names.keys(), self._names.keys() - names.keys()
+        for verb, keys, table in (("may send now", added, names), ("may no longer send", removed, self._names)):
+            for key in sorted(keys, key=table.__getitem__):
+                _log.info("%s %s by the key %s", table[key], verb, key)
+        self._names = names
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes with a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _read_names(path: Path) -> dict[str, str]:
+    """Read an allow-list: camera by key."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text: lines 'NAME {_PUBLIC}…' are right") from error
+    names: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        place = f"{path}:{number}"
+        name, _, key = line.strip().partition(" ")
+        if not is_camera_name(name):
+            raise ConfigError(f"{place}: does not begin with a camera's name: lines 'NAME {_PUBLIC}…' are right")
+        try:
+            key = public_key(key.strip())
+        except ConfigError as error:
+            raise ConfigError(f"{place}: what follows {name} {error}") from None
+        if names.setdefault(key, name) != name:
+            raise ConfigError(f"{place}: the key of {name} is that of {names[key]} too: each camera has its own")
+    return names
