@@ -247,6 +247,8 @@ class SenderConfig:
 
     name: str | None = _setting(_optional(_name), None)
     hubs: tuple[str, ...] = _setting(_several(_endpoint(_HOST, f"tcp://hub:{PORT}")), ())
+    curve_key_file: Path | None = _setting(_optional(_path), None)
+    curve_hub_keys: tuple[str, ...] = _setting(_several(_public_key), ())
     publish: str | None = _setting(_optional(_listener), None)
     camera: str = _setting(_camera, "picamera2")
     size: Size = _setting(_size, Size(640, 480))
@@ -257,8 +259,6 @@ class SenderConfig:
     rotate: int = _setting(_rotation, 0)
     controls: tuple[tuple[str, Control], ...] = _setting(_controls, ())
     encoder: str = _setting(_one_of("auto", "hardware", "software"), "auto")
-    curve_key_file: Path | None = _setting(_optional(_path), None)
-    curve_hub_keys: tuple[str, ...] = _setting(_several(_public_key), ())
     in_flight_limit: int = _setting(_integer(1, IN_FLIGHT_MAX), IN_FLIGHT_LIMIT)
     reply_timeout_s: float = _setting(_number(0.1, 60), 1.0)
 

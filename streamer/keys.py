@@ -45,12 +45,12 @@ def public_key(text: object) -> str:
     """
     if isinstance(text, str) and text.startswith(_SECRET):
         raise ConfigError(
-            "is a secret key, which must never leave its host: the public half is right, which "
+            "is a secret key, which must never leave its host: it must be the public half, which "
             "'streamer keys show FILE' prints there"
         )
     if not isinstance(text, str) or not _KEY.fullmatch(text):
         raise ConfigError(
-            f"is no public key: {_PUBLIC} and 64 hexadecimal digits are right, as 'streamer keys show FILE' prints them"
+            f"is no public key: it must be {_PUBLIC} and 64 hexadecimal digits, as 'streamer keys show FILE' prints"
         )
     return text
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from streamer import hub
+from streamer import hub, keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 Result = TypeVar("Result")
 
@@ -44,3 +45,31 @@ def hub_clock(monkeypatch: pytest.MonkeyPatch) -> HubClock:
     clock = HubClock()
     monkeypatch.setattr(hub, "time", clock)
     return clock
+
+
+class Keys:
+    """Key files of a hub that knows the camera pi1, of that camera and of a stranger."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.allowed = place / "allowed"
+        self.pairs = {name: keys.make_pair(place / f"{name}.key") for name in ("hub", "pi1", "stranger")}
+        self.allowed.write_text(f"pi1 {self.pairs['pi1'].public}\n")
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """What a Hub is told."""
+        return {"curve_key_file": self.place / "hub.key", "curve_allowed_file": self.allowed}
+
+    def sender(self, name: str = "pi1", hub: str = "hub") -> dict[str, Any]:
+        """What a Sender is told that has the keys of `name`, and takes the public key of `hub` for the hub's."""
+        return {"curve_key_file": self.place / f"{name}.key", "curve_hub_keys": self.pairs[hub].public}
+
+    def no_secret_in(self, text: str) -> None:
+        for pair in self.pairs.values():
+            assert pair.secret.partition(":")[2] not in text
+
+
+@pytest.fixture
+def curve(tmp_path: Path) -> Keys:
+    return Keys(tmp_path)

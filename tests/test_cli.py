@@ -19,7 +19,7 @@ import pytest
 import streamer
 from streamer import cameras, cli
 from streamer.errors import ConfigError
-from tests.conftest import until
+from tests.conftest import Keys, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,6 +49,11 @@ class Command:
     @property
     def err(self) -> str:
         return self._err.read_text()
+
+    @property
+    def command_line(self) -> str:
+        """What a list of processes shows."""
+        return Path(f"/proc/{self.process.pid}/cmdline").read_text()
 
     def said(self, pattern: str) -> str:
         """Wait until the output has a match, and return its first group."""
@@ -125,6 +130,13 @@ def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
         (["status", "--hub", "https://hub", "--ca-file", "/nowhere/ca"], "--ca-file /nowhere/ca: No such file"),
         (["hub", "--http", "0.0.0.0:8080"], "http is 0.0.0.0:8080, which others can reach: set http_password_file"),
         (["hub", "--open", "--password-file", "a"], "http_open and http_password_file are both set: either everybody"),
+        (["keys", "make", "/nowhere/key"], "/nowhere/key: No such file or directory"),
+        (["keys", "show", "/nowhere/key"], "/nowhere/key: there is no such key: 'streamer keys make /nowhere/key'"),
+        (["send", "--hub", NOWHERE, "--hub-key", f"curve-secret:{'5' * 64}"], "--hub-key is a secret key, which must"),
+        (
+            ["send", "--hub", NOWHERE, "--hub-key", "curve-public:5"],
+            "--hub-key is no public key: it must be curve-public: and",
+        ),
         (["hub", "--password-file", "/nowhere/password"], "/nowhere/password: No such file or directory"),
     ],
 )
@@ -137,6 +149,7 @@ def test_bad_input_gets_one_line_and_status_2(
     assert err.startswith("streamer: ")
     assert err.count("\n") == 1
     assert complaint in err
+    assert "5" * 64 not in err, "a secret"
 
 
 def test_no_screen_is_said_before_anything_starts(
@@ -435,6 +448,35 @@ def test_status_without_a_hub_says_so() -> None:
     done = run("status", "--hub", "http://127.0.0.1:9")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "streamer: no hub answers at http://127.0.0.1:9/api/cameras: [Errno 111] Connection refused\n"
+
+
+def test_keys_are_made_shown_and_used_and_no_secret_is_told(tmp_path: Path, curve: Keys) -> None:
+    made = run("keys", "make", str(tmp_path / "pi2.key"))
+    shown = run("keys", "show", str(tmp_path / "pi2.key"))
+    assert (made.returncode, shown.returncode) == (0, 0)
+    assert made.stdout == shown.stdout
+    assert re.fullmatch(r"curve-public:[0-9a-f]{64}\n", made.stdout)
+    assert run("keys", "make", str(tmp_path / "pi2.key")).returncode == 2
+
+    curve.allowed.write_text(f"pi2 {shown.stdout}")
+    flags = ["--key", str(tmp_path / "hub.key"), "--allowed", str(curve.allowed), "--plain-bind", "tcp://127.0.0.1:0"]
+    with running_hub(tmp_path / "hub", *flags) as (hub, endpoint, _):
+        plain = hub.said(r"plain: (\S+)")
+        own = ["--key", str(tmp_path / "pi2.key"), "--hub-key", curve.pairs["hub"].public]
+        strange = ["--key", str(tmp_path / "stranger.key"), "--hub-key", curve.pairs["hub"].public]
+        with (
+            running(tmp_path / "pi2", *sender_flags(endpoint, "pi2"), *own) as sender,
+            running(tmp_path / "pi3", *sender_flags(endpoint, "pi3"), *strange) as stranger,
+            running(tmp_path / "stock", *sender_flags(plain, "stock")) as stock,
+        ):
+            hub.said("(pi2: LIVE)")
+            hub.said("(stock: LIVE)")
+            hub.said(r"(refused \d+ from 127.0.0.1: curve-public:)")
+            stranger.said("(refuses this sender's key)")
+            told = [each.out + each.err + each.command_line for each in (hub, sender, stranger, stock)]
+    secret = (tmp_path / "pi2.key").read_text().strip().partition(":")[2]
+    assert secret not in "".join(told)
+    curve.no_secret_in("".join(told))
 
 
 def children_of(process: int) -> list[int]:

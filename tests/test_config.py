@@ -46,6 +46,7 @@ LISTENERS_GOOD = [
     ("ipc:///run/hub", "ipc:///run/hub"),
 ]
 LISTENERS_BAD = ["*:5555", "tcp://*", "tcp://*:65536", "tcp://*:-1", "tcp://:5555", "tcp://*:*", 5555, ["tcp://*:5555"]]
+KEY = f"curve-public:{'0123456789abcdef' * 4}"
 PATHS_GOOD = [("/etc/streamer/a b", Path("/etc/streamer/a b")), ("a", Path("a")), (None, None)]
 PATHS_BAD = ["", "a\0b", 1, True, ["/a"], {"a": "b"}]
 NAMES_BAD = ["pi 1", "pi/1", "", "a" * 65, "é", 1, True, {"a": "b"}]
@@ -54,6 +55,11 @@ NAMES_BAD = ["pi 1", "pi/1", "", "a" * 65, "é", 1, True, {"a": "b"}]
 SENDER_KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "name": ([("pi1", "pi1"), (None, None), ("a" * 64, "a" * 64)], [*NAMES_BAD, ["pi1"]]),
     "hubs": (ENDPOINTS_GOOD, ENDPOINTS_BAD),
+    "curve_key_file": (PATHS_GOOD, PATHS_BAD),
+    "curve_hub_keys": (
+        [(KEY, (KEY,)), ([KEY, KEY], (KEY, KEY)), (None, ()), ([], ())],
+        ["", KEY[:-1], KEY.upper(), KEY.replace("public", "secret"), 5, [None], [KEY, "curve-public:"], {KEY: 1}],
+    ),
     "publish": ([*LISTENERS_GOOD, (None, None)], LISTENERS_BAD),
     "camera": (
         [
@@ -141,6 +147,9 @@ SENDER_KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
 }
 HUB_KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "bind": (LISTENERS_GOOD, [*LISTENERS_BAD, None]),
+    "curve_key_file": (PATHS_GOOD, PATHS_BAD),
+    "curve_allowed_file": (PATHS_GOOD, PATHS_BAD),
+    "plain_bind": ([*LISTENERS_GOOD, (None, None)], LISTENERS_BAD),
     "subscribe": (ENDPOINTS_GOOD, ENDPOINTS_BAD),
     "http": (
         [
@@ -334,7 +343,12 @@ def test_size_and_layout_read_as_they_are_written() -> None:
     [
         pytest.param("fps: 30\nqualty: 85", 2, "unknown key 'qualty'; did you mean 'quality'?", id="a typing error"),
         pytest.param("hub: tcp://hub:5555", 1, "unknown key 'hub'; did you mean 'hubs'?", id="the flag's name"),
-        pytest.param("FPS: 30", 1, "unknown key 'FPS'; the keys are: name, hubs, publish, camera,", id="nothing near"),
+        pytest.param(
+            "FPS: 30",
+            1,
+            "unknown key 'FPS'; the keys are: name, hubs, curve_key_file, curve_hub_keys,",
+            id="nothing near",
+        ),
         pytest.param("\n\nfps: 30\n# x\nfps: 30", 5, "the key 'fps' stands here a second time", id="twice"),
         pytest.param("fps: 30\nname: a\nfps: 9", 3, "the key 'fps' stands here a second time", id="twice, apart"),
         pytest.param("fps: 30\n7: 1", 2, "the key 7 must be a word", id="number as key"),

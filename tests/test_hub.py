@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 import threading
 import time
 from collections import Counter
@@ -18,12 +19,13 @@ import pytest
 import zmq
 
 from streamer import hub as module
+from streamer import sender as sender_module
 from streamer import wire
-from streamer.errors import TransportError
+from streamer.errors import ConfigError, TransportError
 from streamer.hub import Hub
 from streamer.presence import CAMERAS_MAX
 from streamer.sender import Sender
-from tests.conftest import HubClock, until
+from tests.conftest import HubClock, Keys, until
 from tests.peers import JPEG, LOCAL, WAIT_S, header, picture, raw
 
 if TYPE_CHECKING:
@@ -558,6 +560,122 @@ def test_eight_senders_are_back_within_three_seconds_of_a_restart_and_lose_at_mo
                 assert 0 <= lost <= 2
             expected = {status.name: status.frames + 10 for status in hub.cameras()}
             until(lambda: all(status.frames >= expected[status.name] for status in hub.cameras()))  # noqa: B023
+
+
+# -- who may send
+
+STRANGERS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "other key": (
+        {"name": "stranger"},
+        "refuses this sender's key: the hub's list of allowed keys has not got it",
+        r"refused \d+ from 127\.0\.0\.1: curve-public:[0-9a-f]{64} is not in ",
+    ),
+    "other hub": (
+        {"hub": "stranger"},
+        "ends every handshake: it has another key than the one that this sender expects",
+        r"refused \d+ from (127\.0\.0\.1|\?): it expects another key of this hub",
+    ),
+    "no key": (
+        {},
+        "takes encrypted frames only: this sender has no keys",
+        r"refused \d+ from (127\.0\.0\.1|\?): it ended the handshake, as senders without encryption do",
+    ),
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_stranger_is_kept_out_and_both_ends_say_why(
+    curve: Keys, stranger: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender_module, "_BACKOFF_MAX_S", 0.2)
+    caplog.set_level(logging.INFO)
+    whose, sender_says, hub_says = STRANGERS[stranger]
+    told = curve.sender(**whose) if whose else {}
+    with Hub(LOCAL, **curve.hub) as hub, Sender(hub.endpoint or "", "pi1", **told) as sender:
+        sender.send(JPEG)
+        until(lambda: f"{hub.endpoint} {sender_says}" in caplog.messages)
+        until(lambda: any(re.match(hub_says, message) for message in caplog.messages))
+        assert hub.refused > 0
+        assert (sender.statistics.frames, hub.cameras()) == (0, [])
+    curve.no_secret_in(caplog.text)
+
+
+def test_a_key_sends_under_its_own_name_only(curve: Keys, caplog: pytest.LogCaptureFixture) -> None:
+    with Hub(LOCAL, **curve.hub) as hub:
+        with Sender(hub.endpoint or "", "pi1", **curve.sender()) as sender:
+            sender.send(JPEG)
+            until(lambda: states(hub) == {"pi1": "LIVE"})
+        with Sender(hub.endpoint or "", "pi2", **curve.sender()) as sender:
+            sender.send(JPEG)
+            why = "its key is that of pi1, so it may not send as pi2"
+            until(lambda: f"{hub.endpoint} refuses the frames: {why}" in caplog.messages)
+            until(lambda: f"refused 1 from 127.0.0.1: {why}" in caplog.messages)
+        assert (hub.refused, states(hub)) == (1, {"pi1": "LIVE"})
+
+
+def test_a_key_that_is_revoked_is_refused_at_once_and_one_that_is_added_let_in(
+    curve: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Hub(LOCAL, **curve.hub) as hub, ExitStack() as stack:
+        senders = [
+            stack.enter_context(Sender(hub.endpoint or "", name, **curve.sender(name))) for name in ("pi1", "stranger")
+        ]
+
+        def send_all_until(condition: Callable[[], bool]) -> None:
+            def step() -> bool:
+                for sender in senders:
+                    sender.send(JPEG)
+                return condition()
+
+            until(step, WAIT_S)
+
+        def streams(name: str) -> Callable[[], bool]:
+            before = hub.latest(name)
+            return lambda: hub.latest(name) is not before
+
+        send_all_until(streams("pi1"))
+        curve.allowed.write_text(curve.allowed.read_text() + f"stranger {curve.pairs['stranger'].public}\n")
+        send_all_until(streams("stranger"))
+        send_all_until(streams("pi1"))
+        assert {status.name: status.reconnects for status in hub.cameras()} == {"pi1": 0, "stranger": 0}
+        curve.allowed.write_text(f"stranger {curve.pairs['stranger'].public}\n")
+        refused = f"{hub.endpoint} refuses the frames: its key is no longer allowed"
+        send_all_until(lambda: refused in caplog.messages)
+        send_all_until(streams("stranger"))
+
+
+def test_a_listener_without_encryption_takes_stock_senders_but_no_name_that_has_a_key(curve: Keys) -> None:
+    with Hub(LOCAL, plain_bind=LOCAL, **curve.hub) as hub:
+        assert hub.plain_endpoint != hub.endpoint
+        with raw(zmq.REQ, connect=hub.plain_endpoint or "") as stock:
+            send(stock, "stock")
+            stock.send_multipart([header("pi1"), JPEG])
+            assert stock.recv_multipart() == [b"ERR pi1 has a key, so its frames must come encrypted"]
+        with Sender(hub.endpoint or "", "pi1", **curve.sender()) as sender:
+            sender.send(JPEG)
+            until(lambda: states(hub) == {"pi1": "LIVE", "stock": "LIVE"})
+
+
+def test_who_forges_the_doors_word_is_believed_nothing(curve: Keys) -> None:
+    with Hub(LOCAL, plain_bind=LOCAL, **curve.hub) as hub, raw(zmq.REQ) as forger:
+        forger.setsockopt(zmq.METADATA, f"X-User-Id:{curve.pairs['pi1'].public}".encode())
+        forger.connect(hub.plain_endpoint or "")
+        forger.send_multipart([header("pi1"), JPEG])
+        assert forger.recv_multipart() == [b"ERR pi1 has a key, so its frames must come encrypted"]
+
+
+@pytest.mark.parametrize(
+    ("left_out", "more", "complaint"),
+    [
+        ("curve_allowed_file", {}, "curve_key_file is set and curve_allowed_file is not: set both, or neither"),
+        ("curve_key_file", {}, "curve_allowed_file is set and curve_key_file is not: set both, or neither"),
+        ("both", {"plain_bind": LOCAL}, "plain_bind is set, but without curve_key_file bind is for senders without"),
+    ],
+)
+def test_half_of_the_keys_is_none(curve: Keys, left_out: str, more: dict[str, Any], complaint: str) -> None:
+    given = {key: value for key, value in curve.hub.items() if left_out not in (key, "both")}
+    with pytest.raises(ConfigError, match=complaint):
+        Hub(LOCAL, **given, **more)
 
 
 def test_replies_overtake_nobody_when_many_peers_send_at_once(hub: Hub) -> None:

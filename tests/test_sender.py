@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from streamer.errors import CameraError, ConfigError, TransportError, WireError
 from streamer.hub import Hub
 from streamer.sender import Feed, Sender
 from streamer.transport import Poller, Requester
-from tests.conftest import until
+from tests.conftest import Keys, until
 from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, listener, picture, raw
 
 if TYPE_CHECKING:
@@ -530,6 +531,78 @@ def test_a_first_hub_that_accepts_and_never_replies_holds_nothing_up(
 
 
 # -- publishing
+
+
+# -- encryption
+
+
+def test_after_the_twentieth_outage_all_is_as_encrypted_as_at_first(
+    curve: Keys, quick: None, reopened: list[float]
+) -> None:
+    with Hub(LOCAL, **curve.hub) as hub:
+        endpoint = hub.endpoint or ""
+
+    def streams_and_keeps_out_who_has_no_key(sender: Sender) -> None:
+        with Hub(endpoint, **curve.hub) as hub, raw(zmq.REQ, connect=endpoint) as stranger:
+            stranger.send_multipart([json.dumps({"msg": "stock"}).encode(), JPEG], zmq.NOBLOCK)
+            send_until(sender, lambda: frames(hub) > 1)
+            until(lambda: hub.refused)
+            assert not stranger.poll(0)
+            assert [status.name for status in hub.cameras()] == ["pi1"]
+
+    with Sender(endpoint, "pi1", **curve.sender()) as sender:
+        for _ in range(20):
+            with Hub(endpoint, **curve.hub) as hub:
+                send_until(sender, partial(frames, hub))
+        streams_and_keeps_out_who_has_no_key(sender)
+        sent = sender.statistics.frames
+        with Hub(endpoint) as plain:  # it would take everything
+            with raw(zmq.REQ, connect=endpoint) as stock:
+                stock.send_multipart([json.dumps({"msg": "stock"}).encode(), JPEG])
+                stock.recv_multipart()
+            outages = len(reopened)
+            send_until(sender, lambda: len(reopened) > outages + 2)
+            assert [status.name for status in plain.cameras()] == ["stock"]
+        assert sender.statistics.frames == sent
+        streams_and_keeps_out_who_has_no_key(sender)
+
+
+def test_a_hub_without_encryption_gets_nothing_and_the_sender_says_why(
+    curve: Keys, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Hub(LOCAL) as plain, Sender(plain.endpoint or "", "pi1", **curve.sender()) as sender:
+        sender.send(JPEG)
+        told = f"{plain.endpoint} has no encryption, and this sender sends with encryption only"
+        until(lambda: told in caplog.messages)
+        assert plain.cameras() == []
+    curve.no_secret_in(caplog.text)
+
+
+def test_a_hub_that_refuses_is_asked_less_and_less_often(curve: Keys, reopened: list[float]) -> None:
+    with Hub(LOCAL, **curve.hub) as hub, Sender(hub.endpoint or "", "pi1", **curve.sender("stranger")) as sender:
+        sender.send(JPEG)
+        until(lambda: len(reopened) == 4)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(reopened)]
+    assert pauses[1] >= 0.125  # half of 0.25 s; the first is none
+    assert pauses[2] >= 0.25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"curve_hub_keys": ()}, "curve_hub_keys has 0 and hubs 1: each hub needs its public key, in the same order"),
+        ({"curve_key_file": None}, "curve_hub_keys is set and curve_key_file is not: set both, or neither"),
+        (
+            {"hubs": (), "publish": LOCAL},
+            "curve_key_file is set, but what is published is not encrypted: it needs hubs",
+        ),
+        ({"curve_hub_keys": "curve-secret:" + "5" * 64}, "curve_hub_keys: number 1 is a secret key, which must never"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_told(curve: Keys, arguments: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        Sender(**{"hubs": "tcp://127.0.0.1:1", "name": "pi1", **curve.sender(), **arguments})
+    assert "5555" not in str(caught.value)
 
 
 def test_published_frames_reach_subscribers() -> None:
