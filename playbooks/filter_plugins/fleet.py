@@ -36,6 +36,8 @@ SENDER_VARIABLES = {
     "size": "streamer_size",
     "fps": "streamer_fps",
     "quality": "streamer_quality",
+    "curve_key_file": "streamer_curve",
+    "curve_hub_keys": "streamer_curve",
 }
 # Those that only picamera2 has.
 OF_THE_SENSOR = ("hflip", "vflip", "rotate", "controls", "encoder")
@@ -63,6 +65,8 @@ CODES_JPEG = {"picamera2", "usb", "file", "windows"}
 
 # The sandbox of the sender's service hides these.
 HIDDEN = ("/home/", "/root/", "/tmp/", "/var/tmp/", "/run/user/")  # noqa: S108 - nothing is written there
+# A public key, as `streamer keys` prints it.
+PUBLIC_KEY = re.compile(r"curve-public:[0-9a-f]{64}")
 # Where a hub's tools ask it without a password; the unit makes the directory.
 SOCKET = "/run/streamer/hub.sock"
 EVERY_ADDRESS = ("0.0.0.0", "[::]")  # noqa: S104 - read, not bound
@@ -121,6 +125,11 @@ class Host:
         return _is_loopback(str(self["streamer_http"]).rsplit(":", 1)[0].strip("[]"))
 
     @property
+    def encrypts(self) -> bool:
+        """Whether the hub takes encrypted frames only."""
+        return _is_true(self["streamer_curve"])
+
+    @property
     def asks(self) -> bool:
         """Whether the hub's page asks for the password."""
         return not self.on_loopback and not _is_true(self["streamer_http_open"])
@@ -145,6 +154,10 @@ class Fleet:
     def cameras_of(self, hub: Host) -> list[str]:
         """The cameras that prefer this hub."""
         return [name for name, camera in self.cameras.items() if self.hubs_of(camera)[0] is hub]
+
+    def senders_of(self, hub: Host) -> list[str]:
+        """The cameras that may send to this hub, whether or not they prefer it."""
+        return [name for name, camera in self.cameras.items() if hub in self.hubs_of(camera)]
 
     def problems(self) -> Iterator[str]:
         """What is wrong, one line each: where, what, and what would be right."""
@@ -204,6 +217,11 @@ class Fleet:
             yield f"{name}: streamer_port and streamer_http both take port {port}: give each its own"
         if str(hub["streamer_http_open"]).lower() not in ("true", "false", "yes", "no", "1", "0"):
             yield f"{name}: streamer_http_open is {hub['streamer_http_open']!r}: true or false is right"
+        if hub.encrypts and not hub.managed and not PUBLIC_KEY.fullmatch(str(hub["hub_key"])):
+            yield (
+                f"{name}: hub_key is {str(hub['hub_key'])[:13]!r}…: on this hub, which Ansible does not manage, run "
+                "'streamer keys make hub.key' and set hub_key to what it prints, or set streamer_curve: false"
+            )
         yield from self._tls_problems(hub)
         if hub["streamer_display"] not in ("none", "windows"):
             yield f"{name}: streamer_display is {hub['streamer_display']!r}: none or windows is right"
@@ -244,6 +262,9 @@ class Fleet:
                 near = difflib.get_close_matches(str(hub), self.hubs, 1)
                 hint = f"did you mean {near[0]}?" if near else f"the hubs are: {', '.join(self.hubs) or 'none'}"
                 yield f"{name}: streamer_hub is {hub!r}, which is not in the group 'hubs': {hint}"
+        hubs = [self.hubs[hub] for hub in camera.preferred_hubs if hub in self.hubs]
+        if len({hub.encrypts for hub in hubs}) > 1:
+            yield f"{name}: its hubs differ in streamer_curve: a camera sends either encrypted or not"
         source = camera["streamer_camera"]
         if not isinstance(source, str) or not CAMERA.fullmatch(source):
             yield (
@@ -295,6 +316,9 @@ class Fleet:
                 if hub.managed
             },
             "commands": {name: _hub_command(hub) for name, hub in self.hubs.items() if not hub.managed},
+            # For hubs with encryption: who may send, and the public keys that the inventory has.
+            "allowed": {name: self.senders_of(hub) for name, hub in self.hubs.items() if hub.encrypts},
+            "hub_keys": {name: str(hub["hub_key"]) for name, hub in self.hubs.items() if not hub.managed},
             "asks": any(hub.asks for hub in self.hubs.values()),
             "pages": [_page_told(hub) for hub in self.hubs.values()],
         }
@@ -314,6 +338,7 @@ class Fleet:
             "packages": list(needs.values()),
             "imports": list(needs),
             "units": ["streamer-hub"] * runs_hub + ["streamer-sender"] * is_camera,
+            "keys": {},
         }
         if is_camera:
             plan["hub"] = self.hubs_of(host)[0].name
@@ -325,8 +350,20 @@ class Fleet:
                 "fps": float(host["streamer_fps"]),
                 "quality": int(host["streamer_quality"]),
             }
+            if self.hubs_of(host)[0].encrypts:
+                plan["keys"]["sender"] = "streamer"
+                plan["sender"]["curve_key_file"] = "/etc/streamer/sender.key"
+                # Which the plays find out.
+                plan["sender"]["curve_hub_keys"] = [hub.name for hub in self.hubs_of(host)]
         if runs_hub:
-            plan["hub_config"] = {**_hub_flags(host), **_hub_access(host), "cameras": self.cameras_of(host)}
+            if host.encrypts:
+                plan["keys"]["hub"] = host["hub_display_user"] if host["streamer_display"] == "windows" else "streamer"
+            plan["hub_config"] = {
+                **_hub_flags(host),
+                **_hub_keys(host),
+                **_hub_access(host),
+                "cameras": self.cameras_of(host),
+            }
         return plan
 
 
@@ -336,6 +373,12 @@ def _hub_flags(hub: Host) -> dict[str, str]:
         "http": str(hub["streamer_http"]),
         "display": str(hub["streamer_display"]),
     }
+
+
+def _hub_keys(hub: Host) -> dict[str, str]:
+    if not hub.encrypts:
+        return {}
+    return {"curve_key_file": "/etc/streamer/hub.key", "curve_allowed_file": "/etc/streamer/allowed_keys"}
 
 
 def _hub_access(hub: Host) -> dict[str, Any]:
@@ -353,6 +396,8 @@ def _hub_access(hub: Host) -> dict[str, Any]:
 def _hub_command(hub: Host) -> str:
     """What to run on a hub that Ansible does not manage."""
     flags = [f'--{key} "{value}"' for key, value in _hub_flags(hub).items()]
+    if hub.encrypts:
+        flags += ['--key "hub.key"', '--allowed "allowed_keys"']
     if hub.asks:
         flags.append('--password-file "wall_password"')
     elif not hub.on_loopback:
@@ -409,9 +454,54 @@ def fleet_plan(groups: Groups, hostvars: Variables, defaults: Variables) -> dict
     return {"problems": problems} if problems else fleet.plan()
 
 
+def sender_keys(found: list[tuple[str, Mapping[str, str]]]) -> dict[str, str]:
+    """Return each camera's public key, by its name.
+
+    Args:
+        found: hosts, each with what the survey has found on it.
+    """
+    return {name: host["sender.key"].split()[0] for name, host in found if host.get("sender.key")}
+
+
+def hub_keys(results: list[Mapping[str, Any]]) -> dict[str, str]:
+    """Return each hub's public key, by its name; empty for one that has none yet."""
+    return {
+        result["item"]: next((line for line in result["stdout"].splitlines() if PUBLIC_KEY.fullmatch(line)), "")
+        for result in results
+    }
+
+
+def with_keys(sender: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return a sender's configuration with the public keys of its hubs instead of their names."""
+    hubs = sender.get("curve_hub_keys")
+    return {**sender, "curve_hub_keys": [keys[hub] for hub in hubs]} if hubs else dict(sender)
+
+
+def allowed_keys(found: str, cameras: list[str] | None = None, fresh: Mapping[str, str] | None = None) -> str:
+    """Return the text of a hub's list of who may send.
+
+    Args:
+        found: the list that the hub has.
+        cameras: those that may send; None for all that the hub has.
+        fresh: the keys that this run has read, by camera; what a hub knows of the others stays.
+    """
+    known = {words[0]: words[1] for line in found.splitlines() if len(words := line.split()) == 2 and words[0] != "#"}
+    known |= fresh or {}
+    lines = [f"{name} {known[name]}" for name in (known if cameras is None else cameras) if name in known]
+    return "\n".join(
+        ["# Written by Ansible from the inventory: who may send. Deploy to change it.", *sorted(lines), ""]
+    )
+
+
 class FilterModule:
     """What Ansible looks for."""
 
     def filters(self) -> dict[str, Any]:
         """The filters by name."""
-        return {"fleet_plan": fleet_plan}
+        return {
+            "fleet_plan": fleet_plan,
+            "sender_keys": sender_keys,
+            "hub_keys": hub_keys,
+            "with_keys": with_keys,
+            "allowed_keys": allowed_keys,
+        }

@@ -61,6 +61,9 @@ fi
 
 echo "systemd=$(systemctl --version | awk 'NR == 1 { print $2 }')"
 for part in hub sender; do
+  # The public half of its key; of the secret one only whether it is private.
+  [ -e "/etc/streamer/$part.key" ] &&
+    echo "$part.key=$(cat "/etc/streamer/$part.pub" 2>/dev/null) $(stat -c '%a %U' "/etc/streamer/$part.key")"
   [ -e "/etc/systemd/system/streamer-$part.service" ] || continue
   units="$units streamer-$part"
   for file in "/etc/streamer/$part.yml" "/etc/systemd/system/streamer-$part.service"; do
