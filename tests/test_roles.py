@@ -50,7 +50,7 @@ def module(path: Path) -> ModuleType:
     return loaded
 
 
-fleet_plan = module(ROOT / "playbooks" / "filter_plugins" / "fleet.py").fleet_plan
+fleet = module(ROOT / "playbooks" / "filter_plugins" / "fleet.py")
 
 
 def plan(groups: dict[str, list[str]], **hosts: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def plan(groups: dict[str, list[str]], **hosts: dict[str, Any]) -> dict[str, Any
     hostvars = {
         name: {"ansible_host": f"192.0.2.{number}"} | hosts.get(name, {}) for number, name in enumerate(sorted(names))
     }
-    return dict(fleet_plan(groups, hostvars, defaults))
+    return dict(fleet.fleet_plan(groups, hostvars, defaults))
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -102,7 +102,6 @@ def test_a_camera_sends_to_the_first_hub() -> None:
 
 
 def test_a_camera_s_options_are_keys_of_its_configuration() -> None:
-    fleet = module(ROOT / "playbooks" / "filter_plugins" / "fleet.py")
     keys = {field.name for field in dataclasses.fields(streamer_config.SenderConfig)}
     assert set(fleet.SENDER_VARIABLES) | set(fleet.OF_THE_SENSOR) <= keys
     made = plan(FLEET)["hosts"]["pi1"]["sender"]
@@ -131,13 +130,47 @@ def test_an_ipv6_address_is_bracketed_in_the_endpoint() -> None:
     assert hosts["pi1"]["sender"]["hubs"] == ["tcp://[fd00::1]:5555"]
 
 
+KEY, OTHER = (f"curve-public:{digit * 64}" for digit in "ab")
+UNMANAGED = {"hub_managed": False, "hub_key": KEY}
+
+
+def test_hubs_and_cameras_encrypt_unless_the_hub_says_no() -> None:
+    hosts = plan(FLEET)["hosts"]
+    assert (hosts["hub"]["keys"], hosts["pi1"]["keys"]) == ({"hub": "streamer"}, {"sender": "streamer"})
+    plain = plan(FLEET, hub={"streamer_curve": False})
+    assert (plain["hosts"]["hub"]["keys"], plain["hosts"]["pi1"]["keys"], plain["allowed"]) == ({}, {}, {})
+    screen = plan(FLEET, hub={"streamer_display": "windows", "hub_display_user": "anna"})
+    assert screen["hosts"]["hub"]["keys"] == {"hub": "anna"}
+
+
+def test_every_camera_may_send_to_each_hub_that_it_names() -> None:
+    groups = {"cameras": ["pi1", "pi2"], "hubs": ["left", "right"]}
+    made = plan(groups, pi2={"streamer_hub": ["right", "left"]})
+    assert made["allowed"] == {"left": ["pi1", "pi2"], "right": ["pi2"]}
+    sender = fleet.with_keys(made["hosts"]["pi2"]["sender"], {"left": KEY, "right": OTHER})
+    assert sender["curve_hub_keys"] == [OTHER, KEY]
+
+
+def test_list_of_who_may_send_follows_from_the_inventory_and_from_what_the_hub_knows() -> None:
+    none = fleet.allowed_keys("", [], {})
+    assert none == "# Written by Ansible from the inventory: who may send. Deploy to change it.\n"
+    one = fleet.allowed_keys(none, ["pi1"], {"pi1": KEY})
+    assert one == f"{none}pi1 {KEY}\n"
+    assert fleet.allowed_keys(one, ["pi1", "pi2"], {"pi2": OTHER}) == f"{one}pi2 {OTHER}\n", "one is added"
+    assert fleet.allowed_keys(one, ["pi1"], {"pi1": OTHER}) == f"{none}pi1 {OTHER}\n", "a new card"
+    assert fleet.allowed_keys(one, ["pi2"], {"pi2": OTHER}) == f"{none}pi2 {OTHER}\n", "one is revoked"
+    assert fleet.allowed_keys(f"{KEY}\n{one}") == fleet.allowed_keys(one) == one, "nothing is known of others"
+
+
 def test_a_hub_that_ansible_does_not_manage_gets_a_command() -> None:
-    made = plan({"cameras": ["pi1"], "hubs": ["desk"]}, desk={"hub_managed": False, "streamer_display": "windows"})
+    made = plan({"cameras": ["pi1"], "hubs": ["desk"]}, desk={**UNMANAGED, "streamer_display": "windows"})
     assert made["hubs"] == {}
     assert made["hosts"]["desk"]["units"] == []
     assert made["commands"] == {
-        "desk": 'streamer hub --bind "tcp://*:5555" --http "127.0.0.1:8080" --display "windows"'
+        "desk": 'streamer hub --bind "tcp://*:5555" --http "127.0.0.1:8080" --display "windows" '
+        '--key "hub.key" --allowed "allowed_keys"'
     }
+    assert made["hub_keys"] == {"desk": KEY}
 
 
 NETWORK = {"streamer_http": "0.0.0.0:8080"}
@@ -188,8 +221,8 @@ def test_a_hub_s_keys_are_those_of_its_configuration(tmp_path: Path) -> None:
     ],
 )
 def test_a_hub_that_ansible_does_not_manage_is_told_who_may_look(hub: dict[str, Any], flags: str, page: str) -> None:
-    made = plan(FLEET, hub={"hub_managed": False, **hub})
-    assert made["commands"]["hub"].endswith(f'--display "none"{flags}')
+    made = plan(FLEET, hub={**UNMANAGED, **hub})
+    assert made["commands"]["hub"].endswith(f'--allowed "allowed_keys"{flags}')
     words = shlex.split(made["commands"]["hub"])
     options = vars(cli._parser().parse_args(words[1:]))
     given = {key: options[key] for key in ("bind", "http", "display", "http_open")}
