@@ -136,11 +136,11 @@ UNMANAGED = {"hub_managed": False, "hub_key": KEY}
 
 def test_hubs_and_cameras_encrypt_unless_the_hub_says_no() -> None:
     hosts = plan(FLEET)["hosts"]
-    assert (hosts["hub"]["keys"], hosts["pi1"]["keys"]) == ({"hub": "streamer"}, {"sender": "streamer"})
+    assert (hosts["hub"]["key_users"], hosts["pi1"]["key_users"]) == ({"hub": "streamer"}, {"sender": "streamer"})
     plain = plan(FLEET, hub={"streamer_curve": False})
-    assert (plain["hosts"]["hub"]["keys"], plain["hosts"]["pi1"]["keys"], plain["allowed"]) == ({}, {}, {})
+    assert (plain["hosts"]["hub"]["key_users"], plain["hosts"]["pi1"]["key_users"], plain["allowed"]) == ({}, {}, {})
     screen = plan(FLEET, hub={"streamer_display": "windows", "hub_display_user": "anna"})
-    assert screen["hosts"]["hub"]["keys"] == {"hub": "anna"}
+    assert screen["hosts"]["hub"]["key_users"] == {"hub": "anna"}
 
 
 def test_every_camera_may_send_to_each_hub_that_it_names() -> None:

@@ -338,7 +338,7 @@ class Fleet:
             "packages": list(needs.values()),
             "imports": list(needs),
             "units": ["streamer-hub"] * runs_hub + ["streamer-sender"] * is_camera,
-            "keys": {},
+            "key_users": {},
         }
         if is_camera:
             plan["hub"] = self.hubs_of(host)[0].name
@@ -351,13 +351,13 @@ class Fleet:
                 "quality": int(host["streamer_quality"]),
             }
             if self.hubs_of(host)[0].encrypts:
-                plan["keys"]["sender"] = "streamer"
+                plan["key_users"]["sender"] = "streamer"
                 plan["sender"]["curve_key_file"] = "/etc/streamer/sender.key"
                 # Which the plays find out.
                 plan["sender"]["curve_hub_keys"] = [hub.name for hub in self.hubs_of(host)]
         if runs_hub:
             if host.encrypts:
-                plan["keys"]["hub"] = host["hub_display_user"] if host["streamer_display"] == "windows" else "streamer"
+                plan["key_users"]["hub"] = host["hub_display_user"] if host["streamer_display"] == "windows" else "streamer"
             plan["hub_config"] = {
                 **_hub_flags(host),
                 **_hub_keys(host),
