@@ -179,6 +179,23 @@ def test_first_deploy_ends_with_all_cameras_live() -> None:
     told = " ".join(done.output.split())
     assert f"http://198.18.0.10:8080/ asks for the password in {PASSWORD}" in told
     assert PASSWORD.read_text().strip() not in done.output
+    assert "curve-secret" not in done.output
+
+
+def test_keys_are_private_and_each_sends_under_its_own_name() -> None:
+    for host in HOSTS:
+        part = "hub" if host == "hub" else "sender"
+        assert on(host, f"stat -c '%a %U' /etc/streamer/{part}.key") == "600 streamer"
+        assert on(host, "journalctl -o cat | grep -c 'curve-[s]ecret:' || true") == "0"
+    allowed = on("hub", "cat /etc/streamer/allowed_keys").splitlines()[1:]
+    assert allowed == [f"{name} {on(name, 'cat /etc/streamer/sender.pub')}" for name in CAMERAS]
+    send = (
+        "timeout --preserve-status --signal=INT 5 /opt/streamer/current/bin/streamer send --hub tcp://198.18.0.10:5555 --name pi4 "
+        "--camera pattern 2>&1"
+    )
+    assert "takes encrypted frames only: this sender has no keys" in on("pi3", send)
+    keys = "--key /etc/streamer/sender.key --hub-key $(sed -n 's/^- curve/curve/p' /etc/streamer/sender.yml)"
+    assert "its key is that of pi3, so it may not send as pi4" in on("pi3", send.replace(" 2>&1", f" {keys} 2>&1"))
 
 
 def test_wall_asks_for_the_password_but_not_at_the_socket() -> None:
@@ -275,9 +292,22 @@ def test_camera_that_cannot_start_is_named_with_its_last_words(tmp_path: Path) -
         assert re.search(r"pi7: streamer-sender not (re)?started", done.output), done.output
         assert "file:/srv/nothing.mp4: there is no such file" in done.output, done.output
         all_live([name for name in CAMERAS if name != "pi7"])
+        on("pi7", "rm /etc/streamer/sender.key")  # a new card has none
     finally:
+        before = processes()
         deploy("--limit", "pi7")
     all_live()
+    assert [host for host, number in processes().items() if number != before[host]] == ["pi7"], "the hub goes on too"
+
+
+def test_camera_that_is_revoked_is_refused_until_it_is_added_again(tmp_path: Path) -> None:
+    before = processes()
+    deploy("--limit", "hub", inventory=edited(tmp_path / "hosts.yml", without="pi8"))
+    until(lambda: "refuses this sender's key" in on("pi8", "journalctl -u streamer-sender -o cat"), LIVE_WITHIN_S)
+    deploy("--limit", "hub,pi8")
+    all_live()
+    after = processes()
+    assert [name for name in CAMERAS if after[name] != before[name]] == []
 
 
 @pytest.mark.parametrize("host", ["pi2", "pi5"])
