@@ -357,7 +357,8 @@ class Fleet:
                 plan["sender"]["curve_hub_keys"] = [hub.name for hub in self.hubs_of(host)]
         if runs_hub:
             if host.encrypts:
-                plan["key_users"]["hub"] = host["hub_display_user"] if host["streamer_display"] == "windows" else "streamer"
+                windows = host["streamer_display"] == "windows"
+                plan["key_users"]["hub"] = host["hub_display_user"] if windows else "streamer"
             plan["hub_config"] = {
                 **_hub_flags(host),
                 **_hub_keys(host),

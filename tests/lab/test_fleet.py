@@ -190,8 +190,8 @@ def test_keys_are_private_and_each_sends_under_its_own_name() -> None:
     allowed = on("hub", "cat /etc/streamer/allowed_keys").splitlines()[1:]
     assert allowed == [f"{name} {on(name, 'cat /etc/streamer/sender.pub')}" for name in CAMERAS]
     send = (
-        "timeout --preserve-status --signal=INT 5 /opt/streamer/current/bin/streamer send --hub tcp://198.18.0.10:5555 --name pi4 "
-        "--camera pattern 2>&1"
+        "timeout --preserve-status --signal=INT 5 /opt/streamer/current/bin/streamer send "
+        "--hub tcp://198.18.0.10:5555 --name pi4 --camera pattern 2>&1"
     )
     assert "takes encrypted frames only: this sender has no keys" in on("pi3", send)
     keys = "--key /etc/streamer/sender.key --hub-key $(sed -n 's/^- curve/curve/p' /etc/streamer/sender.yml)"
