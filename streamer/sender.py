@@ -114,11 +114,12 @@ class _Link:
         return not self._backoff_s
 
     def has_room(self) -> bool:
-        """Whether one more frame may be under way; asked only when there is one."""
-        has_room = self._window.has_room(time.monotonic_ns())
-        if not has_room:
-            self._window.want()
-        return has_room
+        """Whether one more frame may be under way."""
+        return self._window.has_room(time.monotonic_ns())
+
+    def want(self) -> None:
+        """Take note that there was a frame and no room for it."""
+        self._window.want()
 
     @property
     def deadline(self) -> float | None:
@@ -165,14 +166,13 @@ class _Link:
                 _log.warning("%s refuses the frames: %s", self.end.endpoint, why)
             self._refused = refused
 
-    def look(self, now: float) -> None:
-        """Start afresh when the connection has ended or the hub does not reply; while it rests, once it has rested."""
+    def due(self, now: float) -> bool:
+        """Whether to start afresh: the connection has ended or the hub does not reply, and it has rested."""
         overdue = self._window.under_way > 0 and now - self._moved >= self._reply_timeout_s
         self._lost = self.end.left() or overdue or self._lost
-        if self._lost and not self.resting(now):
-            self._reopen(now)
+        return self._lost and not self.resting(now)
 
-    def _reopen(self, now: float) -> None:
+    def reopen(self, now: float) -> None:
         """Start afresh; a hub that keeps accepting and never replies, or leaves, is asked less and less often."""
         self.end.reopen()
         self._lost = False
@@ -233,7 +233,8 @@ class Sender:
         self._extras = {"every": every_s, "release": release}
         self._reply_timeout_s = reply_timeout_s
         self._waker = Waker()
-        self._mailbox: Mailbox[_Outgoing] = Mailbox(on_ready=None if publish else self._waker.wake)
+        self._mailbox: Mailbox[_Outgoing] = Mailbox(on_ready=None if publish else self._wake)
+        self._is_full = False  # as much is under way as may be: no picture need wake the thread, only a reply
         self._taken = threading.Condition()  # the mailbox has become empty
         self._closing = False
         self._failure: Exception | None = None
@@ -352,6 +353,10 @@ class Sender:
         self._first_sent = self._first_sent or now
         self._last_sent = now
 
+    def _wake(self) -> None:
+        if not self._is_full:
+            self._waker.wake()
+
     def _tell_taken(self) -> None:
         with self._taken:
             self._taken.notify_all()
@@ -376,15 +381,23 @@ class Sender:
 
     def _request(self) -> None:
         poller = Poller(self._waker)
+        for link in self._links:
+            poller.watch(link.end)
+        chosen: _Link | None = None
         while not self._closing:
             now = self.turned = time.monotonic()
+            if self._is_full and self._mailbox and chosen:
+                chosen.want()
+            self._is_full = False
             for link in self._links:
                 link.receive(now)
-                link.look(now)
+                if link.due(now):
+                    poller.forget(link.end)
+                    link.reopen(now)
             ready = [link for link in self._links if link.usable(now)]
             chosen = next((link for link in ready if link.trusted), ready[0] if ready else None)
             self._tell(chosen if chosen and chosen.trusted else None, now)
-            while chosen and self._mailbox and chosen.has_room() and (outgoing := self._mailbox.take()):
+            while chosen and chosen.has_room() and self._mailbox and (outgoing := self._mailbox.take()):
                 self._tell_taken()
                 # Better hubs that have failed to reply get a copy, and are chosen again once they reply.
                 for link in ready[: ready.index(chosen)]:
@@ -395,6 +408,7 @@ class Sender:
                 else:
                     self._unsent += 1
                     break
+            self._is_full = chosen is not None and not chosen.has_room()
             self._wait(poller, now, for_hub=chosen is None and bool(self._mailbox))
 
     def _wait(self, poller: Poller, now: float, *, for_hub: bool) -> None:
@@ -404,8 +418,6 @@ class Sender:
         for link in self._links:
             poller.watch(link.end, writable=for_hub and not link.resting(now))
         poller.wait(min(_IDLE_S, soonest - now))
-        for link in self._links:
-            poller.forget(link.end)
 
     def _publish(self, publisher: Publisher) -> None:
         self._hub = publisher.endpoint

@@ -15,8 +15,7 @@ import socket as tcp
 import struct
 import threading
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
 
@@ -30,6 +29,10 @@ if TYPE_CHECKING:
 
     from streamer.keys import AllowList, KeyPair
 
+# As plain numbers: zmq's are of an enum, and to combine two of those takes half a microsecond.
+_DONTWAIT = int(zmq.DONTWAIT)
+_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
+_POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 # Over this size a copy costs more than letting libzmq hold the buffer: glibc maps fresh pages for it.
 _COPY_MAX_BYTES = 128 * 1024
 _REPLY_MAX_BYTES = 64 * 1024
@@ -97,9 +100,9 @@ def _send(socket: zmq.Socket[bytes], parts: Sequence[Buffer]) -> bool:
     """Send without waiting; False when the socket takes nothing now."""
     try:
         for part in parts[:-1]:
-            socket.send(part, zmq.DONTWAIT | zmq.SNDMORE)
+            socket.send(part, _MORE)
         payload = parts[-1]
-        socket.send(payload, zmq.DONTWAIT, copy=memoryview(payload).nbytes <= _COPY_MAX_BYTES)
+        socket.send(payload, _DONTWAIT, copy=memoryview(payload).nbytes <= _COPY_MAX_BYTES)
     except zmq.Again:
         return False
     return True
@@ -170,8 +173,7 @@ class Waker:
                 os.close(self._writer)
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """A message as it came.
 
     Attributes:
@@ -252,7 +254,7 @@ class Requester:
         security, libzmq does not connect again by itself: after True the socket is to be reopened.
         """
         left = False
-        while self.monitor.poll(0):
+        while _option(self.monitor, zmq.EVENTS) & _POLLIN:
             event, value = _event(self.monitor)
             left = True
             if event != zmq.EVENT_DISCONNECTED:
@@ -279,7 +281,7 @@ class Requester:
 
     def connected(self) -> bool:
         """Whether a hub has completed the handshake on this socket, and still holds the connection."""
-        return bool(_option(self.socket, zmq.EVENTS) & zmq.POLLOUT)
+        return bool(_option(self.socket, zmq.EVENTS) & _POLLOUT)
 
     def send(self, header: bytes, payload: Buffer) -> bool:
         """Send a request without waiting; False when the hub is away."""
@@ -287,11 +289,9 @@ class Requester:
 
     def receive(self) -> bytes | None:
         """Return the next reply, or None when there is none now."""
-        try:
-            parts = self.socket.recv_multipart(zmq.DONTWAIT)
-        except zmq.Again:
+        if not _option(self.socket, zmq.EVENTS) & _POLLIN:  # an exception would take longer
             return None
-        return parts[-1]
+        return self.socket.recv_multipart(_DONTWAIT)[-1]
 
     def ask(self, header: bytes, payload: Buffer) -> bytes:
         """Send a request and wait for its reply, as REQ does; when the hub leaves in between, ask the next that comes.
@@ -390,15 +390,16 @@ class Replier:
 
     def receive(self) -> Received | None:
         """Return the next request, or None when there is none now. What is no request has no parts."""
-        parts = _receive_parts(self.socket)
-        if parts is None:
+        try:
+            route = self.socket.recv(_DONTWAIT)
+        except zmq.Again:
             return None
-        route = parts[0].bytes
+        parts = _receive_parts(self.socket)  # a ROUTER's message goes on after the route
         address = _address(parts[-1])
         # Asked for each message: a peer may claim the route of another that has left.
         key = _key(parts[-1]) if self.door else None
-        if len(parts) == 4 and not len(parts[1]):
-            return Received(route, (parts[2].bytes, parts[3].buffer), address, key)
+        if len(parts) == 3 and not len(parts[0]):
+            return Received(route, (parts[1].bytes, parts[2].buffer), address, key)
         return Received(route, None, address, key)
 
     def wait(self) -> Received:
@@ -442,7 +443,7 @@ class _Door:
     def answer(self) -> list[tuple[str | None, str]]:
         """Answer all that wait, and return the address of each that was kept out, if known, and why."""
         refused: list[tuple[str | None, str]] = []
-        while _option(self.requests, zmq.EVENTS) & zmq.POLLIN:
+        while _option(self.requests, zmq.EVENTS) & _POLLIN:
             version, number, domain, peer, _, mechanism, *credentials = self.requests.recv_multipart()
             if (domain, mechanism) == (_PLAIN, b"NULL"):
                 verdict = [b"200", b"", _NO_KEY.encode(), b""]
@@ -453,7 +454,7 @@ class _Door:
                 refused.append((peer.decode().removeprefix("::ffff:"), f"{key} is not in {self._allowed.path}"))
                 verdict = [b"400", b"", b"", b""]
             self.requests.send_multipart([version, number, *verdict])
-        while _option(self.monitor, zmq.EVENTS) & zmq.POLLIN:
+        while _option(self.monitor, zmq.EVENTS) & _POLLIN:
             event, value = _event(self.monitor)
             if event == zmq.EVENT_ACCEPTED:
                 self._addresses[value] = _peer(value)
@@ -522,8 +523,9 @@ class Subscriber:
 
     def receive(self) -> Received | None:
         """Return the next message, or None when there is none now. What is no message has no parts."""
-        parts = _receive_parts(self.socket)
-        if parts is None:
+        try:
+            parts = _receive_parts(self.socket)
+        except zmq.Again:
             return None
         message = (parts[0].bytes, parts[1].buffer) if len(parts) == 2 else None
         return Received(b"", message, _address(parts[-1]))
@@ -542,14 +544,16 @@ class Subscriber:
         self.context.term()
 
 
-def _receive_parts(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
-    """Receive one message without waiting and without copying; parts beyond those that any message has are dropped."""
-    try:
-        parts = [socket.recv(zmq.DONTWAIT, copy=False)]
-    except zmq.Again:
-        return None
-    while parts[-1].more:
-        part = socket.recv(zmq.DONTWAIT, copy=False)
+def _receive_parts(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
+    """Receive the rest of a message without copying; parts beyond those that any message has are dropped.
+
+    Raises:
+        zmq.Again: none is there; never in the middle of a message.
+    """
+    part = socket.recv(_DONTWAIT, copy=False)
+    parts = [part]
+    while part.more:
+        part = socket.recv(_DONTWAIT, copy=False)
         if len(parts) == _PARTS_MAX:
             parts.pop()
         parts.append(part)
