@@ -25,13 +25,14 @@ class Mailbox(Generic[Item]):
     def __init__(self, on_ready: Callable[[], None] | None = None) -> None:
         self._on_ready = on_ready
         self._slots: dict[str, Item] = {}
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._closed = False
         self.dropped = 0
 
     def put(self, key: str, item: Item) -> None:
         """Make `item` the newest of `key`. After `close` it is ignored."""
-        with self._changed:
+        with self._lock:  # the condition's own, without its detour through Python
             if self._closed:
                 return
             was_empty = not self._slots

@@ -246,7 +246,8 @@ class Presence:
                 self._make_room()
             camera = self._cameras[frame.camera] = _Camera(frame.camera)
         camera.add(frame, address, now, connection)
-        return self._move(camera, Event.FRAME)
+        # Nearly every frame's row of the table, without looking it up.
+        return None if camera.state is State.LIVE else self._move(camera, Event.FRAME)
 
     def tick(self, now: float) -> list[Change]:
         """Age every camera to `now` (monotonic seconds) and return what changed."""

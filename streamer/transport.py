@@ -12,8 +12,7 @@ import os
 import re
 import threading
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
 
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+# As plain numbers: zmq's are of an enum, and to combine two of those takes half a microsecond.
+_DONTWAIT = int(zmq.DONTWAIT)
+_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
 # Over this size a copy costs more than letting libzmq hold the buffer: glibc maps fresh pages for it.
 _COPY_MAX_BYTES = 128 * 1024
 _REPLY_MAX_BYTES = 64 * 1024
@@ -84,9 +86,9 @@ def _send(socket: zmq.Socket[bytes], parts: Sequence[Buffer]) -> bool:
     """Send without waiting; False when the socket takes nothing now."""
     try:
         for part in parts[:-1]:
-            socket.send(part, zmq.DONTWAIT | zmq.SNDMORE)
+            socket.send(part, _MORE)
         payload = parts[-1]
-        socket.send(payload, zmq.DONTWAIT, copy=memoryview(payload).nbytes <= _COPY_MAX_BYTES)
+        socket.send(payload, _DONTWAIT, copy=memoryview(payload).nbytes <= _COPY_MAX_BYTES)
     except zmq.Again:
         return False
     return True
@@ -136,8 +138,7 @@ class Waker:
                 os.close(self._writer)
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """A message as it came.
 
     Attributes:
@@ -211,7 +212,7 @@ class Requester:
     def receive(self) -> bytes | None:
         """Return the next reply, or None when there is none now."""
         try:
-            parts = self.socket.recv_multipart(zmq.DONTWAIT)
+            parts = self.socket.recv_multipart(_DONTWAIT)
         except zmq.Again:
             return None
         return parts[-1]
@@ -281,13 +282,14 @@ class Replier:
 
     def receive(self) -> Received | None:
         """Return the next request, or None when there is none now. What is no request has no parts."""
-        parts = _receive_parts(self.socket)
-        if parts is None:
+        try:
+            route = self.socket.recv(_DONTWAIT)
+        except zmq.Again:
             return None
-        route = parts[0].bytes
+        parts = _receive_parts(self.socket)  # a ROUTER's message goes on after the route
         address = _address(parts[-1])
-        if len(parts) == 4 and not len(parts[1]):
-            return Received(route, (parts[2].bytes, parts[3].buffer), address)
+        if len(parts) == 3 and not len(parts[0]):
+            return Received(route, (parts[1].bytes, parts[2].buffer), address)
         return Received(route, None, address)
 
     def wait(self) -> Received:
@@ -355,8 +357,9 @@ class Subscriber:
 
     def receive(self) -> Received | None:
         """Return the next message, or None when there is none now. What is no message has no parts."""
-        parts = _receive_parts(self.socket)
-        if parts is None:
+        try:
+            parts = _receive_parts(self.socket)
+        except zmq.Again:
             return None
         message = (parts[0].bytes, parts[1].buffer) if len(parts) == 2 else None
         return Received(b"", message, _address(parts[-1]))
@@ -375,14 +378,16 @@ class Subscriber:
         self.context.term()
 
 
-def _receive_parts(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
-    """Receive one message without waiting and without copying; parts beyond those that any message has are dropped."""
-    try:
-        parts = [socket.recv(zmq.DONTWAIT, copy=False)]
-    except zmq.Again:
-        return None
-    while parts[-1].more:
-        part = socket.recv(zmq.DONTWAIT, copy=False)
+def _receive_parts(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
+    """Receive the rest of a message without copying; parts beyond those that any message has are dropped.
+
+    Raises:
+        zmq.Again: none is there; never in the middle of a message.
+    """
+    part = socket.recv(_DONTWAIT, copy=False)
+    parts = [part]
+    while part.more:
+        part = socket.recv(_DONTWAIT, copy=False)
         if len(parts) == _PARTS_MAX:
             parts.pop()
         parts.append(part)
