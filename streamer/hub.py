@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from streamer.transport import Received
 
 _TICK_S = 0.25
+_LOOK_S = 0.05  # so long the socket waits for the next frame, and a peer at the door while frames come
 _TELL_S = 1.0
 # Messages taken before the clock is looked at and closing is noticed.
 _BATCH = 256
@@ -219,22 +220,49 @@ class Hub:
         for end in (self._replier, self._subscriber):
             if end:
                 poller.watch(end)
-        ticked = 0.0
+        alone = self._replier if not self._subscriber else None
+        if alone:
+            alone.wait_at_most(_LOOK_S)
+        flowing = False
+        looked = ticked = 0.0
         while not self._closing:
-            poller.wait(_TICK_S)
-            now = self.turned = time.monotonic()
-            if self._replier and self._allowed:
-                for address, why in self._replier.admit():
-                    self._count_refused(address, why)
-            for end in (self._replier, self._subscriber):
-                for _ in range(_BATCH if end else 0):
-                    received = end.receive() if end else None
-                    if received is None:
-                        break
+            # While frames come, the socket waits for the next itself: a poll takes three times as many system calls. But
+            # only a poll can be woken, so when none has come for a moment it is polled again.
+            if flowing and alone:
+                received = alone.receive(wait=True)
+                now = self.turned = time.monotonic()
+                flowing = received is not None
+                if received:
                     self._accept(received, now)
+            else:
+                poller.wait(_TICK_S)
+                now = self.turned = time.monotonic()
+                flowing = self._receive_waiting(now)
+                looked = 0.0
+            if now - looked >= _LOOK_S:
+                looked = now
+                self._admit()
             if now - ticked >= _TICK_S:
                 ticked = now
                 self._tick(now)
+
+    def _receive_waiting(self, now: float) -> bool:
+        """Take the messages that are there, of each end at most a batch; whether there were any."""
+        some = False
+        for end in (self._replier, self._subscriber):
+            for _ in range(_BATCH if end else 0):
+                received = end.receive() if end else None
+                if received is None:
+                    break
+                self._accept(received, now)
+                some = True
+        return some
+
+    def _admit(self) -> None:
+        """Let in who may come in, and count who may not."""
+        if self._replier and self._allowed:
+            for address, why in self._replier.admit():
+                self._count_refused(address, why)
 
     def _accept(self, received: Received, now: float) -> None:
         """Store a frame, reply, and tell those who look; or say why not."""

@@ -388,10 +388,10 @@ class Replier:
         """Let in the peers that wait and may come in; returns the address of each that may not, if known, and why."""
         return self.door.answer() if self.door else []
 
-    def receive(self) -> Received | None:
-        """Return the next request, or None when there is none now. What is no request has no parts."""
+    def receive(self, *, wait: bool = False) -> Received | None:
+        """Return the next request, or None when there is none now, or in time. What is no request has no parts."""
         try:
-            route = self.socket.recv(_DONTWAIT)
+            route = self.socket.recv(0 if wait else _DONTWAIT)
         except zmq.Again:
             return None
         parts = _receive_parts(self.socket)  # a ROUTER's message goes on after the route
@@ -401,6 +401,10 @@ class Replier:
         if len(parts) == 3 and not len(parts[0]):
             return Received(route, (parts[1].bytes, parts[2].buffer), address, key)
         return Received(route, None, address, key)
+
+    def wait_at_most(self, timeout_s: float) -> None:
+        """Set how long `receive` waits when it is to, in seconds; by default for ever."""
+        self.socket.setsockopt(zmq.RCVTIMEO, round(timeout_s * 1000))
 
     def wait(self) -> Received:
         """Wait for the next request, for ever or as long as RCVTIMEO on `socket` says.
