@@ -138,14 +138,13 @@ def hosts() -> Iterator[None]:
     lab.down()
 
 
-@pytest.fixture(scope="module")
-def changed_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def later_source(place: Path, version: str) -> Path:
     """The same project with a later version of the package."""
-    copy = tmp_path_factory.mktemp("later") / "source"
+    copy = place / "source"
     ignored = shutil.ignore_patterns(".git", ".venv", ".lab", "build", "__pycache__", ".*_cache")
     shutil.copytree(CHECKOUT, copy, ignore=ignored, symlinks=True)
     module = copy / "streamer/__init__.py"
-    text, count = re.subn(r'__version__ = "[^"]+"', '__version__ = "99.0"', module.read_text())
+    text, count = re.subn(r'__version__ = "[^"]+"', f'__version__ = "{version}"', module.read_text())
     assert count == 1
     module.write_text(text)
     return copy
@@ -291,7 +290,8 @@ def test_camera_that_cannot_start_is_named_with_its_last_words(tmp_path: Path) -
         assert done.status != 0
         assert re.search(r"pi7: streamer-sender not (re)?started", done.output), done.output
         assert "file:/srv/nothing.mp4: there is no such file" in done.output, done.output
-        all_live([name for name in CAMERAS if name != "pi7"])
+        assert "runs again what it ran before" in done.output, done.output
+        all_live()
         on("pi7", "rm /etc/streamer/sender.key")  # a new card has none
     finally:
         before = processes()
@@ -340,10 +340,33 @@ def test_plug_that_is_pulled_and_put_back() -> None:
     all_live()
 
 
-def test_new_release_and_the_way_back(changed_source: Path) -> None:
+def test_release_that_does_not_start_stays_on_no_camera(tmp_path: Path) -> None:
+    source = later_source(tmp_path, "98.0")
+    with (source / "streamer/sender.py").open("a") as module:
+        module.write('raise RuntimeError("a release that is broken")\n')
+    first, before = on("pi1", "readlink /opt/streamer/current"), processes()
+    done = play(source=source)
+    assert done.status != 0
+    assert "RuntimeError: a release that is broken" in done.output, done.output
+    assert re.search(r"pi1: .*runs again what it ran before", " ".join(done.output.split())), done.output
+    assert {on(host, "readlink /opt/streamer/current") for host in CAMERAS} == {first}
+    after = processes()
+    assert [host for host in CAMERAS if after[host] != before[host]] == ["pi1"]
+    all_live()
+
+
+def test_new_release_and_the_way_back(tmp_path: Path) -> None:
     first = on("pi1", "readlink /opt/streamer/current")
-    deploy(source=changed_source)
-    assert all(on(host, "/opt/streamer/current/bin/streamer --version") == "streamer 99.0" for host in HOSTS)
+    lab.kill("pi6")
+    source = later_source(tmp_path, "99.0")
+    done = play(source=source)
+    assert done.status != 0
+    assert "no answer from pi6; the others are done" in " ".join(done.output.split()), done.output
+    reached = [host for host in HOSTS if host != "pi6"]
+    assert all(on(host, "/opt/streamer/current/bin/streamer --version") == "streamer 99.0" for host in reached)
+    lab.start("pi6")
+    deploy("--limit", "pi6", source=source)
+    assert on("pi6", "/opt/streamer/current/bin/streamer --version") == "streamer 99.0"
     all_live()
 
     deploy("--tags", "rollback", "--limit", "pi3")

@@ -55,6 +55,7 @@ if cd /opt/streamer 2>/dev/null; then
   echo "history=$(cat history 2>/dev/null)"
   echo "releases=$(ls releases 2>/dev/null | xargs)"
   echo "complete=$(ls releases/*/.complete 2>/dev/null | cut -d/ -f2 | xargs)"
+  echo "ran=$(ls -d releases/*/ran 2>/dev/null | cut -d/ -f2 | xargs)"
 fi
 
 # roles sender and hub
