@@ -601,7 +601,7 @@ def _trust(ca_file: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _print_cameras(rows: Iterable[dict[str, Any]]) -> None:
+def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:
     """Print the hub's table; what a hub of an older release does not tell is unknown."""
 
     def number(value: float | None, form: str) -> str:
@@ -646,6 +646,11 @@ def _print_cameras(rows: Iterable[dict[str, Any]]) -> None:
             )
         )
     _print_table(table)
+    for row in rows:
+        if row.get("rival"):
+            print(f"{row['name']}: another sender at {row['rival']} has this name too, and is refused")
+        if row.get("still_s"):
+            print(f"{row['name']}: its picture has been the same for {row['still_s']:.0f} s")
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
