@@ -312,8 +312,7 @@ def _hub(options: argparse.Namespace) -> int:
         open_parts.callback(hub.close)
         wall = Wall(hub, *config.http, access=access, tls=tls, socket=config.http_socket)
         open_parts.callback(wall.close)
-        print(f"hub: {hub.endpoint}", flush=True)
-        print(f"wall: {config.http._replace(port=wall.port).url(tls=tls is not None)}", flush=True)
+        _announce(f"hub: {hub.endpoint}", f"wall: {config.http._replace(port=wall.port).url(tls=tls is not None)}")
         notifier.ready()
         fed = [hub.turned, wall.turned, 0.0]
 
@@ -342,6 +341,16 @@ def _hub(options: argparse.Namespace) -> int:
         notifier.stopping()
     _summarise_hub(hub)
     return 0
+
+
+def _announce(*lines: str) -> None:
+    """Print where the hub is; a full disk that this goes to is no reason not to be there."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _log.warning("cannot print where the hub is: %s", error.strerror)
 
 
 def _summarise_hub(hub: Hub) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from streamer.cameras import Camera
 
 _BACKOFF_FIRST_S = 0.25
-_BACKOFF_MAX_S = 5.0
+_BACKOFF_MAX_S = 4.0  # whatever was wrong with a hub, it has its frames again within five seconds
 _IDLE_S = 1.0
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 10.0

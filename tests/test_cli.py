@@ -344,6 +344,23 @@ def test_hub_is_ready_when_it_listens_and_feeds_the_watchdog_without_cameras(
         assert hub.end() < ENDS_WITHIN_S
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_hub_of_which_the_output_goes_to_a_full_disk_serves(tmp_path: Path, notify: NotifySocket) -> None:
+    arguments = ["hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]
+    with (
+        Path("/dev/full").open("w") as full,
+        subprocess.Popen(
+            [sys.executable, "-m", "streamer", *arguments],
+            stdout=full,
+            stderr=full,
+            env={**os.environ, "NOTIFY_SOCKET": notify.path},
+        ) as process,
+    ):
+        until(lambda: notify.has("READY=1") and notify.heard.count("WATCHDOG=1") >= 2, 20)
+        process.send_signal(signal.SIGTERM)
+        process.wait(ENDS_WITHIN_S + 1)
+
+
 @pytest.mark.parametrize(
     ("command", "part"),
     [
