@@ -89,20 +89,22 @@ class _Link:
         # The hub's wall clock against our monotonic one: a Pi is told the time some while after it has booted.
         self._hub_clock = clock.Estimate()
         self._moved = 0.0  # when a reply came, or the first request went out
-        self._resume = 0.0
+        self._broken = False
+        self._resume = 0.0  # when what is broken is opened afresh
         self._backoff_s = 0.0
         self._refused: bytes | None = None
         # Counted for each hub on its own, so that a frame sent to another is no loss to this one.
         self._seq = 0
         self._start = secrets.token_hex(8)
 
-    def resting(self, now: float) -> bool:
-        """Whether it backs off from a hub that accepts connections and never replies."""
-        return now < self._resume
+    @property
+    def resting(self) -> bool:
+        """Whether it backs off from a hub that accepts connections, and leaves or never replies."""
+        return self._broken
 
-    def usable(self, now: float) -> bool:
+    def usable(self) -> bool:
         """Whether the hub is there, as far as one can know; it may still have all the frames it may have."""
-        return not self.resting(now) and self.end.connected()
+        return not self.resting and self.end.connected()
 
     @property
     def trusted(self) -> bool:
@@ -119,7 +121,9 @@ class _Link:
     @property
     def deadline(self) -> float | None:
         """When to look again even if nothing comes."""
-        return self._moved + self._reply_timeout_s if self._window.under_way else self._resume or None
+        if self._broken:
+            return self._resume
+        return self._moved + self._reply_timeout_s if self._window.under_way else None
 
     def send(self, outgoing: _Outgoing, dropped: int, now: float) -> bool:
         extras: dict[str, object] = {
@@ -161,17 +165,19 @@ class _Link:
                 _log.warning("%s refuses the frames: %s", self.end.endpoint, why)
             self._refused = refused
 
-    def overdue(self, now: float) -> bool:
-        return self._window.under_way > 0 and now - self._moved >= self._reply_timeout_s
-
-    def reopen(self, now: float) -> None:
-        """Start afresh; a hub that keeps accepting and never replies, or leaves, is asked less and less often."""
-        self.end.reopen()
-        # It may be another hub that answers next, and by another way.
-        self._window = Window(self._in_flight_limit)
-        self._hub_clock = clock.Estimate()
-        self._resume = now + self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
-        self._backoff_s = min(_BACKOFF_MAX_S, 2 * self._backoff_s or _BACKOFF_FIRST_S)
+    def mend(self, now: float) -> None:
+        """Start afresh if it is broken; a hub that accepts, and leaves or never replies, is asked less and less."""
+        overdue = self._window.under_way > 0 and now - self._moved >= self._reply_timeout_s
+        if (self.end.left() or overdue) and not self._broken:
+            self._broken = True
+            self._resume = now + self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
+            self._backoff_s = min(_BACKOFF_MAX_S, 2 * self._backoff_s or _BACKOFF_FIRST_S)
+        if self._broken and now >= self._resume:
+            self.end.reopen()
+            self._broken = False
+            # It may be another hub that answers next, and by another way.
+            self._window = Window(self._in_flight_limit)
+            self._hub_clock = clock.Estimate()
 
 
 class Sender:
@@ -363,9 +369,8 @@ class Sender:
             now = self.turned = time.monotonic()
             for link in self._links:
                 link.receive(now)
-                if link.end.left() or link.overdue(now):
-                    link.reopen(now)
-            ready = [link for link in self._links if link.usable(now)]
+                link.mend(now)
+            ready = [link for link in self._links if link.usable()]
             chosen = next((link for link in ready if link.trusted), ready[0] if ready else None)
             self._tell(chosen if chosen and chosen.trusted else None, now)
             while chosen and self._mailbox and chosen.has_room() and (outgoing := self._mailbox.take()):
@@ -386,7 +391,7 @@ class Sender:
         deadlines = [link.deadline for link in self._links]
         soonest = min((deadline for deadline in deadlines if deadline and deadline > now), default=now + _IDLE_S)
         for link in self._links:
-            poller.watch(link.end, writable=for_hub and not link.resting(now))
+            poller.watch(link.end, writable=for_hub and not link.resting)
         poller.wait(min(_IDLE_S, soonest - now))
         for link in self._links:
             poller.forget(link.end)

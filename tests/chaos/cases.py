@@ -273,6 +273,19 @@ def address_changed(trial: Trial) -> None:
             trial.suffer(fleet, cable.move_hub)
 
 
+@case("hub killed behind a line that takes connections meanwhile", tries=10)
+def line_without_hub(trial: Trial) -> None:
+    with lined(trial) as (line, fleet):
+
+        def check(_: float) -> Iterator[str]:
+            if (taken := line.connections - before) > 300:
+                yield f"{taken} connections"
+
+        for _ in trial.turns():
+            before = line.connections
+            trial.suffer(fleet, fleet.hub.kill, restarts={"hub": 1}, check=check)
+
+
 @case("slow line: 100 ms each way for 5 s", tries=3)
 def line_slow(trial: Trial) -> None:
     with lined(trial) as (line, fleet):

@@ -141,7 +141,8 @@ class Fleet:
             self.senders = {name: self.open_sender(name, name) for name in cameras}
             outcome = self.outcome(time.monotonic(), within_s=BEGIN_S)
             if outcome.recovery_s is None:
-                raise AssertionError(f"the fleet does not begin: {self.hub.said()}")
+                said = "".join(f"\n{name}: {unit.said()}" for name, unit in self.units().items())
+                raise AssertionError(f"the fleet does not begin{said}")
         except BaseException:
             self.close()
             raise
