@@ -1,5 +1,5 @@
-# make demo | test | test-all | vm | arm64 | lint | lab | lab-down | bench | bench-fleet | screenshots | clean. Each does
-# its own set-up.
+# make demo | test | test-all | vm | arm64 | lint | lab | lab-down | bench | bench-fleet | chaos | soak | screenshots |
+# clean. Each does its own set-up.
 
 PYTHON ?= python3
 SUITE ?= trixie
@@ -9,7 +9,7 @@ PYTHONS := streamer tests playbooks roles
 # ansible-lint looks for its companions there.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all vm arm64 lint image lab lab-down bench bench-fleet screenshots clean
+.PHONY: demo test test-all vm arm64 lint image lab lab-down bench bench-fleet chaos soak screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo          ## eight cameras, the hub and its page, in this terminal
@@ -52,6 +52,12 @@ bench: $(VENV)/bench        ## this package and its peers side by side, tables a
 bench-fleet: $(VENV)/test   ## how long deploys of 9 and of 32 hosts of the lab take; half an hour, root on Debian
 	@$(BIN)/python -m tests.bench.fleet
 
+chaos: $(VENV)/test         ## a fleet is hurt in every way there is, and the frames at the hub are counted; an hour
+	@$(BIN)/python -m tests.chaos
+
+soak: $(VENV)/test          ## ten million frames and ten thousand reconnects: does anything grow? an hour
+	@$(BIN)/python -m tests.chaos.soak
+
 screenshots: $(VENV)/test   ## the README's pictures
 	@$(BIN)/python -m tests.pictures.take
 
@@ -65,7 +71,7 @@ $(VENV)/demo: pyproject.toml
 
 $(VENV)/test: pyproject.toml tests/environment.sh
 	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv,video,fleet,test python3-venv libgl1 libglib2.0-0 \
-	  xvfb openbox xdotool openssh-client prometheus chromium ffmpeg
+	  xvfb openbox xdotool openssh-client prometheus chromium ffmpeg iproute2 faketime
 	@touch $@ $(VENV)/demo
 
 $(VENV)/bench: $(VENV)/test

@@ -345,10 +345,11 @@ def _hub(options: argparse.Namespace) -> int:
         open_parts.callback(hub.close)
         wall = Wall(hub, *config.http, access=access, tls=tls, socket=config.http_socket)
         open_parts.callback(wall.close)
-        print(f"hub: {hub.endpoint}", flush=True)
-        if hub.plain_endpoint:
-            print(f"plain: {hub.plain_endpoint}", flush=True)
-        print(f"wall: {config.http._replace(port=wall.port).url(tls=tls is not None)}", flush=True)
+        _announce(
+            f"hub: {hub.endpoint}",
+            *([f"plain: {hub.plain_endpoint}"] if hub.plain_endpoint else []),
+            f"wall: {config.http._replace(port=wall.port).url(tls=tls is not None)}",
+        )
         notifier.ready()
         fed = [hub.turned, wall.turned, 0.0]
 
@@ -377,6 +378,16 @@ def _hub(options: argparse.Namespace) -> int:
         notifier.stopping()
     _summarise_hub(hub)
     return 0
+
+
+def _announce(*lines: str) -> None:
+    """Print where the hub is; a full disk that this goes to is no reason not to be there."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _log.warning("cannot print where the hub is: %s", error.strerror)
 
 
 def _summarise_hub(hub: Hub) -> None:
@@ -647,7 +658,7 @@ def _trust(ca_file: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _print_cameras(rows: Iterable[dict[str, Any]]) -> None:
+def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:
     """Print the hub's table; what a hub of an older release does not tell is unknown."""
 
     def number(value: float | None, form: str) -> str:
@@ -692,6 +703,11 @@ def _print_cameras(rows: Iterable[dict[str, Any]]) -> None:
             )
         )
     _print_table(table)
+    for row in rows:
+        if row.get("rival"):
+            print(f"{row['name']}: another sender at {row['rival']} has this name too, and is refused")
+        if row.get("still_s"):
+            print(f"{row['name']}: its picture has been the same for {row['still_s']:.0f} s")
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:

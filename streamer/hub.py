@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 from streamer import keys, wire
 from streamer.errors import ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
-from streamer.presence import Presence, State
+from streamer.presence import Change, NameTakenError, Presence, State
 from streamer.transport import Poller, Replier, Subscriber, Waker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from streamer.frame import Frame
-    from streamer.presence import Change, Status
+    from streamer.presence import Notice, Status
     from streamer.transport import Received
 
 _TICK_S = 0.25
@@ -276,7 +276,10 @@ class Hub:
                 change = self._presence.add(frame, received.address, now, received.route)
                 mailboxes = self._mailboxes
         except WireError as error:
-            self._refuse(received, error)
+            if self._replier and received.route:
+                self._replier.reply(received.route, wire.error_reply(error))
+            if not isinstance(error, NameTakenError):  # of which the table tells
+                self._count_refused(received.address, str(error))
             return
         if self._replier and received.route:
             self._replier.reply(received.route, wire.reply_to(frame))
@@ -287,11 +290,6 @@ class Hub:
                 mailbox.put(frame.camera, frame)
         if change:
             _tell(change)
-
-    def _refuse(self, received: Received, error: WireError) -> None:
-        if self._replier and received.route:
-            self._replier.reply(received.route, wire.error_reply(error))
-        self._count_refused(received.address, str(error))
 
     def _count_refused(self, address: str | None, why: str) -> None:
         self.refused += 1
@@ -312,6 +310,9 @@ class Hub:
             self._refused_told = now
 
 
-def _tell(change: Change) -> None:
+def _tell(change: Change | Notice) -> None:
+    if not isinstance(change, Change):
+        _log.log(logging.WARNING if change.is_trouble else logging.INFO, "%s: %s", change.name, change.words)
+        return
     level = logging.INFO if change.after is State.LIVE else logging.WARNING
     _log.log(level, "%s: %s, was %s", change.name, change.after.value, change.before.value)

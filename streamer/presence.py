@@ -1,22 +1,33 @@
-"""Which cameras there are and how they do: states, rates, drops and losses; time is always passed in."""
+"""Which cameras there are and how they do: states, rates, drops and losses; time is always passed in.
+
+A camera's name belongs to the first sender that came with it, for as long as its frames come. Nobody can tell a sender
+that has started again from a second one with its name: either is new. So a new one gets the name at once, and only if
+one that had it before sends again there are two; then that one has it back, and all others are refused. A card that was
+cloned shows one picture for an instant, and a camera that restarts loses nothing.
+"""
 
 from __future__ import annotations
 
 import enum
 import math
 import re
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from streamer.errors import WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from streamer.frame import Frame
 
 CAMERAS_MAX = 1024
 _RATE_WINDOW_S = 2.0
+_CONTEST_S = 1.0  # for which two senders of one name must both send before that is told
+_STILL_S = 10.0  # for which a picture must stay the same before that is told
+_LOOK_S = 1.0
+_EARLIER_MAX = 16  # senders of one name that are told apart from new ones
 
 
 class State(enum.Enum):
@@ -74,6 +85,10 @@ class Status:
         bytes_per_s: of the pictures that come.
         address: of the sender.
         release: that the sender runs; None when it does not say.
+        bytes: of all pictures received.
+        rival: address of another sender with this name, whose frames are refused ("?" when it is not known); None
+            when there is none.
+        still_s: for how many seconds its pictures have been the same, byte for byte; None until that is 10 s.
     """
 
     name: str
@@ -93,6 +108,21 @@ class Status:
     address: str | None = None
     release: str | None = None
     bytes: int = 0
+    rival: str | None = None
+    still_s: float | None = None
+
+
+class NameTakenError(WireError):
+    """A frame of a sender whose name another one has."""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something about a camera that is told once when it begins, and once when it ends."""
+
+    name: str
+    words: str
+    is_trouble: bool
 
 
 @dataclass(frozen=True)
@@ -140,6 +170,15 @@ class _Rate:
         return (self._frames / elapsed, self._bytes / elapsed) if elapsed > 0 else (0.0, 0.0)
 
 
+@dataclass
+class _Contest:
+    """Another sender sends with a camera's name too, and is refused."""
+
+    rival: str | None  # its address
+    since: float
+    seen: float  # when it last sent
+
+
 class _Camera:
     """What is known of one camera."""
 
@@ -153,6 +192,15 @@ class _Camera:
         self.lost = 0
         self.reconnects = 0
         self.address: str | None = None
+        self.sender: bytes | str | None = None  # who has the name: a start, else a connection, else an address
+        self.rival: str | None = None  # as it was told
+        self.is_still = False  # as it was told
+        self._contest: _Contest | None = None
+        # Who else had the name just now: until when, and how many frames it had dropped by then.
+        self._earlier: dict[bytes | str | None, tuple[float, int]] = {}
+        self._looked = -math.inf
+        self._print: tuple[int, int] | None = None  # of the picture that was looked at
+        self._moved = 0.0  # when it was last another one
         self._connection = b""
         self._rate: _Rate | None = None
         self._dropped_before = 0  # by earlier starts of the sender
@@ -161,6 +209,67 @@ class _Camera:
     @property
     def dropped(self) -> int:
         return self._dropped_before + self._dropped
+
+    def admit(
+        self, sender: bytes | str | None, address: str | None, now: float, stale_after_s: float, gone_after_s: float
+    ) -> None:
+        """Give the name to another sender, or refuse it.
+
+        Raises:
+            NameTakenError: the name is another's.
+        """
+        every_s = self.frame.every_s or 0.0 if self.frame else 0.0
+        patience_s = min(gone_after_s, max(stale_after_s, 2 * every_s))
+        until, dropped = self._earlier.get(sender, (-math.inf, 0))
+        if self.frame is None or now - self.seen >= patience_s:
+            self._contest = None
+            self._earlier.clear()
+        elif self._contest:
+            self._contest.rival, self._contest.seen = address, now
+            raise NameTakenError(f"another sender at {self.address or '?'} has this name")
+        elif now - until < patience_s:
+            self._contest = _Contest(self.address, since=now, seen=now)
+            self._dropped_before -= dropped  # which its count still has
+            self._earlier.clear()
+        else:
+            self._earlier.pop(sender, None)
+            self._earlier[self.sender] = now, self._dropped
+            if len(self._earlier) > _EARLIER_MAX:
+                del self._earlier[next(iter(self._earlier))]
+        self.sender = sender
+
+    def look(self, now: float, gone_after_s: float) -> Iterator[Notice]:
+        """Look, once a second, whether another sender has the name too and whether the picture moves.
+
+        Yields:
+            What has begun, and what has ended.
+        """
+        if self.frame is None or now - self._looked < _LOOK_S:
+            return
+        self._looked = now
+        contest = self._contest
+        if contest and now - contest.seen >= gone_after_s:
+            contest = self._contest = None
+        # Both must go on: what was still under way of a sender that has started again is no second one.
+        if contest and min(contest.seen, self.seen) - contest.since >= _CONTEST_S:
+            if self.rival is None:
+                others = f"another sender at {contest.rival or '?'} has this name too: "
+                told = f"{others}it is refused for as long as the first, at {self.address or '?'}, sends"
+                yield Notice(self.name, told, is_trouble=True)
+            self.rival = contest.rival or "?"
+        elif self.rival is not None and contest is None:
+            self.rival = None
+            yield Notice(self.name, "only one sender has this name now", is_trouble=False)
+
+        seen = len(self.frame.payload), zlib.crc32(self.frame.payload)
+        if seen != self._print:
+            self._print, self._moved = seen, self.seen
+        is_still = self.seen - self._moved >= _STILL_S
+        if is_still and not self.is_still:
+            yield Notice(self.name, f"its picture has been the same for {_STILL_S:g} s: is it stuck?", is_trouble=True)
+        elif self.is_still and not is_still:
+            yield Notice(self.name, "its picture moves again", is_trouble=False)
+        self.is_still = is_still
 
     def add(self, frame: Frame, address: str | None, now: float, connection: bytes) -> None:
         before = self.frame
@@ -207,6 +316,8 @@ class _Camera:
             address=self.address,
             release=frame.release,
             bytes=self.bytes,
+            rival=self.rival,
+            still_s=round(self.seen - self._moved, 1) if self.is_still else None,
         )
 
 
@@ -238,6 +349,7 @@ class Presence:
             The change of state that it makes, if any.
 
         Raises:
+            NameTakenError: another sender has the camera's name.
             WireError: it is from a new camera and the table is full of cameras that are not gone.
         """
         camera = self._cameras.get(frame.camera)
@@ -245,14 +357,18 @@ class Presence:
             if len(self._cameras) >= CAMERAS_MAX:
                 self._make_room()
             camera = self._cameras[frame.camera] = _Camera(frame.camera)
+        sender = frame.start or connection or address
+        if sender != camera.sender:
+            camera.admit(sender, address, now, self._stale_after_s, self._gone_after_s)
         camera.add(frame, address, now, connection)
         # Nearly every frame's row of the table, without looking it up.
         return None if camera.state is State.LIVE else self._move(camera, Event.FRAME)
 
-    def tick(self, now: float) -> list[Change]:
-        """Age every camera to `now` (monotonic seconds) and return what changed."""
-        changes = []
+    def tick(self, now: float) -> list[Change | Notice]:
+        """Age every camera to `now` (monotonic seconds) and return what is to be told."""
+        changes: list[Change | Notice] = []
         for camera in self._cameras.values():
+            changes += camera.look(now, self._gone_after_s)
             age_s = now - camera.seen
             if age_s >= self._gone_after_s:
                 change = self._move(camera, Event.SILENT)

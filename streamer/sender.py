@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from streamer.keys import KeyPair
 
 _BACKOFF_FIRST_S = 0.25
-_BACKOFF_MAX_S = 5.0
+_BACKOFF_MAX_S = 4.0  # whatever was wrong with a hub, it has its frames again within five seconds
 _IDLE_S = 1.0
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 10.0
@@ -92,21 +92,22 @@ class _Link:
         # The hub's wall clock against our monotonic one: a Pi is told the time some while after it has booted.
         self._hub_clock = clock.Estimate()
         self._moved = 0.0  # when a reply came, or the first request went out
-        self._resume = 0.0
+        self._broken = False
+        self._resume = 0.0  # when what is broken is opened afresh
         self._backoff_s = 0.0
-        self._lost = False
         self._refused: bytes | None = None
         # Counted for each hub on its own, so that a frame sent to another is no loss to this one.
         self._seq = 0
         self._start = secrets.token_hex(8)
 
-    def resting(self, now: float) -> bool:
-        """Whether it backs off from a hub that accepts connections and never replies."""
-        return now < self._resume
+    @property
+    def resting(self) -> bool:
+        """Whether it backs off from a hub that accepts connections, and leaves or never replies."""
+        return self._broken
 
-    def usable(self, now: float) -> bool:
+    def usable(self) -> bool:
         """Whether the hub is there, as far as one can know; it may still have all the frames it may have."""
-        return not self.resting(now) and self.end.connected()
+        return not self.resting and self.end.connected()
 
     @property
     def trusted(self) -> bool:
@@ -124,7 +125,9 @@ class _Link:
     @property
     def deadline(self) -> float | None:
         """When to look again even if nothing comes."""
-        return self._moved + self._reply_timeout_s if self._window.under_way else self._resume or None
+        if self._broken:
+            return self._resume
+        return self._moved + self._reply_timeout_s if self._window.under_way else None
 
     def send(self, outgoing: _Outgoing, dropped: int, now: float) -> bool:
         extras: dict[str, object] = {
@@ -167,20 +170,21 @@ class _Link:
             self._refused = refused
 
     def due(self, now: float) -> bool:
-        """Whether to start afresh: the connection has ended or the hub does not reply, and it has rested."""
+        """Whether to start afresh: the connection has ended or the hub does not reply, and it has rested since."""
         overdue = self._window.under_way > 0 and now - self._moved >= self._reply_timeout_s
-        self._lost = self.end.left() or overdue or self._lost
-        return self._lost and not self.resting(now)
+        if (self.end.left() or overdue) and not self._broken:
+            self._broken = True
+            self._resume = now + self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
+            self._backoff_s = min(_BACKOFF_MAX_S, 2 * self._backoff_s or _BACKOFF_FIRST_S)
+        return self._broken and now >= self._resume
 
-    def reopen(self, now: float) -> None:
-        """Start afresh; a hub that keeps accepting and never replies, or leaves, is asked less and less often."""
+    def reopen(self) -> None:
+        """Start afresh; a hub that accepts, and leaves or never replies, is asked less and less often."""
         self.end.reopen()
-        self._lost = False
+        self._broken = False
         # It may be another hub that answers next, and by another way.
         self._window = Window(self._in_flight_limit)
         self._hub_clock = clock.Estimate()
-        self._resume = now + self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
-        self._backoff_s = min(_BACKOFF_MAX_S, 2 * self._backoff_s or _BACKOFF_FIRST_S)
 
 
 class Sender:
@@ -393,8 +397,9 @@ class Sender:
                 link.receive(now)
                 if link.due(now):
                     poller.forget(link.end)
-                    link.reopen(now)
-            ready = [link for link in self._links if link.usable(now)]
+                    link.reopen()
+                    poller.watch(link.end)
+            ready = [link for link in self._links if link.usable()]
             chosen = next((link for link in ready if link.trusted), ready[0] if ready else None)
             self._tell(chosen if chosen and chosen.trusted else None, now)
             while chosen and chosen.has_room() and self._mailbox and (outgoing := self._mailbox.take()):
@@ -416,7 +421,7 @@ class Sender:
         deadlines = [link.deadline for link in self._links]
         soonest = min((deadline for deadline in deadlines if deadline and deadline > now), default=now + _IDLE_S)
         for link in self._links:
-            poller.watch(link.end, writable=for_hub and not link.resting(now))
+            poller.watch(link.end, writable=for_hub and not link.resting)
         poller.wait(min(_IDLE_S, soonest - now))
 
     def _publish(self, publisher: Publisher) -> None:

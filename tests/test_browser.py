@@ -206,6 +206,15 @@ def test_page_says_that_the_hub_is_away_and_comes_back_by_itself(browser: Browse
         says(page, "pi1", "^pi1 ● LIVE")
 
 
+def test_two_senders_of_one_name_are_named(browser: Browser) -> None:
+    with Fleet({"pi1": "pattern"}) as fleet, looking(browser, fleet.url) as page:
+        says(page, "pi1", "^pi1 ● LIVE")
+        fleet.start("pi1")
+        says(page, "pi1", r"^127\.0\.0\.1 has this name too, and is refused pi1 ● LIVE")
+        page.goto(fleet.url + "numbers")
+        page.get_by_text("LIVE, 127.0.0.1 has this name too, and is refused").wait_for()
+
+
 def test_slow_viewer_sees_less_and_moves_no_other(browser: Browser, eight: Fleet) -> None:
     def rate(page: Page) -> float:
         """Pictures drawn for one that the hub received, over a while."""

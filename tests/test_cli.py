@@ -357,6 +357,69 @@ def test_hub_is_ready_when_it_listens_and_feeds_the_watchdog_without_cameras(
         assert hub.end() < ENDS_WITHIN_S
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_hub_of_which_the_output_goes_to_a_full_disk_serves(tmp_path: Path, notify: NotifySocket) -> None:
+    arguments = ["hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]
+    with (
+        Path("/dev/full").open("w") as full,
+        subprocess.Popen(
+            [sys.executable, "-m", "streamer", *arguments],
+            stdout=full,
+            stderr=full,
+            env={**os.environ, "NOTIFY_SOCKET": notify.path},
+        ) as process,
+    ):
+        until(lambda: notify.has("READY=1") and notify.heard.count("WATCHDOG=1") >= 2, 20)
+        process.send_signal(signal.SIGTERM)
+        process.wait(ENDS_WITHIN_S + 1)
+
+
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [
+        pytest.param("hub", "hub:Hub._tick", id="the hub's receiving thread"),
+        pytest.param("hub", "hub:Hub.cameras", id="the wall's event loop"),
+        pytest.param("send", "sender:_Link.receive", id="the sender's thread"),
+    ],
+)
+def test_part_that_is_stuck_starves_the_watchdog(command: str, part: str, tmp_path: Path, notify: NotifySocket) -> None:
+    stuck = tmp_path / "stuck"
+    module, _, method = part.partition(":")
+    script = (
+        "import pathlib, sys, time\n"
+        f"from streamer.{module} import {method.partition('.')[0]}\n"
+        "from streamer.cli import main\n"
+        f"works = {method}\n"
+        "def wedged(*arguments):\n"
+        f"    while pathlib.Path({str(stuck)!r}).exists():\n"
+        "        time.sleep(0.05)\n"
+        "    return works(*arguments)\n"
+        f"{method} = wedged\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    hub = ["hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]
+    arguments = hub if command == "hub" else sender_flags(NOWHERE)
+    environment = {**os.environ, "NOTIFY_SOCKET": notify.path}
+
+    def fed_within(seconds: float) -> bool:
+        notify.has("")
+        notify.heard.clear()
+        deadline = time.monotonic() + seconds
+        while not notify.has("WATCHDOG=1") and time.monotonic() < deadline:
+            pass
+        return "WATCHDOG=1" in notify.heard
+
+    with subprocess.Popen([sys.executable, "-c", script, *arguments], env=environment) as process:
+        assert fed_within(20)
+        stuck.touch()
+        fed_within(1.5)  # by a round that had begun
+        assert not fed_within(2.5)
+        stuck.unlink()
+        assert fed_within(20)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(ENDS_WITHIN_S + 1) == 0
+
+
 # -- status and demo
 
 
@@ -416,6 +479,13 @@ ROW = {
             "pi1 LIVE 29.9 0.02 - 100 2 1 0 640x480 1235 192.0.2.1 -",
             id="stock sender",
         ),
+        pytest.param(
+            {"latency_ms": None, "rival": "192.0.2.2", "still_s": 12.3},
+            "pi1 LIVE 29.9 0.02 - 100 2 1 - 640x480 1235 192.0.2.1 - "
+            "pi1: another sender at 192.0.2.2 has this name too, and is refused "
+            "pi1: its picture has been the same for 12 s",
+            id="odd",
+        ),
         pytest.param({}, "pi1 LIVE 29.9 0.02 - 100 2 1 - 640x480 1235 192.0.2.1 -", id="hub of an older release"),
     ],
 )
@@ -424,7 +494,7 @@ def test_status_tells_what_is_known(
 ) -> None:
     monkeypatch.setattr(cli._Page, "cameras", lambda _: ([ROW | told], ""))
     assert cli.main(["status"]) == 0
-    assert " ".join(capsys.readouterr().out.splitlines()[1].split()) == line
+    assert " ".join(" ".join(capsys.readouterr().out.splitlines()[1:]).split()) == line
 
 
 @pytest.mark.parametrize(

@@ -418,6 +418,38 @@ def test_a_camera_goes_through_its_states_and_each_change_is_told(
     ]
 
 
+# -- two senders of one name
+
+
+def test_two_senders_of_one_name_are_told_and_neither_flaps_the_other(
+    hub: Hub, peer: zmq.Socket[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert hub.endpoint
+    mailbox = hub.open_mailbox()
+    with Sender(hub.endpoint, "pi1", reply_timeout_s=60) as first, Sender(hub.endpoint, "pi1") as second:
+        came = []
+        deadline = time.monotonic() + WAIT_S
+        while not hub.cameras() or hub.cameras()[0].rival is None:
+            assert time.monotonic() < deadline
+            for sender, value in ((first, 1), (second, 2)):
+                sender.send(picture(value))
+            came += take_all(mailbox)
+            time.sleep(0.02)
+        # A stock sender is refused as well, and goes on.
+        peer.send_multipart([header("pi1"), JPEG])
+        assert peer.recv_multipart() == [b"ERR another sender at 127.0.0.1 has this name"]
+        send(peer, "pi2")
+    values = [value for name, value in came if name == "pi1"]
+    changes = sum(one != other for one, other in itertools.pairwise(values))
+    assert len(values) > 20
+    assert changes <= 3  # each had its first frame shown at most, whoever came first
+    assert hub.refused == 0
+    refusal = f"{hub.endpoint} refuses the frames: another sender at 127.0.0.1 has this name"
+    assert caplog.messages.count(refusal) == 1
+    assert sum("has this name too" in message for message in caplog.messages) == 1
+    assert len(caplog.messages) == 2
+
+
 # -- subscribing
 
 

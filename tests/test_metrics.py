@@ -66,6 +66,8 @@ ROW = Status(
     reconnects=4,
     release="0.1.0+abc",
     bytes=5_000_000,
+    rival="192.0.2.2",
+    still_s=61.5,
 )
 BARE = Status("pi2", "LIVE", age_s=0.25, frames=1)
 
@@ -156,6 +158,8 @@ def test_values_are_those_of_the_hub_in_seconds_and_bytes(hub: streamer.Hub, mon
         'streamer_camera_wanted_frames_per_second{camera="pi1"}': 30,
         'streamer_camera_latency_seconds{camera="pi1"}': 0.0125,
         'streamer_camera_latency_uncertainty_seconds{camera="pi1"}': 0.0005,
+        'streamer_camera_name_contested{camera="pi1"}': 1,
+        'streamer_camera_still_seconds{camera="pi1"}': 61.5,
         'streamer_camera_width_pixels{camera="pi1"}': 640,
         'streamer_camera_height_pixels{camera="pi1"}': 480,
         'streamer_camera_info{address="192.0.2.1",camera="pi1",release="0.1.0+abc"}': 1,
@@ -183,6 +187,8 @@ def test_what_is_not_known_is_not_said(hub: streamer.Hub, monkeypatch: pytest.Mo
         "streamer_camera_dropped_frames_total",
         "streamer_camera_lost_frames_total",
         "streamer_camera_reconnects_total",
+        "streamer_camera_name_contested",
+        "streamer_camera_still_seconds",
         "streamer_camera_info",
     }
 
@@ -328,8 +334,12 @@ def test_promtool_agrees(arguments: tuple[str, ...]) -> None:
 def test_dashboard_reads_what_there_is(hub: streamer.Hub) -> None:
     read = names_in(json.dumps(DASHBOARD))
     assert read <= described(hub)
-    # How the states are spread is for alerts alone: there is a line for every camera.
-    assert {name for name in described(hub) - read if name.startswith("streamer_")} == {"streamer_hub_cameras"}
+    # For alerts alone: how the states are spread, since there is a line for every camera, and what is odd about one.
+    assert {name for name in described(hub) - read if name.startswith("streamer_")} == {
+        "streamer_hub_cameras",
+        "streamer_camera_name_contested",
+        "streamer_camera_still_seconds",
+    }
 
 
 @pytest.mark.parametrize("title", PANELS)

@@ -1,13 +1,27 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from streamer.errors import WireError
 from streamer.frame import Frame
-from streamer.presence import CAMERAS_MAX, TRANSITIONS, Change, Event, Presence, State, Status, natural
+from streamer.presence import (
+    CAMERAS_MAX,
+    TRANSITIONS,
+    Change,
+    Event,
+    NameTakenError,
+    Notice,
+    Presence,
+    State,
+    Status,
+    natural,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 STALE_AFTER_S, GONE_AFTER_S = 3.0, 30.0
 BEGIN = 1000.0
@@ -72,7 +86,8 @@ def test_transition(before: State, event: Event, after: State) -> None:
         changes = [change] if change else []
     else:
         # A camera that was never seen has been silent since the clock's zero.
-        changes = presence.tick(BEGIN + (STALE_AFTER_S if event is Event.QUIET else GONE_AFTER_S))
+        at = BEGIN + (STALE_AFTER_S if event is Event.QUIET else GONE_AFTER_S)
+        changes = [change for change in presence.tick(at) if isinstance(change, Change)]
     assert changes == ([changed] if after is not before else [])
     assert row(presence).state == after.value
 
@@ -96,8 +111,8 @@ def test_state_at_an_age(age_s: float, state: str) -> None:
 
 def test_a_change_is_told_once() -> None:
     presence = in_state(State.LIVE)
-    told = [change.after for now in range(60) for change in presence.tick(BEGIN + now)]
-    assert told == [State.STALE, State.GONE]
+    after = [change.after for now in range(60) for change in presence.tick(BEGIN + now) if isinstance(change, Change)]
+    assert after == [State.STALE, State.GONE]
 
 
 def test_every_camera_ages_on_its_own() -> None:
@@ -119,7 +134,7 @@ def test_a_strange_camera_is_live_at_once() -> None:
 def test_row_has_the_fields_of_the_api() -> None:
     assert " ".join(field.name for field in dataclasses.fields(Status)) == (
         "name state fps wanted_fps age_s latency_ms latency_error_ms frames dropped lost reconnects width height "
-        "bytes_per_s address release bytes"
+        "bytes_per_s address release bytes rival still_s"
     )
 
 
@@ -251,7 +266,6 @@ def test_drops_and_losses(frames: list[tuple[str | None, int | None, int | None]
         pytest.param([(b"1", "a"), (b"2", "b")], 1, id="the sender started again: both are new, and it is one"),
         pytest.param([(b"1", None), (b"2", None), (b"3", None)], 2, id="stock sender, twice"),
         pytest.param([(b"", "a"), (b"", "a"), (b"", "b")], 1, id="a publisher has no connection but a start"),
-        pytest.param([(b"1", "a"), (b"2", "b")] * 3, 5, id="two cameras of one name"),
     ],
 )
 def test_reconnects(frames: list[tuple[bytes, str | None]], reconnects: int) -> None:
@@ -259,6 +273,140 @@ def test_reconnects(frames: list[tuple[bytes, str | None]], reconnects: int) -> 
     for connection, start in frames:
         presence.add(picture(start=start), None, BEGIN, connection)
     assert row(presence).reconnects == reconnects
+
+
+# -- two senders of one name
+
+
+def offer(presence: Presence, sender: str, at_s: float, **fields: Any) -> bool:
+    """Have a sender send a frame from its own address; whether it is taken."""
+    start = None if sender.startswith("stock") else sender
+    frame = Frame("pi1", b"%f" % at_s, 640, 480, 0, start=start, **fields)
+    try:
+        presence.add(frame, f"at-{sender}", BEGIN + at_s, sender.encode())
+    except NameTakenError:
+        return False
+    return True
+
+
+def told(presence: Presence, at_s: float) -> list[str]:
+    return [change.words for change in presence.tick(BEGIN + at_s) if isinstance(change, Notice)]
+
+
+def side_by_side(presence: Presence, from_s: float, to_s: float, *senders: str) -> list[str]:
+    """Have senders take turns, ten times a second each; who was taken, in that order."""
+    taken = []
+    for at in range(round(from_s * 10), round(to_s * 10)):
+        taken += [name for turn, name in enumerate(senders) if offer(presence, name, at / 10 + turn / 100)]
+    return taken
+
+
+@pytest.mark.parametrize("others", [["b"], ["stock"], ["b", "c"], list("bcdefgh")], ids="-".join)
+def test_the_first_keeps_the_name_while_its_frames_come(others: list[str]) -> None:
+    presence = table()
+    assert side_by_side(presence, 0, 1, "a") == ["a"] * 10
+    taken = side_by_side(presence, 1, 10, "a", *others)
+    assert taken == ["a", *others, *["a"] * 89]  # each new one gets a frame in: it might be the first, started again
+    assert (row(presence).address, row(presence).reconnects) == ("at-a", len(others) + 1)
+
+
+@pytest.mark.parametrize("kind", ["", "stock"])
+def test_a_sender_that_started_again_is_taken_at_once(kind: str) -> None:
+    presence = table()
+    for start in range(20):
+        assert side_by_side(presence, start, start + 0.5, f"{kind}{start}") == [f"{kind}{start}"] * 5
+        assert told(presence, start + 0.5) == []
+    assert row(presence).rival is None
+
+
+def test_two_of_one_name_are_told_once_and_the_end_of_it_too() -> None:
+    presence = table()
+    said = []
+    for tenth in range(200):
+        side_by_side(presence, tenth / 10, tenth / 10 + 0.1, "a", "b")
+        said += told(presence, tenth / 10 + 0.05)
+    assert said[0].startswith(
+        "another sender at at-b has this name too: it is refused for as long as the first, at at-a"
+    )
+    assert (len(said), row(presence).rival) == (1, "at-b")
+    side_by_side(presence, 20, 49.8, "a")
+    assert told(presence, 49.8) == []
+    side_by_side(presence, 49.8, 51, "a")
+    assert told(presence, 51) == ["only one sender has this name now"]
+    assert row(presence).rival is None
+
+
+def test_what_was_under_way_of_a_sender_that_started_again_is_no_second_one() -> None:
+    presence = table()
+    side_by_side(presence, 0, 1, "a")
+    for late in range(8):  # the hub was stopped meanwhile, and reads both connections in turn
+        offer(presence, "a", 1 + late / 1000)
+        offer(presence, "again", 1 + late / 1000)
+    for tenth in range(10, 60):
+        side_by_side(presence, tenth / 10, tenth / 10 + 0.1, "again")
+        assert told(presence, tenth / 10) == []
+    assert row(presence).address == "at-again"
+
+
+@pytest.mark.parametrize(
+    ("every_s", "free_after_s"), [(None, 3), (0.1, 3), (5, 10), (1000, 30)], ids="every {} s".format
+)
+def test_when_the_first_falls_silent_the_other_gets_the_name(every_s: float | None, free_after_s: float) -> None:
+    presence = table()
+    side_by_side(presence, 0, 2, "a", "b")
+    offer(presence, "a", 2, every_s=every_s)
+    assert not offer(presence, "b", 2 + free_after_s - 0.01)
+    assert offer(presence, "b", 2 + free_after_s)
+    assert offer(presence, "b", 2.1 + free_after_s)
+    assert not told(presence, 2.1 + free_after_s)
+    # When it comes back it is the second.
+    assert side_by_side(presence, 3 + free_after_s, 4 + free_after_s, "b", "a") == ["b", "a", *["b"] * 9]
+
+
+def test_drops_of_the_first_are_not_counted_twice() -> None:
+    presence = table()
+    for at_s, (sender, dropped) in enumerate([("a", 100), ("b", 5), ("a", 101), ("b", 6), ("a", 102)]):
+        offer(presence, sender, at_s / 10, dropped=dropped)
+    assert row(presence).dropped == 5 + 102
+
+
+def test_publishers_of_one_name_are_told_apart_by_their_start_or_address() -> None:
+    presence = table()
+    for start, address in (("a", "1"), (None, "2"), ("a", "1")):
+        presence.add(picture(start=start), address, BEGIN)
+    with pytest.raises(NameTakenError, match="another sender at 1 has this name"):
+        presence.add(picture(), "2", BEGIN)
+
+
+# -- a picture that does not move
+
+
+def pictures(presence: Presence, from_s: int, to_s: int, hz: float, content: Callable[[float], bytes]) -> list[str]:
+    """Send pictures, look at the table four times a second, and return what it tells."""
+    said = []
+    for quarter in range(from_s * 4, to_s * 4):
+        at_s = quarter / 4
+        if at_s % (1 / hz) == 0:
+            presence.add(Frame("pi1", content(at_s), 640, 480, 0), None, BEGIN + at_s)
+        said += told(presence, at_s)
+    return said
+
+
+def test_a_picture_that_does_not_move_is_told_once_and_when_it_moves_again() -> None:
+    presence = table()
+    assert pictures(presence, 0, 20, 4, lambda at_s: b"%f" % at_s) == []
+    assert pictures(presence, 20, 29, 4, lambda _: b"same") == []
+    assert row(presence).still_s is None
+    assert pictures(presence, 29, 60, 4, lambda _: b"same") == ["its picture has been the same for 10 s: is it stuck?"]
+    assert row(presence).still_s == pytest.approx(39, abs=1)
+    assert pictures(presence, 60, 62, 4, lambda at_s: b"%f" % at_s) == ["its picture moves again"]
+    assert row(presence).still_s is None
+
+
+def test_a_camera_that_is_slow_or_silent_is_not_still() -> None:
+    presence = table()
+    assert pictures(presence, 0, 100, 1 / 20, lambda at_s: b"%f" % at_s) == []
+    assert pictures(presence, 100, 200, 1 / 1000, lambda _: b"") == []
 
 
 # -- rates

@@ -24,6 +24,7 @@ from streamer.errors import CameraError, ConfigError, TransportError, WireError
 from streamer.hub import Hub
 from streamer.sender import Feed, Sender
 from streamer.transport import Poller, Requester
+from tests.chaos.line import Line
 from tests.conftest import Keys, until
 from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, listener, picture, raw
 
@@ -362,7 +363,10 @@ def test_a_silent_hub_is_tried_for_ever_with_back_off_and_never_flooded(
         until(lambda: sender.statistics.hub == hub.endpoint)
 
 
-@pytest.mark.parametrize("situation", ["no hub", "silent hub", "no ZMQ", "hub that left", "two silent hubs", "idle"])
+OUTAGES = ["no hub", "silent hub", "no ZMQ", "line without a hub", "hub that left", "two silent hubs", "idle"]
+
+
+@pytest.mark.parametrize("situation", OUTAGES)
 def test_an_outage_costs_no_busy_loop(situation: str, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = 0
     wait = Poller.wait
@@ -379,6 +383,8 @@ def test_an_outage_costs_no_busy_loop(situation: str, quick: None, monkeypatch: 
             hubs[0].close()
         elif situation == "no ZMQ":
             endpoints = [stack.enter_context(listener())[1]]
+        elif situation == "line without a hub":
+            endpoints = [stack.enter_context(Line("tcp://127.0.0.1:9")).endpoint]
         sender = stack.enter_context(Sender(endpoints, "pi1", reply_timeout_s=0.2))
         if situation == "hub that left":
             sender.send(picture(0))

@@ -138,6 +138,20 @@ _READINGS = (
     ),
     _Reading(
         GaugeMetricFamily,
+        "streamer_camera_name_contested",
+        "",
+        "Whether another sender has the camera's name too: 1 while its frames are refused, else 0.",
+        lambda row: row.rival is not None,
+    ),
+    _Reading(
+        GaugeMetricFamily,
+        "streamer_camera_still_seconds",
+        "seconds",
+        "Time for which the camera's pictures have been the same, byte for byte; 0 until that is 10 s.",
+        lambda row: row.still_s or 0.0,
+    ),
+    _Reading(
+        GaugeMetricFamily,
         "streamer_camera_width_pixels",
         "pixels",
         "Width of the camera's newest picture.",

@@ -1,6 +1,6 @@
 // The page for whoever runs the fleet: a row a camera, with curves of the last minutes, and a row a viewer.
 
-import { SHAPES, latency, span, summary } from "./states.js";
+import { SHAPES, latency, oddity, span, summary } from "./states.js";
 
 const RETRY_MS = 2000;
 const CURVE = { width: 80, height: 22 };
@@ -74,7 +74,8 @@ const CAMERA_HEADS = [
 function cameraRow(row) {
   const past = history.cameras[row.name] ?? { fps: [], latency_ms: [], bytes_per_s: [] };
   const silent = row.state === "LIVE" || row.age_s === null ? "" : `, ${span(row.age_s)}`;
-  const state = cell("td", `${SHAPES[row.state]} ${row.state}${silent}`, "state");
+  const odd = row.state === "LIVE" && oddity(row) ? `, ${oddity(row)}` : "";
+  const state = cell("td", `${SHAPES[row.state]} ${row.state}${silent}${odd}`, "state");
   const link = Object.assign(document.createElement("a"), { href: `/#${encodeURIComponent(row.name)}`, textContent: row.name });
   const name = Object.assign(cell("th", link), { scope: "row" });
   return [

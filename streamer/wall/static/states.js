@@ -19,6 +19,12 @@ export function latency(row) {
   return error === null ? `${value} ms` : `${value} ±${error.toFixed(digits)} ms`;
 }
 
+// What is odd about a camera whose pictures come.
+export function oddity(row) {
+  if (row.rival) return `${row.rival} has this name too, and is refused`;
+  return row.still_s ? `the same picture for ${span(row.still_s)}` : "";
+}
+
 export function summary(rows) {
   const count = (state) => rows.filter((row) => row.state === state).length;
   const troubled = ["STALE", "GONE", "WAITING"].filter(count).map((state) => `${SHAPES[state]} ${count(state)} ${state}`);

@@ -1,7 +1,7 @@
 // Every camera on one page. The feed decodes, this draws: it says of each camera how many pictures a second it can use,
 // and never shows an old picture as if it were live.
 
-import { SHAPES, latency, span, summary } from "./states.js";
+import { SHAPES, latency, oddity, span, summary } from "./states.js";
 
 const FULL_HZ = 60;
 const SMALL_HZ = 15; // shown narrower than SMALL_PX
@@ -80,6 +80,7 @@ class Tile {
       if (lostAt !== null || waitedS > patienceS) state = "STALE";
       if (now - this.damagedAt < staleAfterS * 1000) word = "damaged picture";
       else if (state === "STALE") word = pictureAgeS === null ? "no picture yet" : `no picture for ${span(pictureAgeS)}`;
+      else word = oddity(row);
     } else if (state === "STALE") {
       word = `no picture for ${span(hubAgeS)}`;
     } else if (state === "GONE") {
