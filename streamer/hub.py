@@ -226,8 +226,8 @@ class Hub:
         flowing = False
         looked = ticked = 0.0
         while not self._closing:
-            # While frames come, the socket waits for the next itself: a poll takes three times as many system calls. But
-            # only a poll can be woken, so when none has come for a moment it is polled again.
+            # While frames come, the socket waits for the next itself: a poll takes three times as many system calls.
+            # But only a poll can be woken, so when none has come for a moment it is polled again.
             if flowing and alone:
                 received = alone.receive(wait=True)
                 now = self.turned = time.monotonic()
