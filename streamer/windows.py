@@ -147,6 +147,8 @@ class Windows(_Display):
         return True
 
     def _decode(self, frame: Frame) -> Image | None:
+        if frame.camera in self._hidden:
+            return None
         return picture_for(frame, *self._boxes.get(frame.camera, (self._width, self._cell_height)))
 
     def _show(self, frame: Frame, picture: Image | None) -> None:
