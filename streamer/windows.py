@@ -4,8 +4,8 @@ macOS lets only the main thread draw, so `run` belongs there. Pictures come to i
 shown at, so that none delays another.
 
 Of the processor time for a frame of 640x480, half is the JPEG's and a fifth is Qt's, which converts, scales and paints.
-Measured and left out: scaling each picture to its window before Qt does (cv2.resize takes what Qt then saves, and libjpeg
-is quick only at a half, a quarter and an eighth); looking less often whether a window is still there (1 us).
+Measured and left out: scaling each picture to its window before Qt does (cv2.resize takes what Qt then saves, and
+libjpeg is quick only at a half, a quarter and an eighth); looking less often whether a window is still there (1 us).
 """
 
 from __future__ import annotations
