@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from streamer.frame import Frame
     from streamer.hub import Hub
     from streamer.imagezmq import ImageHub, ImageSender
+    from streamer.pictures import Pictures
     from streamer.sender import Sender
 
 __version__ = "0.1.0"
@@ -31,13 +32,21 @@ __all__ = [
     "ImageHub",
     "ImageSender",
     "MissingExtraError",
+    "Pictures",
     "Sender",
     "StreamerError",
     "TransportError",
     "WireError",
 ]
 
-_MODULES = {"Frame": "frame", "Hub": "hub", "ImageHub": "imagezmq", "ImageSender": "imagezmq", "Sender": "sender"}
+_MODULES = {
+    "Frame": "frame",
+    "Hub": "hub",
+    "ImageHub": "imagezmq",
+    "ImageSender": "imagezmq",
+    "Pictures": "pictures",
+    "Sender": "sender",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from streamer.errors import CodecError
 from streamer.presence import State
-from streamer.tiles import GROUND, Decoder, Tile, write
+from streamer.tiles import GROUND, Tile, fitted, picture_for, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,12 +37,11 @@ class Grid:
     def __init__(self, layout: Layout, cameras: Sequence[str] = ()) -> None:
         self._layout = layout
         self._cameras = list(dict.fromkeys(cameras))
-        self._decoder = Decoder()
         self._places: list[str | None] = [None] * (layout.rows * layout.columns)
         self._left_out: list[str] = []
         self._told: set[str] = set()  # of the cameras left out
         self._statuses: dict[str, Status] = {}
-        self._frames: dict[str, Frame] = {}  # the newest of each camera
+        self._frames: dict[str, tuple[Frame, Image | None]] = {}  # the newest of each camera
         self._enlarged: str | None = None
         self._tiles: dict[str, Tile] = {}  # those on the canvas
         self._is_laid = False
@@ -54,9 +55,18 @@ class Grid:
             self._size = size
             self._is_laid = False
 
-    def put(self, frame: Frame) -> None:
-        """Take a camera's newest frame."""
-        self._frames[frame.camera] = frame
+    def decode(self, frame: Frame) -> Image | None:
+        """Make the picture for a camera's tile, or None of one that has none; any thread may call this.
+
+        Raises:
+            CodecError: it is damaged or no picture.
+        """
+        tile = self._tiles.get(frame.camera)
+        return fitted(picture_for(frame, *tile.box), *tile.box) if tile else None
+
+    def put(self, frame: Frame, picture: Image | None) -> None:
+        """Take a camera's newest frame, and what `decode` has made of it."""
+        self._frames[frame.camera] = frame, picture
         status = self._statuses.get(frame.camera)
         if status is not None and status.state != State.LIVE.value:  # the table is looked at less often
             self._statuses[frame.camera] = dataclasses.replace(status, state=State.LIVE.value)
@@ -65,8 +75,8 @@ class Grid:
         """Take the hub's table, and give every camera its place while there is one."""
         self._statuses = {status.name: status for status in statuses}
         self._frames = {
-            name: frame
-            for name, frame in self._frames.items()
+            name: newest
+            for name, newest in self._frames.items()
             if name in self._statuses and self._statuses[name].state != State.GONE.value
         }
         places = [name if name in self._statuses else None for name in self._places]
@@ -95,7 +105,7 @@ class Grid:
         if is_new:
             self._lay()
         for name, tile in self._tiles.items():
-            if tile.draw(self._statuses[name], self._frames.get(name)):
+            if tile.draw(self._statuses[name], *self._frames.get(name, (None, None))):
                 is_new = True
         return is_new
 
@@ -142,11 +152,16 @@ class Grid:
             rows, columns, places = 1, 1, [self._enlarged]
         tops = [row * (height - self._footer_height) // rows for row in range(rows + 1)]
         lefts = [column * width // columns for column in range(columns + 1)]
-        self._tiles = {}
+        tiles = {}
         for place, name in enumerate(places):
             if name is not None:
                 row, column = divmod(place, columns)
                 down = slice(tops[row], tops[row + 1] - _GAP * (row + 1 < rows))
                 across = slice(lefts[column], lefts[column + 1] - _GAP * (column + 1 < columns))
-                self._tiles[name] = Tile(self.canvas[down, across], self._caption_height, self._decoder)
+                tiles[name] = Tile(self.canvas[down, across], self._caption_height)
+        self._tiles = tiles
+        for name in tiles.keys() & self._frames.keys():
+            frame, _ = self._frames[name]
+            with contextlib.suppress(CodecError):  # it is told where it was decoded first
+                self._frames[name] = frame, self.decode(frame)
         self._is_laid = True

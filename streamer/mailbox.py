@@ -25,6 +25,7 @@ class Mailbox(Generic[Item]):
     def __init__(self, on_ready: Callable[[], None] | None = None) -> None:
         self._on_ready = on_ready
         self._slots: dict[str, Item] = {}
+        self._held: dict[str, Item | None] = {}  # of each key that a taker holds: the newest item since
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._closed = False
@@ -35,6 +36,10 @@ class Mailbox(Generic[Item]):
         with self._lock:  # the condition's own, without its detour through Python
             if self._closed:
                 return
+            if key in self._held:
+                self.dropped += self._held[key] is not None
+                self._held[key] = item
+                return
             was_empty = not self._slots
             if key in self._slots:
                 self.dropped += 1
@@ -44,11 +49,12 @@ class Mailbox(Generic[Item]):
         if was_empty and self._on_ready is not None:
             self._on_ready()
 
-    def take(self, timeout_s: float | None = 0.0) -> Item | None:
+    def take(self, timeout_s: float | None = 0.0, *, hold: bool = False) -> Item | None:
         """Remove and return the newest item of the key that has waited longest.
 
         Args:
             timeout_s: how long to wait for one, in seconds; None waits until there is one or the mailbox closes.
+            hold: nobody gets an item of this key before `release`.
 
         Returns:
             The item, or None when the time is over or the mailbox is closed.
@@ -60,9 +66,23 @@ class Mailbox(Generic[Item]):
                 return None
             key = next(iter(self._slots))
             item = self._slots.pop(key)
+            if hold:
+                self._held[key] = None
             if self._slots:  # another taker may wait for what is left
                 self._changed.notify()
             return item
+
+    def release(self, key: str) -> None:
+        """Let go of a key that was taken to hold; an item that has come meanwhile waits from now on."""
+        with self._changed:
+            item = self._held.pop(key)
+            if item is None or self._closed:
+                return
+            was_empty = not self._slots
+            self._slots[key] = item
+            self._changed.notify()
+        if was_empty and self._on_ready is not None:
+            self._on_ready()
 
     def __bool__(self) -> bool:
         """Whether an item is waiting."""

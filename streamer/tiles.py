@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
-from streamer.codec import decode_jpeg
 from streamer.errors import CodecError, MissingExtraError
+from streamer.pictures import decoded
 from streamer.presence import State
 
 try:
@@ -37,35 +36,6 @@ _COLOURS: dict[str, Colour] = {
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LETTERS_MIN = 0.3  # the font's scale below which nobody can read it
 _GREYED_WIDTH = 1280
-_log = logging.getLogger(__name__)
-
-
-class Decoder:
-    """Decodes pictures for a display; of one that cannot be shown it says so once for each camera and reason."""
-
-    def __init__(self) -> None:
-        self._complaints: dict[str, str] = {}
-
-    def decode(self, frame: Frame, box: tuple[int, int] | None = None) -> Image | None:
-        """Decode a picture.
-
-        Args:
-            frame: it.
-            box: (width, height) in pixels that it will be fitted into, so that a large JPEG need not be decoded in
-                full; None for all of it.
-
-        Returns:
-            uint8 of shape (height, width, 3), BGR, or (height, width); None when it is damaged or no picture.
-        """
-        try:
-            if not frame.is_jpeg or box is None:
-                return _viewable(frame.image)
-            return decode_jpeg(frame.payload, _fitted_size(frame.width, frame.height, *box))
-        except CodecError as error:
-            if str(error) != self._complaints.get(frame.camera):
-                self._complaints[frame.camera] = str(error)
-                _log.warning("%s: %s", frame.camera, error)
-            return None
 
 
 class Tile:
@@ -74,33 +44,32 @@ class Tile:
     Args:
         canvas: uint8 of shape (height, width, 3), BGR; as a rule a view of a larger one.
         caption_height: in pixels.
-        decoder: of the display.
     """
 
-    def __init__(self, canvas: Image, caption_height: int, decoder: Decoder) -> None:
+    def __init__(self, canvas: Image, caption_height: int) -> None:
         self._area, self._caption = canvas[:-caption_height], canvas[-caption_height:]
-        self._decoder = decoder
+        self.box = self._area.shape[1], self._area.shape[0]  # (width, height) in pixels for the picture
         self._frame: Frame | None = None
         self._picture: Image | None = None  # fitted into the area
         self._drawn: tuple[Image | None, str, str] | None = None
         self._captioned: tuple[str, str] | None = None
 
-    def draw(self, status: Status, frame: Frame | None) -> bool:
+    def draw(self, status: Status, frame: Frame | None, picture: Image | None) -> bool:
         """Draw what is new since the last time.
 
         Args:
             status: of the camera.
-            frame: its newest, if any; decoded and fitted only when it is another than the last time.
+            frame: its newest, if any.
+            picture: of the frame, as `picture_for` makes it; None when it is damaged.
 
         Returns:
             Whether anything was drawn.
         """
-        height, width = self._area.shape[:2]
-        if frame is not None and frame is not self._frame:
+        width, height = self.box
+        if frame is not self._frame:
             self._frame = frame
-            image = self._decoder.decode(frame, (width, height))
-            if image is not None:
-                self._picture = fitted(image, width, height)
+            if picture is not None:
+                self._picture = fitted(picture, width, height)
         is_shown = status.state in {State.LIVE.value, State.STALE.value}
         picture = self._picture if is_shown else None
         words = silence(status)
@@ -122,7 +91,7 @@ class Tile:
 
     def _put(self, picture: Image) -> None:
         """Put a picture in the middle of the area."""
-        height, width = self._area.shape[:2]
+        width, height = self.box
         picture = fitted(picture, width, height)
         top, left = (height - picture.shape[0]) // 2, (width - picture.shape[1]) // 2
         bottom, right = top + picture.shape[0], left + picture.shape[1]
@@ -139,6 +108,25 @@ def silence(status: Status) -> str:
         return f"waiting for {status.name}"
     words = f"no picture for {_span(status.age_s)}"
     return f"gone: {words}" if status.state == State.GONE.value else words
+
+
+def picture_for(frame: Frame, width: int, height: int) -> Image:
+    """Decode a picture for a box that it is shown in, so that nothing is done for pixels which nobody sees.
+
+    Args:
+        frame: it.
+        width: of the box, in pixels.
+        height: of the box, in pixels.
+
+    Returns:
+        uint8 of shape (height, width, 3), BGR, or (height, width); less than twice as large as the box.
+
+    Raises:
+        CodecError: it is damaged or no picture.
+    """
+    image = _viewable(decoded(frame, _fitted_size(frame.width, frame.height, width, height)))
+    is_large = image.shape[1] >= 2 * width or image.shape[0] >= 2 * height
+    return fitted(image, width, height) if is_large else image
 
 
 def fitted(image: Image, width: int, height: int) -> Image:
@@ -269,9 +257,13 @@ def _numbers(status: Status) -> str:
 
 
 def _span(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+    """Write a time as `span` of the wall's states.js does."""
+    whole = max(0, int(seconds))
+    if whole < 100:
+        return f"{whole} s"
+    if whole < 100 * 60:
+        return f"{whole // 60} min"
+    return f"{whole // 3600} h" if whole < 48 * 3600 else f"{whole // 86400} days"
 
 
 def _fitted_size(width: int, height: int, box_width: int, box_height: int) -> tuple[int, int]:

@@ -55,15 +55,22 @@ class Fleet:
         cameras: what each camera of this name plays; None for one that the hub waits for in vain.
         size: of the pictures.
         password: what the page asks for; empty: it asks nobody.
+        screen: the display that the hub has; empty: what this process has.
         hub: further keys of hub.yml.
     """
 
     def __init__(
-        self, cameras: Mapping[str, str | None], size: str = "320x240", password: str = "", **hub: Any
+        self,
+        cameras: Mapping[str, str | None],
+        size: str = "320x240",
+        password: str = "",
+        screen: str = "",
+        **hub: Any,
     ) -> None:
         self._stack = contextlib.ExitStack()
         self._size = size
         self._cameras = cameras
+        self._environment = {"DISPLAY": screen} if screen else {}
         place = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         self._config = place / "hub.yml"
         self._keys = {"bind": "tcp://127.0.0.1:0", "http": "127.0.0.1:0", "cameras": list(cameras), **hub}
@@ -84,7 +91,9 @@ class Fleet:
 
     def _start_hub(self) -> None:
         self._config.write_text(json.dumps(self._keys))
-        self.hub = self._stack.enter_context(Program("-m", "streamer", "hub", "--config", str(self._config)))
+        self.hub = self._stack.enter_context(
+            Program("-m", "streamer", "hub", "--config", str(self._config), environment=self._environment)
+        )
         self.endpoint = self.hub.line(0).removeprefix("hub: ")
         self.url = self.hub.line(1).removeprefix("wall: ")
 

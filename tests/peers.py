@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tests.conftest import until
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 WAIT_S = 15.0
 JPEG = bytes(encode_jpeg(np.full((16, 24, 3), 90, np.uint8), 80))
@@ -98,10 +99,11 @@ def header(message: object = "pi1", **fields: object) -> bytes:
 class Program:
     """A Python program in a process of its own; leaving `with` kills it."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=Path(__file__).parents[1],
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

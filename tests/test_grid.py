@@ -38,9 +38,15 @@ def filled(layout: Layout, *names: str, cameras: tuple[str, ...] = ()) -> Grid:
     grid.resize(*SIZE)
     grid.update([row(name) for name in names])
     for name in names:
-        grid.put(framed(name))
+        put(grid, name)
     grid.draw()
     return grid
+
+
+def put(grid: Grid, name: str) -> None:
+    """Decode a frame, and put it."""
+    frame = framed(name)
+    grid.put(frame, grid.decode(frame))
 
 
 def shown(grid: Grid, rows: int, columns: int) -> list[str]:
@@ -75,7 +81,7 @@ def test_place_is_kept_while_the_camera_is_known() -> None:
     grid.draw()
     assert shown(grid, 2, 2) == [".", "b", "c", "."]
     grid.update([row("a2"), row("b"), row("c")])
-    grid.put(framed("a2"))
+    put(grid, "a2")
     grid.draw()
     assert shown(grid, 2, 2) == ["a", "b", "c", "."]
 
@@ -92,7 +98,7 @@ def test_cameras_without_a_place_are_named_below_and_told_once(caplog: pytest.Lo
     assert (grid.canvas[-10:] != canvas[-10:]).any()
 
     grid.update([row("b"), row("c"), row("c2", "WAITING")])
-    grid.put(framed("c"))
+    put(grid, "c")
     grid.draw()
     assert shown(grid, 1, 2) == ["c", "b"], "a place that becomes free is taken"
 
@@ -123,7 +129,7 @@ def test_new_picture_is_live_before_the_table_says_so() -> None:
     grid.update([row("a", "GONE")])
     grid.draw()
     assert shown(grid, 1, 1) == ["."]
-    grid.put(framed("a"))
+    put(grid, "a")
     grid.draw()
     assert shown(grid, 1, 1) == ["a"]
 
@@ -160,9 +166,9 @@ def test_a_press_shows_one_camera_alone_and_the_next_all() -> None:
     grid.press(SIZE[0] - 10, 10)
     grid.draw()
     assert shown(grid, 2, 2) == ["b"] * 4
-    grid.put(framed("b"))
+    put(grid, "b")
     assert grid.draw()
-    grid.put(framed("a"))
+    put(grid, "a")
     assert not grid.draw(), "nobody sees the others"
     grid.press(5, 5)
     grid.draw()

@@ -129,6 +129,16 @@ def test_close_forgets_what_waits() -> None:
         pytest.param(
             lambda mailbox: (mailbox.put("a", 1), mailbox.take(), mailbox.put("a", 2)), [True, True], id="empty again"
         ),
+        pytest.param(
+            lambda mailbox: (
+                mailbox.put("a", 1),
+                mailbox.take(hold=True),
+                mailbox.put("a", 2),
+                mailbox.release("a"),
+            ),
+            [True, True],
+            id="released",
+        ),
         pytest.param(lambda mailbox: mailbox.close(), [False], id="closing"),
         pytest.param(lambda mailbox: (mailbox.close(), mailbox.put("a", 1)), [False], id="closed"),
     ],
@@ -171,3 +181,42 @@ def test_many_threads_lose_nothing_uncounted() -> None:
     for thread in takers:
         thread.join()
     assert next(takes) + mailbox.dropped == 3 * puts
+
+
+def test_held_key_is_given_to_nobody_until_it_is_released() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    mailbox.put("a", 1)
+    assert mailbox.take(hold=True) == 1
+    mailbox.put("a", 2)
+    mailbox.put("b", 3)
+    mailbox.put("a", 4)
+    assert mailbox.dropped == 1
+    assert mailbox.take() == 3
+    assert mailbox.take() is None
+    mailbox.release("a")
+    assert mailbox.take(hold=True) == 4
+    mailbox.release("a")
+    assert mailbox.take() is None
+
+
+def test_release_wakes_who_waits() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    mailbox.put("a", 1)
+    mailbox.take(hold=True)
+    mailbox.put("a", 2)
+    taken: list[int | None] = []
+    taker = threading.Thread(target=lambda: taken.append(mailbox.take(10)))
+    taker.start()
+    mailbox.release("a")
+    taker.join()
+    assert taken == [2]
+
+
+def test_release_after_close_gives_nothing() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    mailbox.put("a", 1)
+    mailbox.take(hold=True)
+    mailbox.put("a", 2)
+    mailbox.close()
+    mailbox.release("a")
+    assert mailbox.take() is None

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from streamer import codec, tiles
+from streamer import tiles
 from streamer.codec import encode_jpeg
+from streamer.errors import CodecError
 from streamer.frame import Frame
 from streamer.presence import State, Status
-from streamer.tiles import Decoder, Tile
+from streamer.tiles import Tile, picture_for
 
 if TYPE_CHECKING:
     from streamer.codec import Image
@@ -35,7 +36,7 @@ def canvas() -> Image:
 
 @pytest.fixture
 def tile(canvas: Image) -> Tile:
-    return Tile(canvas, CAPTION, Decoder())
+    return Tile(canvas, CAPTION)
 
 
 def is_red(pixels: Image) -> bool:
@@ -55,9 +56,11 @@ def is_dark(pixels: Image) -> bool:
         (LIVE, ""),
         (STALE, "no picture for 6 s"),
         (GONE, "gone: no picture for 45 s"),
-        (dataclasses.replace(GONE, age_s=119.4), "gone: no picture for 119 s"),
-        (dataclasses.replace(GONE, age_s=600), "gone: no picture for 10 min"),
+        (dataclasses.replace(GONE, age_s=99.9), "gone: no picture for 99 s"),
+        (dataclasses.replace(GONE, age_s=100), "gone: no picture for 1 min"),
+        (dataclasses.replace(GONE, age_s=5999), "gone: no picture for 99 min"),
         (dataclasses.replace(GONE, age_s=86400), "gone: no picture for 24 h"),
+        (dataclasses.replace(GONE, age_s=172800), "gone: no picture for 2 days"),
         (WAITING, "waiting for pi1"),
     ],
 )
@@ -116,48 +119,57 @@ def test_placard_says_why() -> None:
 @pytest.mark.parametrize(
     ("box", "size"),
     [
-        (None, (640, 480)),
         ((640, 480), (640, 480)),
+        ((480, 360), (640, 480)),
         ((320, 240), (320, 240)),
         ((400, 120), (160, 120)),
-        ((20, 20), (80, 60)),
+        ((20, 20), (20, 15)),
         ((2000, 2000), (640, 480)),
     ],
 )
-def test_large_picture_is_decoded_as_small_as_its_box_allows(
-    box: tuple[int, int] | None, size: tuple[int, int]
+@pytest.mark.parametrize("is_jpeg", [True, False])
+def test_picture_is_less_than_twice_as_large_as_its_box(
+    box: tuple[int, int], size: tuple[int, int], is_jpeg: bool
 ) -> None:
-    image = Decoder().decode(framed(640, 480), box)
-    assert image is not None
-    assert image.shape == (size[1], size[0], 3)
+    raw = Frame("pi1", bytes(640 * 480 * 3), 640, 480, 0, "uint8", (480, 640, 3))
+    assert picture_for(framed(640, 480) if is_jpeg else raw, *box).shape == (size[1], size[0], 3)
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 1), (4, 6, 3)])
 def test_arrays_are_shown_as_they_are(shape: tuple[int, ...]) -> None:
     frame = Frame("pi1", bytes(range(np.prod(shape))), 6, 4, 0, "uint8", shape)
-    image = Decoder().decode(frame, (3, 2))
-    assert image is not None
+    image = picture_for(frame, 6, 4)
     assert image.tobytes() == frame.payload
     assert image.shape in {(4, 6), (4, 6, 3)}
 
 
-def test_what_cannot_be_shown_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    decoder = Decoder()
-    complex_array = Frame("pi1", bytes(64), 4, 2, 0, "complex64", (2, 4))
-    two_channels = Frame("pi1", bytes(16), 4, 2, 0, "uint8", (2, 4, 2))
-    with caplog.at_level(logging.WARNING):
-        for frame in (complex_array, complex_array, two_channels, Frame("pi2", b"\xff\xd8\xff\xd9", 4, 2, 0)):
-            assert decoder.decode(frame, (4, 4)) is None
-    assert [message.partition(" of ")[0] for message in caplog.messages[:2]] == ["pi1: an array"] * 2
-    assert caplog.messages[2].startswith("pi2: JPEG decoder: ")
-    assert len(caplog.messages) == 3
+@pytest.mark.parametrize(
+    ("frame", "why"),
+    [
+        (Frame("pi1", bytes(64), 4, 2, 0, "complex64", (2, 4)), "an array of complex64 with shape"),
+        (Frame("pi1", bytes(16), 4, 2, 0, "uint8", (2, 4, 2)), "an array of uint8 with shape"),
+        (Frame("pi1", b"\xff\xd8\xff\xd9", 4, 2, 0), "JPEG"),
+    ],
+)
+def test_what_cannot_be_shown_is_an_error(frame: Frame, why: str) -> None:
+    with pytest.raises(CodecError, match=why):
+        picture_for(frame, 4, 4)
 
 
 # -- tiles
 
 
+def draw(tile: Tile, status: Status, frame: Frame | None) -> bool:
+    """Draw a frame and its picture; a damaged one has none."""
+    picture = None
+    if frame is not None:
+        with contextlib.suppress(CodecError):
+            picture = picture_for(frame, *tile.box)
+    return tile.draw(status, frame, picture)
+
+
 def test_live_picture_stands_in_the_middle(canvas: Image, tile: Tile) -> None:
-    assert tile.draw(LIVE, framed(64, 32))
+    assert draw(tile, LIVE, framed(64, 32))
     bar = (HEIGHT - CAPTION - WIDTH // 2) // 2
     assert is_dark(canvas[:bar])
     assert is_red(canvas[bar : bar + WIDTH // 2])
@@ -166,36 +178,29 @@ def test_live_picture_stands_in_the_middle(canvas: Image, tile: Tile) -> None:
 
 def test_stale_picture_is_grey_and_says_its_age(canvas: Image, tile: Tile) -> None:
     frame = framed(64, 48)
-    tile.draw(LIVE, frame)
-    tile.draw(STALE, frame)
+    draw(tile, LIVE, frame)
+    draw(tile, STALE, frame)
     area = canvas[:-CAPTION]
     assert (area.max(2) == area.min(2)).all()
     assert area[10, WIDTH // 2, 0] < 60
     assert area.max() > 230
-    tile.draw(LIVE, frame)
+    draw(tile, LIVE, frame)
     assert is_red(area[:, WIDTH // 2])
 
 
 @pytest.mark.parametrize("status", [WAITING, GONE])
 def test_where_there_is_no_picture_the_tile_says_so(canvas: Image, tile: Tile, status: Status) -> None:
-    tile.draw(LIVE, framed(64, 48))
-    tile.draw(status, None)
+    draw(tile, LIVE, framed(64, 48))
+    draw(tile, status, None)
     area = canvas[:-CAPTION]
     assert is_dark(area[: HEIGHT // 4])
     assert area.max() > 230
 
 
-def test_only_what_is_new_is_decoded_and_drawn(tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded = []
-
-    def decode(jpeg: bytes, at_least: tuple[int, int]) -> Image:
-        decoded.append(jpeg)
-        return codec.decode_jpeg(jpeg, at_least)
-
-    monkeypatch.setattr(tiles, "decode_jpeg", decode)
+def test_only_what_is_new_is_drawn(tile: Tile) -> None:
     first, second = framed(64, 48), framed(64, 48)
     drawn = [
-        tile.draw(status, frame)
+        draw(tile, status, frame)
         for status, frame in (
             (LIVE, first),
             (LIVE, first),
@@ -208,18 +213,17 @@ def test_only_what_is_new_is_decoded_and_drawn(tile: Tile, monkeypatch: pytest.M
         )
     ]
     assert drawn == [True, False, True, False, True, True, False, True]
-    assert len(decoded) == 2
 
 
 def test_damaged_picture_leaves_the_one_before(canvas: Image, tile: Tile) -> None:
-    tile.draw(LIVE, framed(64, 48))
+    draw(tile, LIVE, framed(64, 48))
     before = canvas.copy()
-    tile.draw(LIVE, Frame("pi1", b"\xff\xd8\xff\xd9", 64, 48, 0))
+    draw(tile, LIVE, Frame("pi1", b"\xff\xd8\xff\xd9", 64, 48, 0))
     assert (canvas == before).all()
 
 
 def test_camera_whose_pictures_are_all_damaged_is_not_just_dark(canvas: Image, tile: Tile) -> None:
-    tile.draw(LIVE, Frame("pi1", b"\xff\xd8\xff\xd9", 64, 48, 0))
+    draw(tile, LIVE, Frame("pi1", b"\xff\xd8\xff\xd9", 64, 48, 0))
     assert canvas[:-CAPTION].max() > 230
 
 

@@ -10,7 +10,7 @@ import argparse
 import datetime as dt
 import sys
 
-from tests.bench import cameras, line, load, plots, restart, stall, start, wall
+from tests.bench import cameras, line, load, plots, restart, show, stall, start, wall
 from tests.bench.measure import RESULTS, Options, add_options, machine, progress, table
 
 BENCHES = {
@@ -20,6 +20,7 @@ BENCHES = {
     "restart": restart.run,
     "cameras": cameras.run,
     "wall": wall.run,
+    "show": show.run,
     "start": start.run,
 }
 

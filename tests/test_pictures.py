@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import streamer
+from streamer.codec import encode_jpeg
+from streamer.errors import StreamerError
+from tests.conftest import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from streamer.codec import Image
+
+WIDTH, HEIGHT = 64, 48
+
+
+def jpeg(brightness: int) -> bytes:
+    return encode_jpeg(np.full((HEIGHT, WIDTH, 3), brightness, np.uint8), 95)
+
+
+@pytest.fixture
+def hub() -> Iterator[streamer.Hub]:
+    with streamer.Hub("tcp://127.0.0.1:*") as hub:
+        yield hub
+
+
+class Cameras:
+    """Senders by name; each frame has been received when `send` returns."""
+
+    def __init__(self, hub: streamer.Hub) -> None:
+        self._hub = hub
+        self._senders: dict[str, streamer.Sender] = {}
+        self.stack = contextlib.ExitStack()
+
+    def send(self, name: str, picture: bytes | Image) -> None:
+        if name not in self._senders:
+            self._senders[name] = self.stack.enter_context(streamer.Sender(str(self._hub.endpoint), name=name))
+        sender = self._senders[name]
+        answered = sender.statistics.answered
+        sender.send(picture)
+        until(lambda: sender.statistics.answered > answered)
+
+
+@pytest.fixture
+def cameras(hub: streamer.Hub) -> Iterator[Cameras]:
+    cameras = Cameras(hub)
+    with cameras.stack:
+        yield cameras
+
+
+class Slow:
+    """Decodes nothing; of the camera "slow" each picture takes until the test lets it go."""
+
+    def __init__(self) -> None:
+        self.go = threading.Semaphore(0)
+        self.begun: list[tuple[str, int | None]] = []
+
+    def __call__(self, frame: streamer.Frame) -> Image:
+        self.begun.append((frame.camera, frame.seq))
+        if frame.camera == "slow":
+            assert self.go.acquire(timeout=20)
+        return np.zeros((1, 1, 3), np.uint8)
+
+    def of_slow(self) -> list[int | None]:
+        return [seq for camera, seq in self.begun if camera == "slow"]
+
+
+def take(pictures: streamer.Pictures) -> tuple[str, int | None]:
+    taken = pictures.take(10)
+    assert taken
+    return taken[0].camera, taken[0].seq
+
+
+def test_slow_pictures_of_one_camera_delay_no_other(hub: streamer.Hub, cameras: Cameras) -> None:
+    slow = Slow()
+    with streamer.Pictures(hub, decode=slow, threads=2) as pictures:
+        cameras.send("slow", jpeg(0))
+        until(slow.of_slow)
+        for seq in range(20):
+            cameras.send("slow", jpeg(0))  # each could take the other thread as well
+            cameras.send("quick", jpeg(0))
+            assert take(pictures) == ("quick", seq)
+        assert slow.of_slow() == [0]
+        slow.go.release()
+        assert take(pictures) == ("slow", 0)
+        until(lambda: slow.of_slow() == [0, 20])  # the newest, and none of those between
+        slow.go.release()
+        assert take(pictures) == ("slow", 20)
+
+
+def test_who_takes_late_gets_the_newest(hub: streamer.Hub, cameras: Cameras) -> None:
+    slow = Slow()
+    with streamer.Pictures(hub, decode=slow, threads=1) as pictures:
+        for seq in range(3):
+            cameras.send("quick", jpeg(0))
+            until(lambda: ("quick", seq) in slow.begun)  # noqa: B023 - it is asked at once
+        cameras.send("other", jpeg(0))
+        until(lambda: ("other", 0) in slow.begun)
+        assert {take(pictures), take(pictures)} == {("quick", 2), ("other", 0)}
+        assert pictures.take() is None
+
+
+def test_pictures_are_decoded_at_the_size_that_is_enough(hub: streamer.Hub, cameras: Cameras) -> None:
+    with streamer.Pictures(hub, (WIDTH // 2, HEIGHT // 2)) as halves, streamer.Pictures(hub) as pictures:
+        cameras.send("pi1", jpeg(90))
+        frame, image = next(iter(pictures))
+        _, half = next(iter(halves))
+        assert frame.jpeg == jpeg(90)
+        assert image.shape == (HEIGHT, WIDTH, 3)
+        assert half.shape == (HEIGHT // 2, WIDTH // 2, 3)
+        assert abs(int(half.mean()) - 90) < 3
+        array = np.arange(24, dtype=np.uint8).reshape(4, 6)
+        cameras.send("pi1", array)
+        assert (next(iter(halves))[1] == array).all()
+
+
+def test_only_the_cameras_that_are_wanted(hub: streamer.Hub, cameras: Cameras) -> None:
+    with streamer.Pictures(hub, cameras=["pi2"]) as pictures:
+        cameras.send("pi1", jpeg(90))
+        cameras.send("pi2", jpeg(90))
+        assert take(pictures) == ("pi2", 0)
+        assert pictures.take() is None
+
+
+def test_damaged_picture_is_told_once_and_left_out(
+    hub: streamer.Hub, cameras: Cameras, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = jpeg(90)[:300] + b"\xff\xd9"
+    with caplog.at_level(logging.WARNING), streamer.Pictures(hub) as pictures:
+        for _ in range(2):
+            cameras.send("pi1", damaged)
+            taken = pictures.take(10)
+            assert taken
+            assert taken[1] is None
+        cameras.send("pi1", damaged)
+        cameras.send("pi1", jpeg(90))
+        frame, _ = next(iter(pictures))
+        assert frame.seq == 3
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("pi1: JPEG decoder: ")
+
+
+def test_closing_the_hub_ends_the_pictures(hub: streamer.Hub, cameras: Cameras) -> None:
+    pictures = streamer.Pictures(hub)
+    closing = threading.Thread(target=hub.close)
+    closing.start()
+    assert list(pictures) == []
+    closing.join()
+    pictures.close()
+    assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
+
+
+def test_error_in_a_thread_is_raised_where_pictures_are_taken(hub: streamer.Hub, cameras: Cameras) -> None:
+    def decode(frame: streamer.Frame) -> Image:
+        raise StreamerError(f"not {frame.camera}")
+
+    with streamer.Pictures(hub, decode=decode) as pictures:
+        cameras.send("pi1", jpeg(90))
+        with pytest.raises(StreamerError, match="not pi1"):
+            pictures.take(10)
