@@ -65,7 +65,7 @@ SOURCES = ("pidng==4.0.9",)
 
 TOOLS = {"mmdebstrap": "mmdebstrap", "qemu-system-x86_64": "qemu-system-x86", "mkfs.ext4": "e2fsprogs"}
 DISK_BYTES = 3 << 30  # sparse
-TIMEOUT_S = 900
+TIMEOUT_S = 1800
 
 
 def need_tools() -> None:
