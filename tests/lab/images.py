@@ -34,6 +34,7 @@ SUITES = ("trixie", "bookworm")
 # apt's own user must reach it, which a checkout may not allow. Each checkout has its own: two may be building.
 TEMPORARY = Path(f"/run/streamer-lab-build-{Path(__file__).stat().st_ino}")
 REPOSITORY = "/srv/apt"
+SOURCES_LIST = f"deb [trusted=yes] file:{REPOSITORY} ./\n"
 FOOTAGE = "/srv/footage"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -81,7 +82,7 @@ TOOLS = {
 # A user as on a card from Raspberry Pi Imager: passwordless sudo, a key, no root login.
 _BASE_FILES = {
     "etc/sudoers.d/010_pi-nopasswd": "pi ALL=(ALL) NOPASSWD: ALL\n",
-    "etc/apt/sources.list": f"deb [trusted=yes] file:{REPOSITORY} ./\n",
+    "etc/apt/sources.list": SOURCES_LIST,
     "etc/hosts": "127.0.0.1\tlocalhost\n::1\t\tlocalhost ip6-localhost ip6-loopback\n\n127.0.1.1\traspberrypi\n",
     "etc/hostname": "raspberrypi\n",
     "etc/resolv.conf": "",
@@ -196,7 +197,7 @@ def image(cache: Path, suite: str) -> Image:
     def make(building: Path) -> None:
         image = Image(building)
         with step(f"{suite}: a base system and {len(FLEET_PACKAGES)} packages with what they need"):
-            make_base(image, suite, _grouped)
+            _make_base(image, suite)
         with step(f"{suite}: the packages repacked and indexed"):
             repack(image.packages)
             index(image.packages)
@@ -251,11 +252,9 @@ def _python_with_pip() -> str:
     return ""
 
 
-def make_base(building: Image, suite: str, confined: Confinement, *options: str) -> None:
-    """Makes the base system, and downloads what its hosts may install; the options are mmdebstrap's."""
-    pi = "useradd --create-home --shell /bin/bash --groups sudo,video pi"
-    options = (f'--customize-hook=chroot "$1" {pi}', *options)
-    bootstrap(building.base, suite, BASE_PACKAGES, building.packages, FLEET_PACKAGES, confined, *options)
+def _make_base(building: Image, suite: str) -> None:
+    pi = '--customize-hook=chroot "$1" useradd --create-home --shell /bin/bash --groups sudo,video pi'
+    bootstrap(building.base, suite, BASE_PACKAGES, building.packages, FLEET_PACKAGES, _grouped, pi)
     for key in building.base.glob("etc/ssh/ssh_host_*"):
         key.unlink()
     _write(building.base, _BASE_FILES)

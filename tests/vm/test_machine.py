@@ -93,19 +93,12 @@ def test_a_camera_that_cannot_turn_its_picture_says_so(found: Callable[[str], di
     assert turned["said"][-1] == f"streamer: {why}"
 
 
-@pytest.mark.parametrize(
-    ("setting", "seen"),
-    [
-        ("Brightness 0.25", [[level + 32 for level in bar] for bar in BARS]),
-        ("Contrast 0.5", [[8 + level // 2 for level in bar] for bar in BARS]),
-        ("Saturation 0", [[round(0.299 * red + 0.587 * green + 0.114 * blue)] * 3 for red, green, blue in BARS]),
-        ("Saturation 1", BARS),
-    ],
-)
-def test_controls_are_seen_in_the_picture(
-    setting: str, seen: Sequence[Sequence[int]], found: Callable[[str], dict[str, Any]]
-) -> None:
-    assert near(found("pi_controls")["seen"][setting], seen, 6)
+def test_controls_are_seen_in_the_picture(found: Callable[[str], dict[str, Any]]) -> None:
+    controls = found("pi_controls")
+    # Saturation 0: grey. Contrast 0.5: half of it, from 16 on. Brightness 0.25: a quarter of 128 more.
+    grey = [0.299 * red + 0.587 * green + 0.114 * blue for red, green, blue in BARS]
+    assert near(controls["set"], [[round(16 + (level - 16) / 2 + 32)] * 3 for level in grey], 6)
+    assert near(controls["neutral"], BARS, 6)
 
 
 def test_controls_that_the_camera_does_not_have(found: Callable[[str], dict[str, Any]]) -> None:
@@ -117,7 +110,6 @@ def test_controls_that_the_camera_does_not_have(found: Callable[[str], dict[str,
         "Brigthness": f"{none} Brigthness; did you mean Brightness?",
         "ExposureTime": f"{none} ExposureTime; {has}",
         "Contrast": "controls: Contrast is 2.5: it must be a number from 0 to 2",
-        "Saturation": "controls: Saturation is 'none': it must be a number from 0 to 2",
     }
     assert controls["status"] == 2
     assert controls["said"][-1] == f"streamer: {CONFIG}: {controls['refused']['AfMode']}"
@@ -131,8 +123,9 @@ def test_a_pi_s_controls_reach_libcamera(found: Callable[[str], dict[str, Any]])
         "AwbEnable": "False",
         "AwbMode": "AwbModeEnum.Indoor",
         "ColourGains": "(1.5, 2)",
-        "ExposureTime": "10000",
         "LensPosition": "2.5",
+        # Why no exposure time is set here: Debian's libcamera is older than that.
+        "ExposureTimeMode": False,
         "refused": [
             "controls: AfMode is 'Macro': it must be Manual, Auto or Continuous",
             "controls: ExposureTime is 200000: it must be a whole number from 14 to 66666",
