@@ -844,7 +844,7 @@ class Picamera2:
         self.opened.append(self)
 
     def create_video_configuration(
-        self, main: dict[str, Any], controls: dict[str, Any], transform: Transform
+        self, main: dict[str, Any], transform: Transform, controls: dict[str, Any]
     ) -> dict[str, Any]:
         return {"main": main, "controls": controls, "transform": transform}
 

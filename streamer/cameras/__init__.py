@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Self
 
 
@@ -30,17 +30,7 @@ class Camera(Protocol):
 
 
 def opener(
-    source: str,
-    *,
-    name: str,
-    size: tuple[int, int],
-    fps: float,
-    quality: int,
-    hflip: bool = False,
-    vflip: bool = False,
-    rotate: int = 0,
-    controls: Iterable[tuple[str, object]] = (),
-    encoder: str = "auto",
+    source: str, *, name: str, size: tuple[int, int], fps: float, quality: int, **pi: Any
 ) -> Callable[[], Camera]:
     """Import what a source needs, and return what opens it: to be called again whenever the camera has failed.
 
@@ -50,11 +40,7 @@ def opener(
         size: (width, height) in pixels.
         fps: frames per second that are wanted.
         quality: of the JPEG, 1 to 100.
-        hflip: mirror left to right; this and what follows is for `picamera2`, and nothing to the others.
-        vflip: mirror top to bottom.
-        rotate: by 0 or 180 degrees.
-        controls: of libcamera, (name, value).
-        encoder: `auto`, `hardware` or `software`.
+        pi: what `PiCamera` takes besides; nothing to the others.
 
     Returns:
         A function that opens the camera, or raises CameraError, or ConfigError if the camera cannot do what is set.
@@ -67,17 +53,7 @@ def opener(
         case "picamera2":
             from streamer.cameras.picamera2 import PiCamera
 
-            return partial(
-                PiCamera,
-                size,
-                fps,
-                quality,
-                hflip=hflip,
-                vflip=vflip,
-                rotate=rotate,
-                controls=controls,
-                encoder=encoder,
-            )
+            return partial(PiCamera, size, fps, quality, **pi)
         case "usb":
             from streamer.cameras.opencv import UsbCamera
 

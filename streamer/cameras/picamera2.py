@@ -144,9 +144,9 @@ class PiCamera:
     def _checked(self, controls: Iterable[tuple[str, object]], fps: float) -> Iterator[tuple[str, object]]:
         """Compare controls with those that the camera offers, whose ranges follow from its configuration."""
         for name, value in controls:
-            offered = self._camera.camera_controls
             if name in _RATE_CONTROLS:
                 raise ConfigError(f"controls: {name} follows from fps: set that")
+            offered = {each: has for each, has in self._camera.camera_controls.items() if each not in _RATE_CONTROLS}
             if name not in offered:
                 near = difflib.get_close_matches(name, offered, 1)
                 hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(sorted(offered))}"

@@ -36,7 +36,7 @@ PROGRAM = "/opt/streamer/current/bin/streamer"
 FIRST_FRAME_WITHIN_S = 90.0  # Python starts slowly there
 # What each kind of host sends, or that it is the hub.
 KINDS = {"pattern": "pattern", "video": "file:/srv/video.avi", "usb": "usb:0", "hub": ""}
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(5400)  # the first test on a host has to make it, and perhaps its image
 
 
 @pytest.fixture(scope="module", autouse=True)

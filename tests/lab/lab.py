@@ -17,7 +17,6 @@ state is under .lab/ in the checkout; /run/streamer-lab is a link to .lab/run an
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import select
 import shlex
@@ -238,9 +237,7 @@ def ssh(name: str, *command: str, timeout_s: float = 60) -> subprocess.Completed
 @contextmanager
 def _alone() -> Iterator[None]:
     """One lab.py at a time, and none while the lab of another checkout is up."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with images.locked(CACHE):
         _refuse_strangers()
         yield
 

@@ -8,8 +8,6 @@ checkout is there read-only, and what is written to the disk is thrown away.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import shlex
@@ -22,14 +20,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from tests.lab.images import KEYRING, TEMPORARY, clear, install
+from tests.lab.images import bootstrap, cached, clear, confined, install, locked
+from tests.lab.lab import CACHE, CHECKOUT
 from tests.lab.shell import LabError, RefusedError, run, run_long, step, tail
 
 RECIPE = 1  # to be raised when the code below makes something else of the same lists
 SUITE, PYTHON = "trixie", "3.13"
 HERE = Path(__file__).resolve().parent
-CHECKOUT = HERE.parents[1]
-CACHE = CHECKOUT / ".lab" / "cache"
 
 PACKAGES = (
     "udev",
@@ -68,7 +65,7 @@ SOURCES = ("pidng==4.0.9",)
 
 TOOLS = {"mmdebstrap": "mmdebstrap", "qemu-system-x86_64": "qemu-system-x86", "mkfs.ext4": "e2fsprogs"}
 DISK_BYTES = 3 << 30  # sparse
-TIMEOUT_S = 900
+TIMEOUT_S = 1800
 
 
 def need_tools() -> None:
@@ -81,37 +78,27 @@ def need_tools() -> None:
         raise RefusedError("the machine with cameras is built by root")
     if os.uname().machine != "x86_64":
         raise RefusedError(f"the machine with cameras is an x86-64; this one is {os.uname().machine}")
-    missing = {package for tool, package in TOOLS.items() if not shutil.which(tool)}
-    if not KEYRING.exists():
-        missing.add("debian-archive-keyring")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    install(missing, CACHE)
+    install(TOOLS, CACHE)
 
 
 def image() -> Path:
     """The cached directory with the machine's disk, kernel and first file system, made where it is missing."""
     scripts = [(HERE / name).read_text() for name in ("modules.sh", "first.sh")]
-    recipe = repr((RECIPE, SUITE, PACKAGES, KERNEL_PACKAGES, WHEELS, SOURCES, scripts))
-    found = CACHE / f"vm-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
-    with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if found.exists():
-            return found
-        building = CACHE / ".building-vm"
-        clear(building)
-        building.mkdir()
-        with step(f"machine: {SUITE} with libcamera and OpenCV"):
-            _make_system(building)
-        with step("machine: a kernel with virtual cameras"):
-            _make_kernel(building)
-        with step("machine: picamera2"):
-            _add_picamera2(building)
-        with step("machine: a disk of it"):
-            _make_disk(building)
-        for old in CACHE.glob("vm-*"):
-            clear(old)
-        building.rename(found)
-    return found
+    recipe = (RECIPE, SUITE, PACKAGES, KERNEL_PACKAGES, WHEELS, SOURCES, scripts)
+    with locked(CACHE):
+        return cached(CACHE, "vm", recipe, _make)
+
+
+def _make(building: Path) -> None:
+    with step(f"machine: {SUITE} with libcamera and OpenCV"):
+        hook = '--customize-hook=mkdir "$1/checkout"'
+        bootstrap(building / "root", SUITE, PACKAGES, building / "debs", KERNEL_PACKAGES, confined, hook)
+    with step("machine: a kernel with virtual cameras"):
+        _make_kernel(building)
+    with step("machine: picamera2"):
+        _add_picamera2(building)
+    with step("machine: a disk of it"):
+        _make_disk(building)
 
 
 def boot(made: Path, scratch: Path, *only: str) -> dict[str, dict[str, Any]]:
@@ -146,31 +133,6 @@ def _option(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
-def _make_system(building: Path) -> None:
-    clear(TEMPORARY)
-    TEMPORARY.mkdir()
-    TEMPORARY.chmod(0o1777)
-    archives = building / "debs"
-    (archives / "partial").mkdir(parents=True)
-    download = [
-        "apt-get", "-q", "--yes", "--no-install-recommends", "--download-only",
-        "-o", f"Dir::Cache::archives={archives}", "install", *KERNEL_PACKAGES,
-    ]  # fmt: skip
-    command = [
-        "mmdebstrap", "--variant=minbase", "--architectures=amd64", f"--include={','.join(PACKAGES)}",
-        '--aptopt=Acquire::Languages "none"',
-        "--dpkgopt=force-unsafe-io",
-        "--dpkgopt=path-exclude=/usr/share/doc/*",
-        "--dpkgopt=path-exclude=/usr/share/man/*",
-        "--dpkgopt=path-exclude=/usr/share/locale/*",
-        f'--customize-hook=APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" {shlex.join(download)}',
-        '--customize-hook=mkdir "$1/checkout"',
-        SUITE, str(building / "root"),
-    ]  # fmt: skip
-    run_long(_confined(command), building / "log", env=os.environ | {"TMPDIR": str(TEMPORARY)})
-    clear(TEMPORARY)
-
-
 def _make_kernel(building: Path) -> None:
     for directory in ("layer", "work", "mount"):
         (building / directory).mkdir()
@@ -183,7 +145,7 @@ def _make_kernel(building: Path) -> None:
         cp {shlex.quote(str(HERE))}/first.sh mount/init.sh
         chroot mount /bin/sh /modules.sh
     """
-    run_long(_confined(["sh", "-ec", script]), building / "log")
+    run_long(confined(["sh", "-ec", script]), building / "log")
     out = building / "layer/out"
     for name in ("vmlinuz", "initrd"):
         (out / name).rename(building / name)
@@ -219,11 +181,6 @@ def _make_disk(building: Path) -> None:
     run(["mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", "-d", str(root), str(disk)])
     clear(root)
     (building / "log").unlink()
-
-
-def _confined(argv: list[str]) -> list[str]:
-    # Namespaces of its own: whatever happens, nothing stays mounted, nothing runs on.
-    return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *argv]
 
 
 if __name__ == "__main__":

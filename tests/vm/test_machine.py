@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import test_cameras
 from tests.lab.shell import RefusedError
 from tests.vm import machine
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 # The sensor's test picture: its bars at three quarters of full, as (red, green, blue).
 BARS = [(191, 191, 191), (191, 191, 0), (0, 191, 191), (0, 191, 0), (191, 0, 191), (191, 0, 0), (0, 0, 191), (0, 0, 0)]
+CONFIG = "/run/sender.yml"
 pytestmark = pytest.mark.timeout(machine.TIMEOUT_S + 600)
 
 
@@ -64,6 +68,76 @@ def test_a_pi_5_is_given_its_own_encoder(found: Callable[[str], dict[str, Any]])
     assert encoder["encoder"] == "JpegEncoder"
     # Why the planes have a test of their own: libcamera makes no others of vimc's pictures, whatever is asked for.
     assert encoder["offered"] == ["BGR888", "RGB888"]
+
+
+def test_the_setting_encoder_is_obeyed_and_told(found: Callable[[str], dict[str, Any]]) -> None:
+    encoder = found("pi_encoder_set")
+    for wish in ("auto", "software"):
+        (told,) = (line for line in encoder[wish] if " INFO: picamera2: " in line)
+        assert told.endswith("picamera2: no Raspberry Pi, JPEG in software")
+    why = "encoder is 'hardware': picamera2 finds none here: it must be auto or software"
+    assert encoder["refused"] == why
+    assert encoder["hardware"]["status"] == 2
+    assert encoder["hardware"]["said"][-1] == f"streamer: {CONFIG}: {why}"
+
+
+def test_a_camera_that_cannot_turn_its_picture_says_so(found: Callable[[str], dict[str, Any]]) -> None:
+    turned = found("pi_turned")
+    assert near(turned["unturned"], BARS, 6)
+    # Why no turned picture is to be had here: the sensor could, libcamera takes back whatever is asked of it.
+    assert near(turned["mirrored"], BARS[::-1], 6)
+    assert turned["libcamera"] == ["Status.Adjusted", "Orientation.Rotate0"]
+    why = "hflip, vflip or rotate is set, but the camera Sensor B cannot turn its picture"
+    assert turned["refused"] == [why, why]
+    assert turned["status"] == 2
+    assert turned["said"][-1] == f"streamer: {why}"
+
+
+def test_controls_are_seen_in_the_picture(found: Callable[[str], dict[str, Any]]) -> None:
+    controls = found("pi_controls")
+    # Saturation 0: grey. Contrast 0.5: half of it, from 16 on. Brightness 0.25: a quarter of 128 more.
+    grey = [0.299 * red + 0.587 * green + 0.114 * blue for red, green, blue in BARS]
+    assert near(controls["set"], [[round(16 + (level - 16) / 2 + 32)] * 3 for level in grey], 6)
+    assert near(controls["neutral"], BARS, 6)
+
+
+def test_controls_that_the_camera_does_not_have(found: Callable[[str], dict[str, Any]]) -> None:
+    controls = found("pi_controls")
+    none = "controls: the camera Sensor B has no control"
+    has = "it has: Brightness, Contrast, Saturation"
+    assert controls["refused"] == {
+        "AfMode": f"{none} AfMode; {has}",
+        "Brigthness": f"{none} Brigthness; did you mean Brightness?",
+        "ExposureTime": f"{none} ExposureTime; {has}",
+        "Contrast": "controls: Contrast is 2.5: it must be a number from 0 to 2",
+    }
+    assert controls["status"] == 2
+    assert controls["said"][-1] == f"streamer: {CONFIG}: {controls['refused']['AfMode']}"
+
+
+def test_a_pi_s_controls_reach_libcamera(found: Callable[[str], dict[str, Any]]) -> None:
+    values = found("pi_values")
+    assert values == {
+        "AeEnable": "False",
+        "AfMode": "AfModeEnum.Continuous",
+        "AwbEnable": "False",
+        "AwbMode": "AwbModeEnum.Indoor",
+        "ColourGains": "(1.5, 2)",
+        "LensPosition": "2.5",
+        # Why no exposure time is set here: Debian's libcamera is older than that.
+        "ExposureTimeMode": False,
+        "refused": [
+            "controls: AfMode is 'Macro': it must be Manual, Auto or Continuous",
+            "controls: ExposureTime is 200000: it must be a whole number from 14 to 66666",
+        ],
+    }
+
+
+def test_the_stand_ins_have_picamera2_s_parameters(found: Callable[[str], dict[str, Any]]) -> None:
+    for name, real in found("pi_interface").items():
+        parameters = list(inspect.signature(attrgetter(name)(test_cameras)).parameters)
+        # They may lack some: those that are not used.
+        assert parameters == [each for each in real if each in parameters], name
 
 
 def test_planes_are_encoded_in_the_right_colours(found: Callable[[str], dict[str, Any]]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import importlib
+import inspect
 import json
 import os
 import signal
@@ -18,6 +20,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -37,8 +40,9 @@ VIVID, ONLY_TAKES, LOOPBACK, NOWHERE = 40, 41, 50, 97
 NOBODY = 65534
 BARS = 8
 COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)], np.uint8)
+CONFIG = Path("/run/sender.yml")
 WITHIN_S = 120.0
-CHECK_WITHIN_S = 240
+CHECK_WITHIN_S = 400
 
 
 class Program:
@@ -73,8 +77,12 @@ class Program:
     def end(self) -> int:
         """Ctrl-C, and the exit status."""
         self._child.send_signal(signal.SIGINT)
+        return self.wait(10)
+
+    def wait(self, within_s: float = WITHIN_S) -> int:
+        """The exit status, once it has ended."""
         try:
-            return self._child.wait(10)
+            return self._child.wait(within_s)
         except subprocess.TimeoutExpired:
             self._child.kill()
             return self._child.wait()
@@ -89,11 +97,19 @@ class Program:
             self.end()
 
 
-def sender(hub: Hub, camera: str, size: str = "640x480", fps: int = 10, *, name: str = "pi1", user: int = 0) -> Program:
+def sender(
+    hub: Hub, camera: str, size: str = "640x480", fps: int = 10, *more: str, name: str = "pi1", user: int = 0
+) -> Program:
     assert hub.endpoint
     module = "tests.vm.inside.shim" if camera == "picamera2" else "streamer"
     flags = ("--hub", hub.endpoint, "--name", name, "--camera", camera, "--size", size, "--fps", str(fps))
-    return Program("send", *flags, module=module, user=user)
+    return Program("send", *flags, *more, module=module, user=user)
+
+
+def set_up(hub: Hub, *more: str, **settings: object) -> Program:
+    """A sender of picamera2's pictures with a configuration file of these settings."""
+    CONFIG.write_text(json.dumps(settings))  # which YAML takes
+    return sender(hub, "picamera2", "320x240", 10, "--config", str(CONFIG), *more)
 
 
 def new_hub() -> Hub:
@@ -146,12 +162,29 @@ def bars(jpeg: Buffer, count: int = BARS) -> list[list[int]]:
 
 
 @contextlib.contextmanager
-def pi_camera(size: tuple[int, int] = (640, 480), fps: float = 10) -> Iterator[Any]:
+def pi_camera(size: tuple[int, int] = (640, 480), fps: float = 10, **settings: Any) -> Iterator[Any]:
     """The sender's own camera, in this process."""
     from tests.vm.inside.shim import picamera2
 
-    with picamera2.PiCamera(size, fps, 85) as camera:
+    with picamera2.PiCamera(size, fps, 85, **settings) as camera:
         yield camera
+
+
+def pi_refusal(**settings: Any) -> str:
+    """Why the camera cannot be set so."""
+    from streamer.errors import ConfigError
+
+    try:
+        with pi_camera((320, 240), **settings):
+            return ""
+    except ConfigError as error:
+        return str(error)
+
+
+def control(device: int | str, *options: str) -> str:
+    return subprocess.run(
+        ["v4l2-ctl", "-d", str(device), *options], capture_output=True, text=True, check=False
+    ).stdout.strip()
 
 
 def sizes_of(frames: list[Frame]) -> list[tuple[int, int]]:
@@ -197,6 +230,131 @@ def pi_encoder() -> Found:
             "format": main["format"],
             "offered": sorted(map(str, offered.at(0).formats.pixel_formats)),
         }
+
+
+def pi_encoder_set() -> Found:
+    """The setting `encoder`: what is told at start, and who cannot have what he wishes for."""
+    found: Found = {"refused": pi_refusal(encoder="hardware")}
+    for wish in ("auto", "software"):
+        with new_hub() as hub, set_up(hub, encoder=wish) as program:
+            first(hub)
+            found[wish] = list(program.lines)
+    with new_hub() as hub, set_up(hub, encoder="hardware") as program:
+        found["hardware"] = {"status": program.wait(), "said": program.lines}
+    return found
+
+
+def pi_turned() -> Found:
+    """Turned pictures: the sensor's driver has them, libcamera's part for vimc lets nobody have them."""
+    import libcamera
+
+    (sensor,) = (name.parent.name for name in Path("/sys/class/video4linux").glob("v4l-subdev*/name")
+                 if name.read_text().strip() == "Sensor B")  # fmt: skip
+    flags = ("--rotate", "180", "--hflip", "--vflip")  # all together they turn nothing
+    with new_hub() as hub, sender(hub, "picamera2", "640x480", 10, *flags) as program:
+        first(hub)
+        unturned = bars(take(hub, 3)[-1].jpeg)
+
+        def mirror() -> list[list[int]]:
+            # vimc's own control, past libcamera, which puts it back whenever it configures the camera.
+            control(f"/dev/{sensor}", "--set-ctrl", "horizontal_flip=1")
+            return bars(take(hub, 5)[-1].jpeg)
+
+        mirrored = until(lambda: (seen := mirror()) != unturned and seen)
+        control(f"/dev/{sensor}", "--set-ctrl", "horizontal_flip=0")
+        program.end()
+    with new_hub() as hub, sender(hub, "picamera2", "320x240", 10, "--rotate", "180") as program:
+        status = program.wait()
+    with pi_camera((320, 240)) as camera:
+        asked = camera._camera.camera.generate_configuration([libcamera.StreamRole.VideoRecording])
+        asked.orientation = libcamera.Orientation.Rotate180
+        validated = str(asked.validate())
+    return {
+        "unturned": unturned,
+        "mirrored": mirrored,
+        "libcamera": [validated, str(asked.orientation)],
+        "refused": [pi_refusal(**{way: True}) for way in ("hflip", "vflip")],
+        "status": status,
+        "said": program.lines,
+    }
+
+
+def pi_controls() -> Found:
+    """Those that vimc has: seen in the picture. Those that it lacks, and values out of range: what is said."""
+    found: Found = {}
+    # vimc's sensor keeps what it was set to: the second puts it back.
+    for name, values in {"set": (0.25, 0.5, 0), "neutral": (0, 1, 1)}.items():
+        controls = dict(zip(("Brightness", "Contrast", "Saturation"), values, strict=True))
+        with new_hub() as hub, set_up(hub, controls=controls) as program:
+            first(hub)
+            found[name] = bars(take(hub, 3)[-1].jpeg)
+            program.end()
+    wrong = {"AfMode": "Continuous", "Brigthness": 0, "ExposureTime": 10000, "Contrast": 2.5}
+    found["refused"] = {name: pi_refusal(controls=[(name, value)]) for name, value in wrong.items()}
+    with new_hub() as hub, set_up(hub, controls={"AfMode": "Continuous"}) as program:
+        found |= {"status": program.wait(), "said": program.lines}
+    return found
+
+
+def pi_values() -> Found:
+    """Controls of a Pi's camera, which vimc only pretends to have: what of them reaches libcamera, and is taken."""
+    import libcamera
+
+    from tests.vm.inside import shim
+
+    limits = {
+        "AeEnable": (False, True),
+        "AfMode": (0, 2),
+        "AwbEnable": (False, True),
+        "AwbMode": (0, 7),
+        "ColourGains": (0.0, 32.0),
+        "ExposureTime": (14, 66666),
+        "LensPosition": (0.0, 32.0),
+    }
+    for name, (low, high) in limits.items():
+        offered = SimpleNamespace(min=low, max=high, default=low)
+        shim.OFFERED[name] = (getattr(libcamera.controls, name), offered)
+    reached: list[dict[str, str]] = []
+    start = libcamera.Camera.start
+
+    def note(camera: Any, controls: dict[Any, Any]) -> None:
+        reached.append({control.name: str(value) for control, value in controls.items()})
+        start(camera, controls)
+
+    libcamera.Camera.start = note
+    # With an exposure time, picamera2 sets this too.
+    found: Found = {"ExposureTimeMode": hasattr(libcamera.controls, "ExposureTimeMode")}
+    for name, value in {
+        "AeEnable": False,
+        "AfMode": "Continuous",
+        "AwbEnable": False,
+        "AwbMode": "Indoor",
+        "ColourGains": (1.5, 2),
+        "LensPosition": 2.5,
+    }.items():
+        with pi_camera((320, 240), controls=[(name, value)]) as camera:
+            camera.read()
+        found[name] = reached[-1][name]
+    found["refused"] = [pi_refusal(controls=[each]) for each in (("AfMode", "Macro"), ("ExposureTime", 200_000))]
+    return found
+
+
+def pi_interface() -> Found:
+    """The parameters of what is used of picamera2."""
+    from tests.vm.inside.shim import Picamera2
+
+    # Only now, with what the shim has put in place, can these be imported.
+    jpeg, mjpeg, outputs = (
+        importlib.import_module(f"picamera2.{module}")
+        for module in ("encoders.jpeg_encoder", "encoders.mjpeg_encoder", "outputs")
+    )
+    used = [
+        Picamera2, Picamera2.camera_configuration, Picamera2.close, Picamera2.configure,
+        Picamera2.create_video_configuration, Picamera2.global_camera_info, Picamera2.set_controls,
+        Picamera2.start_recording, Picamera2.stop_recording,
+        jpeg.JpegEncoder, mjpeg.MJPEGEncoder, outputs.Output, outputs.Output.outputframe,
+    ]  # fmt: skip
+    return {each.__qualname__: list(inspect.signature(each).parameters) for each in used}
 
 
 def pi_planes() -> Found:
@@ -305,12 +463,6 @@ def pi_taken_later() -> Found:
 
 
 # -- USB
-
-
-def control(device: int, *options: str) -> str:
-    return subprocess.run(
-        ["v4l2-ctl", "-d", str(device), *options], capture_output=True, text=True, check=False
-    ).stdout.strip()
 
 
 def usb_formats() -> Found:
@@ -470,6 +622,11 @@ def usb_yuyv() -> Found:
 CHECKS = (
     pi_colours,
     pi_encoder,
+    pi_encoder_set,
+    pi_turned,
+    pi_controls,
+    pi_values,
+    pi_interface,
     pi_planes,
     pi_sizes,
     pi_stamps,

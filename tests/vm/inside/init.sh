@@ -9,7 +9,7 @@ for directory in /dev/shm /run /tmp; do
 done
 busybox ip link set lo up
 # Whatever happens, the machine does not outlive its test.
-(sleep 900; busybox poweroff -f) &
+(sleep 1800; busybox poweroff -f) &
 
 /usr/lib/systemd/systemd-udevd --daemon
 modprobe vimc
