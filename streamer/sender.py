@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _BACKOFF_FIRST_S = 0.25
 _BACKOFF_MAX_S = 4.0  # whatever was wrong with a hub, it has its frames again within five seconds
 _IDLE_S = 1.0
+_LOOK_S = 0.05  # so often all hubs are looked at, while the first of them gets the frames
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 10.0
 _REMIND_S = 60.0
@@ -152,9 +153,10 @@ class _Link:
         self._window.sent(sent_ns)
         return True
 
-    def receive(self, now: float) -> None:
-        """Take the replies that are there: each is the credit for one more frame."""
-        while (reply := self.end.receive()) is not None:
+    def receive(self, now: float, *, wait: bool = False) -> None:
+        """Take the replies that are there, or wait for one for a moment: each is the credit for one more frame."""
+        while (reply := self.end.receive(wait=wait)) is not None:
+            wait = False
             received_ns = time.monotonic_ns()
             sent_ns = self._window.answered(received_ns)
             stamp_ns = wire.read_stamp(reply)
@@ -194,6 +196,9 @@ class Sender:
         hubs: one endpoint or several, `tcp://HOST:PORT`; frames go to the first in the list that answers.
         name: the camera's name; by default this host's.
         publish: instead of hubs, an endpoint to bind and publish on, `tcp://*:PORT`.
+        source: makes a picture, as `send` takes it, whenever there is room for one more and `send` was given none: for
+            recordings and the like, as fast as the hub takes them. None: it has none now, and is asked again within a
+            second. It is called in the sender's thread, so it must not wait; what it raises ends the sender.
         in_flight_limit: frames without a reply, at most; as many are under way as the round trip holds. 1 is
             imagezmq's lock-step.
         reply_timeout_s: without a reply for so many seconds the socket is thrown away and opened afresh.
@@ -205,8 +210,8 @@ class Sender:
 
     Raises:
         TransportError: an endpoint is malformed, or cannot be bound.
-        ConfigError: no endpoint, or both kinds; a name that is no camera name, a release that is none; a limit out of
-            range.
+        ConfigError: no endpoint, or both kinds; a source and nobody who replies; a name that is no camera name, a
+            release that is none; a limit out of range.
     """
 
     def __init__(
@@ -215,6 +220,7 @@ class Sender:
         name: str | None = None,
         *,
         publish: str | None = None,
+        source: Callable[[], Buffer | npt.NDArray[Any] | None] | None = None,
         in_flight_limit: int = wire.IN_FLIGHT_LIMIT,
         reply_timeout_s: float = 1.0,
         every_s: float | None = None,
@@ -226,6 +232,9 @@ class Sender:
         hub_keys = [curve_hub_keys] if isinstance(curve_hub_keys, str) else list(curve_hub_keys)
         if bool(endpoints) == bool(publish):
             raise ConfigError("a sender needs either hubs or an address to publish on")
+        if source and publish:
+            raise ConfigError("a source sends what the hub takes, and nobody replies to what is published")
+        self._source = source
         self.name = name or socket.gethostname()
         if not wire.is_camera_name(self.name):
             raise ConfigError(f"{self.name!r} is no camera name: 1 to 64 of A-Z a-z 0-9 . _ -")
@@ -239,7 +248,6 @@ class Sender:
         self._waker = Waker()
         self._mailbox: Mailbox[_Outgoing] = Mailbox(on_ready=None if publish else self._wake)
         self._is_full = False  # as much is under way as may be: no picture need wake the thread, only a reply
-        self._taken = threading.Condition()  # the mailbox has become empty
         self._closing = False
         self._failure: Exception | None = None
         self._unsent = 0  # taken from the mailbox in the very moment in which the hub left
@@ -253,7 +261,7 @@ class Sender:
         self._publisher: Publisher | None = None
         try:
             for endpoint, hub_key in zip_longest(endpoints, hub_keys):
-                requester = Requester(endpoint, pair, hub_key)
+                requester = Requester(endpoint, pair, hub_key, _LOOK_S)
                 self._links.append(_Link(requester, in_flight_limit, reply_timeout_s, self._extras))
             if publish:
                 self._publisher = Publisher(publish)
@@ -276,34 +284,19 @@ class Sender:
             WireError: it is neither, or too large to be sent.
             TransportError: the sender is closed, or has failed for good (out of file descriptors, say).
         """
-        self._check_works()
+        if self._closing or self._failure:
+            raise TransportError(f"the sender has failed: {self._failure}" if self._failure else "the sender is closed")
+        self._mailbox.put(self.name, self._outgoing(picture, captured_ns))
+
+    def _outgoing(self, picture: Buffer | npt.NDArray[Any], captured_ns: int | None) -> _Outgoing:
         # Both clocks now, while the wall clock is still the one that `captured_ns` was read from: later it may step.
         before_ns, wall_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
         wall = clock.measure(before_ns, wall_ns, after_ns)
         captured_ns = captured_ns or wall_ns
         if hasattr(picture, "dtype"):
             payload, dtype, shape = wire.array_to_send(cast("npt.NDArray[Any]", picture))
-            outgoing = _Outgoing(self.name, payload, dtype, shape, captured_ns, wall)
-        else:
-            outgoing = _Outgoing(self.name, wire.jpeg_to_send(picture), None, None, captured_ns, wall)
-        self._mailbox.put(self.name, outgoing)
-
-    def wait_sent(self, timeout_s: float | None = None) -> bool:
-        """Wait until no picture waits to be sent: for a source that makes one when it is wanted.
-
-        Args:
-            timeout_s: how long to wait, in seconds; None waits for as long as no hub takes the picture.
-
-        Returns:
-            False when the time is over.
-
-        Raises:
-            TransportError: the sender is closed, or has failed for good.
-        """
-        with self._taken:
-            is_sent = self._taken.wait_for(lambda: not self._mailbox or self._closing or self._failure, timeout_s)
-        self._check_works()
-        return bool(is_sent)
+            return _Outgoing(self.name, payload, dtype, shape, captured_ns, wall)
+        return _Outgoing(self.name, wire.jpeg_to_send(picture), None, None, captured_ns, wall)
 
     @property
     def statistics(self) -> SenderStatistics:
@@ -330,7 +323,6 @@ class Sender:
         self._closing = True
         self._mailbox.close()
         self._waker.wake()
-        self._tell_taken()
         self._thread.join()
         self._waker.close()
 
@@ -339,10 +331,6 @@ class Sender:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _check_works(self) -> None:
-        if self._closing or self._failure:
-            raise TransportError(f"the sender has failed: {self._failure}" if self._failure else "the sender is closed")
 
     def _close_ends(self) -> None:
         for link in self._links:
@@ -361,10 +349,6 @@ class Sender:
         if not self._is_full:
             self._waker.wake()
 
-    def _tell_taken(self) -> None:
-        with self._taken:
-            self._taken.notify_all()
-
     @property
     def _dropped(self) -> int:
         return self._mailbox.dropped + self._unsent
@@ -379,7 +363,6 @@ class Sender:
         except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
             self._failure = error
             _log.exception("%s: the sender has failed", self.name)
-            self._tell_taken()
         finally:
             self._close_ends()
 
@@ -388,41 +371,66 @@ class Sender:
         for link in self._links:
             poller.watch(link.end)
         chosen: _Link | None = None
+        better: list[_Link] = []  # that have failed to reply
+        looked = 0.0
         while not self._closing:
             now = self.turned = time.monotonic()
-            if self._is_full and self._mailbox and chosen:
+            if self._is_full and chosen and (self._source or self._mailbox):
                 chosen.want()
             self._is_full = False
-            for link in self._links:
-                link.receive(now)
-                if link.due(now):
-                    poller.forget(link.end)
-                    link.reopen()
-                    poller.watch(link.end)
-            ready = [link for link in self._links if link.usable()]
-            chosen = next((link for link in ready if link.trusted), ready[0] if ready else None)
-            self._tell(chosen if chosen and chosen.trusted else None, now)
-            while chosen and chosen.has_room() and self._mailbox and (outgoing := self._mailbox.take()):
-                self._tell_taken()
-                # Better hubs that have failed to reply get a copy, and are chosen again once they reply.
-                for link in ready[: ready.index(chosen)]:
+            if chosen is self._links[0] and now - looked < _LOOK_S:
+                chosen.receive(now)
+            else:
+                looked = now
+                chosen, better = self._choose(poller, now)
+            while chosen and chosen.has_room() and (outgoing := self._next()):
+                # They get a copy, and are chosen again once they reply.
+                for link in better:
                     if link.has_room():
                         link.send(outgoing, self._dropped, now)
                 if chosen.send(outgoing, self._dropped, now):
                     self._count(outgoing, now)
                 else:
                     self._unsent += 1
-                    break
+                    chosen = None
             self._is_full = chosen is not None and not chosen.has_room()
-            self._wait(poller, now, for_hub=chosen is None and bool(self._mailbox))
+            if chosen and self._is_full and not better:
+                chosen.receive(now, wait=True)
+            elif self._wait(poller, now, for_hub=chosen is None and bool(self._source or self._mailbox)):
+                chosen = None
 
-    def _wait(self, poller: Poller, now: float, *, for_hub: bool) -> None:
-        """Wait for a picture, a reply, a deadline, and `for_hub` also for a hub that can be sent to."""
+    def _choose(self, poller: Poller, now: float) -> tuple[_Link | None, list[_Link]]:
+        """Look at all hubs; returns the one that gets the frames, and better ones that are there but do not reply."""
+        for link in self._links:
+            link.receive(now)
+            if link.due(now):
+                poller.forget(link.end)
+                link.reopen()
+                poller.watch(link.end)
+        ready = [link for link in self._links if link.usable()]
+        chosen = next((link for link in ready if link.trusted), ready[0] if ready else None)
+        self._tell(chosen if chosen and chosen.trusted else None, now)
+        return chosen, ready[: ready.index(chosen)] if chosen else []
+
+    def _next(self) -> _Outgoing | None:
+        """Return what is to be sent next, if there is anything."""
+        outgoing = self._mailbox.take() if self._mailbox else None
+        if outgoing is None and self._source and not self._closing:
+            picture = self._source()
+            return None if picture is None else self._outgoing(picture, None)
+        return outgoing
+
+    def _wait(self, poller: Poller, now: float, *, for_hub: bool) -> bool:
+        """Wait for a picture, a reply, a deadline, and `for_hub` also for a hub that can be sent to.
+
+        Returns:
+            Whether a hub may have left.
+        """
         deadlines = [link.deadline for link in self._links]
         soonest = min((deadline for deadline in deadlines if deadline and deadline > now), default=now + _IDLE_S)
         for link in self._links:
             poller.watch(link.end, writable=for_hub and not link.resting)
-        poller.wait(min(_IDLE_S, soonest - now))
+        return poller.wait(min(_IDLE_S, soonest - now))
 
     def _publish(self, publisher: Publisher) -> None:
         self._hub = publisher.endpoint
@@ -431,7 +439,6 @@ class Sender:
             outgoing = self._mailbox.take(_IDLE_S)
             now = self.turned = time.monotonic()
             if outgoing is not None:
-                self._tell_taken()
                 counts = {"seq": seq, "start": start, "captured": outgoing.captured_ns, "dropped": self._dropped}
                 publisher.send(outgoing.header({**counts, **self._extras}), outgoing.payload)
                 self._count(outgoing, now)

@@ -196,13 +196,17 @@ class Requester:
         endpoint: of the hub, `tcp://HOST:PORT`.
         pair: this end's keys, for CURVE; None does without.
         hub_key: the hub's public key; needed with `pair`.
+        patience_s: how long `receive` waits when it is to; by default for ever.
 
     Raises:
         TransportError: the endpoint is malformed.
     """
 
-    def __init__(self, endpoint: str, pair: KeyPair | None = None, hub_key: str | None = None) -> None:
+    def __init__(
+        self, endpoint: str, pair: KeyPair | None = None, hub_key: str | None = None, patience_s: float | None = None
+    ) -> None:
         self.endpoint = endpoint
+        self._patience_ms = -1 if patience_s is None else round(patience_s * 1000)
         # Why no hub is reached, as far as handshakes tell: libzmq says nothing.
         self._refusal: str | None = None
         self._refusal_told: str | None = None
@@ -227,7 +231,7 @@ class Requester:
         # IMMEDIATE: without it frames queue for a hub that is not there, and are old when it comes.
         # SNDHWM: well over any window, since a pipe that is full looks as if no hub were there.
         options = {zmq.IMMEDIATE: 1, zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: _REPLY_MAX_BYTES}
-        self.socket = _open(self.context, zmq.DEALER, {**options, **self._curve})
+        self.socket = _open(self.context, zmq.DEALER, {**options, zmq.RCVTIMEO: self._patience_ms, **self._curve})
         self._opened += 1
         events = zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
         self._handshake_failed = False
@@ -287,8 +291,11 @@ class Requester:
         """Send a request without waiting; False when the hub is away."""
         return _send(self.socket, (b"", header, payload))
 
-    def receive(self) -> bytes | None:
-        """Return the next reply, or None when there is none now."""
+    def receive(self, *, wait: bool = False) -> bytes | None:
+        """Return the next reply, or None when there is none now; with `wait`, when none comes in time."""
+        if wait:
+            with contextlib.suppress(zmq.Again):
+                return self.socket.recv_multipart()[-1]
         if not _option(self.socket, zmq.EVENTS) & _POLLIN:  # an exception would take longer
             return None
         return self.socket.recv_multipart(_DONTWAIT)[-1]
@@ -594,6 +601,7 @@ class Poller:
         self._waker = waker
         self._poller = zmq.Poller()
         self._poller.register(waker.fileno(), zmq.POLLIN)
+        self._monitors: set[Any] = set()
 
     def watch(self, end: Requester | Replier | Subscriber, *, writable: bool = False) -> None:
         """Wake up when there is something to receive, a hub leaves or a peer waits at the door.
@@ -603,6 +611,7 @@ class Poller:
         self._poller.register(end.socket, zmq.POLLIN | (zmq.POLLOUT if writable else 0))
         if isinstance(end, Requester):
             self._poller.register(end.monitor, zmq.POLLIN)
+            self._monitors.add(end.monitor)
         elif isinstance(end, Replier) and end.door:
             self._poller.register(end.door.requests, zmq.POLLIN)
             self._poller.register(end.door.monitor, zmq.POLLIN)
@@ -611,9 +620,15 @@ class Poller:
         """No longer watch it; to be called before it is reopened."""
         self._poller.unregister(end.socket)
         self._poller.unregister(end.monitor)
+        self._monitors.discard(end.monitor)
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait for at most `timeout_s` seconds; wakes that came before are answered at once."""
-        ready = self._poller.poll(max(0, round(timeout_s * 1000)))
-        if any(key == self._waker.fileno() for key, _ in ready):
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for at most `timeout_s` seconds; wakes that came before are answered at once.
+
+        Returns:
+            Whether a hub may have left.
+        """
+        ready = [key for key, _ in self._poller.poll(max(0, round(timeout_s * 1000)))]
+        if self._waker.fileno() in ready:
             self._waker.clear()
+        return not self._monitors.isdisjoint(ready)

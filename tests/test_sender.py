@@ -155,27 +155,30 @@ def test_over_a_long_round_trip_more_are_in_flight_up_to_the_limit(hub: RawHub, 
     assert most == limit
 
 
-def test_waiting_until_it_is_sent_ends_when_the_hub_takes_it(hub: RawHub) -> None:
-    with Sender(hub.endpoint, "pi1", in_flight_limit=1, reply_timeout_s=PATIENT_S) as sender:
+def test_a_source_is_asked_whenever_there_is_room_and_what_was_given_goes_first(hub: RawHub) -> None:
+    made = itertools.count()
+    with Sender(hub.endpoint, "pi1", source=lambda: picture(next(made)), in_flight_limit=1) as sender:
         for number in range(20):
-            sender.send(picture(number))
-            assert sender.wait_sent(WAIT_S)
             assert hub.answer() == number
+        sender.send(picture(200))
+        assert 200 in [hub.answer() for _ in range(3)]
         assert sender.statistics.dropped == 0
-        sender.send(picture(20))
-        assert sender.wait_sent(WAIT_S)
-        sender.send(picture(21))
-        assert not sender.wait_sent(0.05)  # the one before has no reply
 
 
-def test_waiting_until_it_is_sent_ends_with_the_sender() -> None:
-    sender = Sender("tcp://127.0.0.1:1", "pi1")
-    sender.send(JPEG)
-    closer = threading.Timer(0.1, sender.close)
-    closer.start()
-    with pytest.raises(TransportError, match="the sender is closed"):
-        sender.wait_sent(WAIT_S)
-    closer.join()
+def test_a_source_that_has_nothing_is_asked_again(hub: RawHub) -> None:
+    pictures = iter([None, picture(1), None, picture(2)])
+    with Sender(hub.endpoint, "pi1", source=lambda: next(pictures, None)):
+        assert [hub.answer(), hub.answer()] == [1, 2]
+
+
+def test_what_a_source_raises_ends_the_sender(hub: RawHub) -> None:
+    def fail() -> bytes:
+        raise ValueError("the recording is damaged")
+
+    with Sender(hub.endpoint, "pi1", source=fail) as sender:
+        until(lambda: sender.failure, WAIT_S)
+        with pytest.raises(TransportError, match="the recording is damaged"):
+            sender.send(JPEG)
 
 
 def test_header_says_what_the_hub_wants_to_know(hub: RawHub) -> None:
@@ -660,6 +663,7 @@ def test_what_is_no_picture_is_refused_at_once(picture: Any) -> None:
         ({}, ConfigError),
         ({"hubs": []}, ConfigError),
         ({"hubs": "tcp://127.0.0.1:1", "publish": LOCAL}, ConfigError),
+        ({"publish": LOCAL, "source": lambda: JPEG}, ConfigError),
         ({"hubs": "tcp://127.0.0.1:1", "name": "a/b"}, ConfigError),
         ({"hubs": "tcp://127.0.0.1:1", "in_flight_limit": 0}, ConfigError),
         ({"hubs": "tcp://127.0.0.1:1", "in_flight_limit": 17}, ConfigError),

@@ -234,8 +234,12 @@ def _look(own: Any, records: list[Record]) -> Iterator[tuple[str, int, Any]]:
 # -- senders
 
 
-def sender(kind: str, port: int, name: str) -> Callable[[Any, int, bool], None]:
-    """Connect one camera; returns what sends a picture, captured when, and with a wait for its turn or not."""
+def sender(kind: str, port: int, name: str, source: Callable[[], Any] | None = None) -> Callable[[Any, int], None]:
+    """Connect one camera; returns what sends a picture, captured when.
+
+    Args:
+        source: for this package's, which asks it for pictures whenever it can send one.
+    """
     if kind == "bare":
         import zmq
 
@@ -243,7 +247,7 @@ def sender(kind: str, port: int, name: str) -> Callable[[Any, int, bool], None]:
         dealer.setsockopt(zmq.SNDHWM, BARE_HWM)
         dealer.connect(f"tcp://127.0.0.1:{port}")
 
-        def send_bare(picture: Any, captured_ns: int, _: bool) -> None:
+        def send_bare(picture: Any, captured_ns: int) -> None:
             header = b"%b %d" % (name.encode(), captured_ns)
             dealer.send_multipart([header, picture], copy=memoryview(picture).nbytes < COPY_MAX_BYTES)
 
@@ -251,7 +255,7 @@ def sender(kind: str, port: int, name: str) -> Callable[[Any, int, bool], None]:
     if kind.startswith("netgear"):
         gear = _netgear(kind, str(port), receive_mode=False)
 
-        def send_netgear(picture: Any, captured_ns: int, _: bool) -> None:
+        def send_netgear(picture: Any, captured_ns: int) -> None:
             import numpy as np
 
             array = np.frombuffer(picture, np.uint8) if isinstance(picture, bytes) else picture
@@ -263,7 +267,7 @@ def sender(kind: str, port: int, name: str) -> Callable[[Any, int, bool], None]:
 
         stock = imagezmq.ImageSender(f"tcp://127.0.0.1:{port}", REQ_REP=kind == "imagezmq")
 
-        def send_imagezmq(picture: Any, captured_ns: int, _: bool) -> None:
+        def send_imagezmq(picture: Any, captured_ns: int) -> None:
             send = stock.send_jpg if isinstance(picture, bytes) else stock.send_image
             send(f"{name} {captured_ns}", picture)
 
@@ -274,31 +278,28 @@ def sender(kind: str, port: int, name: str) -> Callable[[Any, int, bool], None]:
     security: dict[str, Any] = {}
     if kind == "streamer-curve":
         security = {"curve_key_file": KEYS / name, "curve_hub_keys": (KEYS / "hub.public").read_text()}
-    own = streamer.Sender(f"tcp://127.0.0.1:{port}", name=name, **security)
-
-    def send_own(picture: Any, captured_ns: int, wait: bool) -> None:
-        own.send(picture, captured_ns=captured_ns)
-        if wait:
-            own.wait_sent()
-
-    return send_own
+    own = streamer.Sender(f"tcp://127.0.0.1:{port}", name=name, source=source, **security)
+    return lambda picture, captured_ns: own.send(picture, captured_ns=captured_ns)
 
 
 def play(kind: str, port: int, number: int, fps: float, shown: list[Any]) -> None:
     """Be one camera: flat out with 0 frames a second; else with pictures by the clock, of which the newest is read."""
-    send = sender(kind, port, f"cam{number}")
-    at = 0
+    name = f"cam{number}"
+    if not fps and kind.startswith("streamer"):
+        sender(kind, port, name, itertools.cycle(shown).__next__)
+        threading.Event().wait()
+    send = sender(kind, port, name)
     if not fps:
-        while True:
-            send(shown[at % len(shown)], time.time_ns(), True)
-            at += 1
+        for picture in itertools.cycle(shown):
+            send(picture, time.time_ns())
+    at = 0
     every_ns = round(1e9 / fps)
     first_ns = time.time_ns() + every_ns * number // 8  # cameras are not in step
     while True:
         at = max(at + 1, (time.time_ns() - first_ns) // every_ns)
         captured_ns = first_ns + at * every_ns
         time.sleep(max(0.0, (captured_ns - time.time_ns()) / 1e9))
-        send(shown[at % len(shown)], captured_ns, False)
+        send(shown[at % len(shown)], captured_ns)
 
 
 def send(kind: str, ports: list[int], cameras: int, fps: float, format_name: str) -> None:

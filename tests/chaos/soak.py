@@ -85,10 +85,8 @@ def send(endpoint: str) -> None:
     counts: list[tuple[int, int]] = []
 
     def play(name: str) -> None:
-        with streamer.Sender(endpoint, name=name) as sender:
-            while not ended.is_set():
-                sender.send(JPEG)
-                sender.wait_sent(0.1)
+        with streamer.Sender(endpoint, name=name, source=lambda: None if ended.is_set() else JPEG) as sender:
+            ended.wait()
             time.sleep(0.5)  # for the last replies
             counts.append((sender.statistics.frames, sender.statistics.answered))
 
