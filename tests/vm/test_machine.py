@@ -163,8 +163,9 @@ def test_captured_is_when_the_sensor_was_read(found: Callable[[str], dict[str, A
 def test_a_pi_camera_that_another_program_has(found: Callable[[str], dict[str, Any]]) -> None:
     taken = found("pi_taken")
     assert len(ours(taken["said"], "picamera2")) == 1
-    # What vimc has to complain of itself, once; picamera2 and libcamera are silent however often it is tried.
-    assert len(taken["said"]) <= 3, taken["said"]
+    # At every look libcamera finds vimc's links in use, and says so; a Pi's camera it finds, as in the next test.
+    rest = [line for line in taken["said"] if "Failed to setup link" not in line]
+    assert len(rest) == 2, rest  # where it sends to, and the warning, however often it is tried
     assert taken["undisturbed"]
     assert taken["then"], "it goes on when the other has ended"
 
