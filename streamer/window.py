@@ -20,7 +20,7 @@ SMALLEST = 2  # one on its way there, one reply on its way back; 1 only while th
 # shrinks.
 _QUEUED_LOW, _QUEUED_HIGH = 0.75, 1.5
 # A queue so short that nobody would see it is worth it: on a quick link programs take longer than the way does.
-_QUEUE_SHORT_NS = 5_000_000
+_QUEUE_SHORT_NS = 2_000_000
 # A way may become longer for good: its quickest round trip is history, unless others came within an eighth of it.
 FORGET_NS = 30_000_000_000
 _CONFIRMS = 8
