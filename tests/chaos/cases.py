@@ -91,7 +91,7 @@ class Trial:
         began, lost, starts = time.monotonic(), fleet.frames.lost, fleet.starts()
         fleet.frames.forget(began - 1)
         cause()
-        restarted = [fleet.units()[name] for name, count in (restarts or {}).items() if count]
+        restarted = [(fleet.units()[name], starts[name]) for name, count in (restarts or {}).items() if count]
         outcome = fleet.outcome(time.monotonic(), restarted=restarted, began=began, lost_before=lost, cameras=cameras)
         if outcome.recovery_s is None or (self.is_timed and outcome.recovery_s > RECOVER_S):
             outcome.broken.append("not back in time")
