@@ -246,10 +246,17 @@ class Requester:
         if self._refusal and self._refusal != self._refusal_told:
             _log.warning("%s %s", self.endpoint, self._refusal)
         self._refusal_told = self._refusal
-        self.socket.close()
-        self.monitor.close()
+        self._shut()
         self._unanswered = False
         self._fresh()
+
+    def _shut(self) -> None:
+        # First of all no more events: libzmq's thread waits for ever to tell one to a monitor that is closed, and no
+        # socket of this context works any more.
+        if not self.socket.closed:
+            self.socket.disable_monitor()
+        self.socket.close()
+        self.monitor.close()
 
     def left(self) -> bool:
         """Whether a connection has ended since this was last asked; all that was in flight on it is lost.
@@ -340,6 +347,8 @@ class Requester:
 
     def close(self) -> None:
         """Close at once, whatever is in flight."""
+        if self._opened:
+            self._shut()
         self.context.destroy(linger=0)
 
 

@@ -183,7 +183,7 @@ class Fleet:
         self,
         done: float,
         *,
-        restarted: Iterable[Unit] = (),
+        restarted: Iterable[tuple[Unit, int]] = (),
         began: float | None = None,
         lost_before: int = 0,
         cameras: Sequence[str] | None = None,
@@ -193,15 +193,15 @@ class Fleet:
 
         Args:
             done: when what was done was done, in monotonic seconds.
-            restarted: units that must be ready again before its cause has ended.
+            restarted: units that must be ready again before its cause has ended, and how often they had been started.
             began: when its cause began.
             lost_before: frames lost before that.
             cameras: that must come back; all by default.
             within_s: how long to wait for them.
         """
         ended = done
-        for unit in restarted:
-            while unit.ready_at < done and time.monotonic() < done + BEGIN_S:
+        for unit, starts in restarted:
+            while not (unit.starts > starts and unit.ready.is_set()) and time.monotonic() < done + BEGIN_S:
                 time.sleep(LOOK_S)
             ended = max(ended, unit.ready_at)
         back: dict[str, float] = {}
