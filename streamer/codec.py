@@ -204,9 +204,8 @@ def decode_jpeg(jpeg: Buffer, at_least: tuple[int, int] | None = None) -> Image:
         scans = len(_SCAN.findall(jpeg))
         if scans * width * height > _SCANNED_PIXELS_MAX:
             raise ValueError(f"{scans} scans of {width} x {height} pixels are too many")
-        if at_least is not None:
-            if width < 2 * at_least[0] or height < 2 * at_least[1]:
-                at_least = None  # to scale by three quarters, say, takes libjpeg longer than to decode it all
+        if at_least is not None and (width < 2 * at_least[0] or height < 2 * at_least[1]):
+            at_least = None  # to scale by three quarters, say, takes libjpeg longer than to decode it all
         return library.decode(jpeg, at_least)
     except Exception as error:  # each library has error types of its own
         raise CodecError(f"JPEG decoder: {_one_line(error)}") from error
