@@ -82,7 +82,7 @@ class Hub:
         self._failure: Exception | None = None
         self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
         self._first = self._last = 0.0
-        self._replier = Replier(bind, pair, self._allowed, plain_bind) if bind else None
+        self._replier = Replier(bind, pair, self._allowed, plain_bind, guarded=True) if bind else None
         self._subscriber: Subscriber | None = None
         try:
             for endpoint in subscribe:
@@ -262,9 +262,8 @@ class Hub:
 
     def _admit(self) -> None:
         """Let in who may come in, and count who may not."""
-        if self._replier and self._allowed:
-            for address, why in self._replier.admit():
-                self._refusals.add(address, why)
+        if self._replier:
+            self._count(self._replier.admit())
 
     def _accept(self, received: Received, now: float) -> None:
         """Store a frame, reply, and tell those who look; or say why not."""
@@ -293,7 +292,13 @@ class Hub:
         if change:
             _tell(change)
 
+    def _count(self, refused: Iterable[tuple[str | None, str]]) -> None:
+        for address, why in refused:
+            self._refusals.add(address, why)
+
     def _tick(self, now: float) -> None:
+        if self._replier:
+            self._count(self._replier.weigh())
         with self._lock:
             changes = self._presence.tick(now)
         for change in changes:
