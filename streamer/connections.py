@@ -2,7 +2,7 @@
 
 libzmq bounds neither the number of connections nor the parts of a message: it takes parts until the last one comes, and
 spins when descriptors run out. So its connections are watched from outside, by the descriptors that it tells: they are
-asked what they have received (`TCP_INFO`, Linux only) and, at worst, shut down, which libzmq takes for a peer that left.
+asked what they have received (`TCP_INFO`, Linux only) and, at worst, shut down, as if the peer had left.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ _STUCK_S = 5.0
 _HEARTBEAT_S = 20.0  # a viewer that has vanished is let go after at most one and a half of this
 _CLOSE_S = 0.5
 _COMMAND_MAX_BYTES = 128 * 1024  # of what a page may say at once: the names of 1,024 cameras
+_COMMANDS_PER_S = 5000  # from one page: 64 cameras of 60 pictures a second, each acknowledged on its own
 _REASON_MAX_BYTES = 100  # of a WebSocket's close frame, which has 123 for it (RFC 6455, 5.5)
 _BACKLOG_MAX_BYTES = 128 * 1024 * 1024  # a thousand pictures under way fit
 _PAGES = {"/": "index.html", "/numbers": "numbers.html"}
@@ -238,6 +239,7 @@ class Wall:
                 try:
                     if message.type is not WSMsgType.TEXT:
                         raise TypeError("it must be text")
+                    page.count(self._loop.time())
                     self._obey(page, json.loads(message.data))
                 except (TypeError, ValueError, OverflowError, RecursionError) as error:
                     self._fan_out.close(page.viewer)
@@ -364,6 +366,20 @@ class _Page:
         self.viewer = viewer
         self.seen = True
         self.news = asyncio.Event()  # there is another table
+        self._said = 0
+        self._since = 0.0
+
+    def count(self, now: float) -> None:
+        """Count a message of the page.
+
+        Raises:
+            ValueError: they are too many: the loop would do nothing else.
+        """
+        if now - self._since >= 1:
+            self._since, self._said = now, 0
+        self._said += 1
+        if self._said > _COMMANDS_PER_S:
+            raise ValueError(f"more than {_COMMANDS_PER_S} messages in a second")
 
 
 def _write(transport: asyncio.WriteTransport, picture: Picture) -> None:

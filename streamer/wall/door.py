@@ -42,6 +42,7 @@ class Door:
         self._refusals = Refusals(_log)
         self.logger = logging.Logger(__name__)  # noqa: LOG001 - its filter is this door's alone
         self.logger.parent = _log
+        self.logger.setLevel(logging.DEBUG)  # some of them are logged as no more than that
         self.logger.addFilter(self._is_own_fault)
 
     async def listen(self, server: web.Server, host: str, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
@@ -105,7 +106,7 @@ class Door:
         """Count what the web library logs of a request that was none, and let it log the rest."""
         error = record.exc_info[1] if record.exc_info else None
         if not isinstance(error, HttpProcessingError):
-            return True
+            return record.levelno >= logging.WARNING
         address = record.args[0] if isinstance(record.args, tuple) and record.args else None
         self._refusals.add(str(address) if address else None, "no HTTP request")
         return False

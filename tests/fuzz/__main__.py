@@ -3,8 +3,8 @@
 Each target gets its share of the time: a third for hypothesis, which makes inputs by the target's own rules, and the
 rest for atheris, which starts from these and follows the coverage. Where there is no atheris (its wheels are for Linux
 on x86-64) hypothesis gets all. An input that breaks something is kept in `build/fuzz/` and named; with the seed that is
-printed at the start hypothesis makes the same inputs again. What was found, mended or not, belongs into `corpus/`,
-which `test_corpus.py` replays.
+printed at the start hypothesis makes the same inputs again. What was found belongs into `corpus/`, under a
+name that says what it is; `test_corpus.py` replays it.
 """
 
 from __future__ import annotations

@@ -255,7 +255,7 @@ def yaml_files(draw: st.DrawFn, kind: type[config.SenderConfig | config.HubConfi
     rows = []
     for _ in range(draw(st.integers(1, 3))):
         words = st.lists(st.sampled_from(YAML_WORDS) | NAMES, max_size=5).map("".join)
-        value = draw(words | JSON.map(lambda value: json.dumps(value)))
+        value = draw(words | JSON.map(json.dumps))
         rows.append(f"{draw(keys)}: {value}")
     return "\n".join(rows).encode("utf-8", "surrogatepass")
 
