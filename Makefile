@@ -1,23 +1,25 @@
-# make demo | test | test-all | vm | arm64 | lint | lab | lab-down | bench | bench-fleet | chaos | soak | screenshots |
-# clean. Each does its own set-up.
+# make demo | test | test-all | vm | arm64 | lint | fuzz | lab | lab-down | bench | bench-fleet | chaos | soak |
+# screenshots | clean. Each does its own set-up.
 
 PYTHON ?= python3
 SUITE ?= trixie
+SECONDS ?= 60
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := streamer tests playbooks roles
 # ansible-lint looks for its companions there.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all vm arm64 lint image lab lab-down bench bench-fleet chaos soak screenshots clean
+.PHONY: demo test test-all vm arm64 lint fuzz image lab lab-down bench bench-fleet chaos soak screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo          ## eight cameras, the hub and its page, in this terminal
 	@$(BIN)/streamer demo
 
-# The lab's image is made while pip and the linters work, before the first test that looks at a clock.
+# The lab's image is made, and the doors are fuzzed for a minute, while pip and the linters work: before the first test
+# that looks at a clock.
 test:                       ## everything, the nine-host lab included where it can run
-	@$(MAKE) --no-print-directory --jobs=2 lint image
+	@$(MAKE) --no-print-directory --jobs=3 lint image fuzz
 	@$(BIN)/pytest
 
 test-all: test              ## also what takes long: the two below
@@ -35,6 +37,9 @@ lint: $(VENV)/test
 	@$(BIN)/mypy
 	@$(BIN)/yamllint --strict .
 	@$(BIN)/ansible-lint --offline --profile production
+
+fuzz: $(VENV)/test          ## the hub's doors; SECONDS=3600 for longer; what breaks one is kept in build/fuzz
+	@nice $(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 # Status 2: the lab cannot run here. Its tests say so too.
 image:

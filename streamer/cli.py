@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import resource
 import select
 import signal
 import socket
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _USAGE = 2  # exit status for what the user can put right
 _FAILED = 1
 _LOOK_S = 1.0
+_DESCRIPTORS = 8192
 _DEMO_PORTS = range(8080, 8100)
 _HUB_SOCKET = "/run/streamer/hub.sock"  # where the role puts it
 _ASK_TIMEOUT_S = 5.0
@@ -329,6 +331,7 @@ def _hub(options: argparse.Namespace) -> int:
     access = Access(config.http.host, password)
     tls = tls_context(config.tls_certificate, config.tls_key) if config.tls_certificate and config.tls_key else None
 
+    _allow_descriptors()
     notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
     with Signals() as signals, ExitStack() as open_parts:
         open_parts.callback(notifier.close)
@@ -388,6 +391,14 @@ def _announce(*lines: str) -> None:
         raise
     except OSError as error:
         _log.warning("cannot print where the hub is: %s", error.strerror)
+
+
+def _allow_descriptors() -> None:
+    """Let the hub have more descriptors than connections, as far as the system lets it: 1,024 is a shell's default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def _summarise_hub(hub: Hub) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 from streamer.errors import CodecError, MissingExtraError
@@ -20,9 +21,14 @@ if TYPE_CHECKING:
 
 # Start-of-frame markers, ITU-T T.81 table B.1: 0xC0 to 0xCF without DHT (C4), JPG (C8) and DAC (CC).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_NO_FRAME_YET = frozenset({0xD8, 0xD9, 0xDA})
+# SOI, EOI and SOS; and what has no length after it (stuffing, TEM, RST), where a decoder would read on elsewhere than a
+# reader who takes the next two bytes for one, and find another size.
+_NO_FRAME_YET = frozenset({0x00, 0x01, *range(0xD0, 0xDB)})
 # Fill bytes included. A real picture has some ten, at worst a few hundred when it carries a large colour profile.
 _MARKERS_MAX = 1024
+# Ten bytes make a scan, and each scan goes over the whole picture. Real progressive pictures have some ten.
+_SCAN = re.compile(rb"\xff\xda")
+_SCANNED_PIXELS_MAX = 1_000_000_000
 
 
 def jpeg_size(jpeg: bytes | memoryview) -> tuple[int, int]:
@@ -194,10 +200,12 @@ def decode_jpeg(jpeg: Buffer, at_least: tuple[int, int] | None = None) -> Image:
     """
     library = _library()
     try:
-        if at_least is not None:
-            width, height = jpeg_size(memoryview(jpeg))
-            if width < 2 * at_least[0] or height < 2 * at_least[1]:
-                at_least = None  # to scale by three quarters, say, takes libjpeg longer than to decode it all
+        width, height = jpeg_size(memoryview(jpeg))
+        scans = len(_SCAN.findall(jpeg))
+        if scans * width * height > _SCANNED_PIXELS_MAX:
+            raise ValueError(f"{scans} scans of {width} x {height} pixels are too many")
+        if at_least is not None and (width < 2 * at_least[0] or height < 2 * at_least[1]):
+            at_least = None  # to scale by three quarters, say, takes libjpeg longer than to decode it all
         return library.decode(jpeg, at_least)
     except Exception as error:  # each library has error types of its own
         raise CodecError(f"JPEG decoder: {_one_line(error)}") from error

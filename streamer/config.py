@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import math
+import os
 import re
+import reprlib
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 PORT = 5555
 PASSWORD_CHARACTERS = 8  # at least
 _HOST = r"(?:\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]|[A-Za-z0-9._-]+)"
-_CAMERA = re.compile(r"picamera2|pattern|usb:(?:\d+|/dev/.+)|file:.+")
+_CAMERA = re.compile(r"picamera2|pattern|usb:(?:[0-9]{1,9}|/dev/.+)|file:.+")
+_CONTROL_ITEMS_MAX = 256
 # Flags that are not called as their key is.
 _FLAGS = {
     "hubs": "hub",
@@ -86,6 +89,22 @@ class Layout(NamedTuple):
         return f"{self.rows}x{self.columns}"
 
 
+class _Excerpt(reprlib.Repr):
+    """Shows a value that is refused: never more than a line, also when YAML's aliases make it larger than memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxstring = self.maxother = 80
+
+    def repr_int(self, x: int, level: int) -> str:  # noqa: ARG002 - reprlib's signature
+        # Python refuses to write out one of many digits.
+        return repr(x) if abs(x) < 10**40 else f"an integer of {x.bit_length()} bits"
+
+
+_shown = _Excerpt().repr
+
+
 def _number(low: float, high: float) -> Callable[[Any], float]:
     def check(value: Any) -> float:
         if isinstance(value, str):
@@ -102,7 +121,7 @@ def _number(low: float, high: float) -> Callable[[Any], float]:
 
 def _integer(low: int, high: int) -> Callable[[Any], int]:
     def check(value: Any) -> int:
-        if isinstance(value, str) and value.isdecimal():
+        if isinstance(value, str) and value.isdecimal() and len(value) <= len(str(high)):
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError(f"a whole number from {low} to {high}")
@@ -132,7 +151,7 @@ def _name(value: Any) -> str:
 
 
 def _size(value: Any) -> Size:
-    match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", str(value))
+    match = re.fullmatch(r"([0-9]{2,5})x([0-9]{2,5})", str(value)) if isinstance(value, str | Size) else None
     sides = [int(side) for side in match.groups()] if match else []
     if not sides or any(side % 2 or not 16 <= side <= 8192 for side in sides):
         raise ValueError("WIDTHxHEIGHT, even numbers from 16 to 8192, as in 640x480")
@@ -140,7 +159,7 @@ def _size(value: Any) -> Size:
 
 
 def _layout(value: Any) -> Layout:
-    match = re.fullmatch(r"([0-9]{1,2})x([0-9]{1,2})", str(value))
+    match = re.fullmatch(r"([0-9]{1,2})x([0-9]{1,2})", str(value)) if isinstance(value, str | Layout) else None
     sides = [int(side) for side in match.groups()] if match else []
     if not sides or any(not 1 <= side <= 16 for side in sides):
         raise ValueError("ROWSxCOLUMNS, numbers from 1 to 16, as in 2x4")
@@ -148,16 +167,16 @@ def _layout(value: Any) -> Layout:
 
 
 def _camera(value: Any) -> str:
-    if not isinstance(value, str) or not _CAMERA.fullmatch(value):
+    if not isinstance(value, str) or not _CAMERA.fullmatch(value) or not _is_file_name(value):
         raise ValueError("picamera2, usb:N, usb:/dev/PATH, file:PATH or pattern")
     return value
 
 
 def _endpoint(host: str, example: str) -> Callable[[Any], str]:
-    pattern = re.compile(rf"tcp://{host}:(\d{{1,5}})|ipc://.+")
+    pattern = re.compile(rf"tcp://{host}:([0-9]{{1,5}})|ipc://.+")
 
     def check(value: Any) -> str:
-        match = pattern.fullmatch(value) if isinstance(value, str) else None
+        match = pattern.fullmatch(value) if isinstance(value, str) and _is_file_name(value) else None
         if match is None or (match[1] and not 1 <= int(match[1]) <= 65535):
             raise ValueError(f"tcp://HOST:PORT with a port from 1 to 65535, as in {example}")
         return str(value)
@@ -167,14 +186,15 @@ def _endpoint(host: str, example: str) -> Callable[[Any], str]:
 
 def _listener(value: Any) -> str:
     # Port 0 is allowed: the system picks one.
-    match = re.fullmatch(rf"tcp://(?:\*|{_HOST}):(\d{{1,5}})|ipc://.+", value) if isinstance(value, str) else None
+    pattern = rf"tcp://(?:\*|{_HOST}):([0-9]{{1,5}})|ipc://.+"
+    match = re.fullmatch(pattern, value) if isinstance(value, str) and _is_file_name(value) else None
     if match is None or (match[1] and int(match[1]) > 65535):
         raise ValueError(f"tcp://ADDRESS:PORT with a port up to 65535, as in tcp://*:{PORT}")
     return str(value)
 
 
 def _http(value: Any) -> Address:
-    match = re.fullmatch(r"(\[.+\]|[^:\s]+):(\d{1,5})", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"(\[.+\]|[^:\s]+):([0-9]{1,5})", value) if isinstance(value, str) else None
     try:
         if match is None or int(match[2]) > 65535:
             raise ValueError
@@ -192,8 +212,16 @@ def _boolean(value: Any) -> bool:
     return value
 
 
+def _is_file_name(text: str) -> bool:
+    """Say whether the system would take it: YAML can write characters that no file's name can have."""
+    try:
+        return bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 def _path(value: Any) -> Path:
-    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+    if not isinstance(value, str | Path) or not _is_file_name(str(value)):
         raise ValueError("the path of a file")
     return Path(value)
 
@@ -206,7 +234,7 @@ def _public_key(value: Any) -> str:
 
 
 def _rotation(value: Any) -> int:
-    if isinstance(value, bool) or str(value) not in ("0", "180"):
+    if type(value) not in (int, str) or value not in (0, 180, "0", "180"):
         raise ValueError("0 or 180: the camera cannot turn its picture by a quarter")
     return int(value)
 
@@ -219,12 +247,12 @@ def _controls(value: Any) -> tuple[tuple[str, Control], ...]:
     return tuple((name, _control(name, setting)) for name, setting in value.items())
 
 
-def _control(name: str, value: Any) -> Control:
-    # What a camera takes, only the camera knows; here it is only what YAML may mean by it.
-    if isinstance(value, list) and value:
-        return tuple(_control(name, each) for each in value)
+def _control(name: str, value: Any, depth: int = 0) -> Control:
+    # What a camera takes, only the camera knows; here it is only what YAML may mean by it. Deepest are rectangles.
+    if isinstance(value, list) and depth < 2 and 0 < len(value) <= _CONTROL_ITEMS_MAX:
+        return tuple(_control(name, each, depth + 1) for each in value)
     if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"of {name} true, false, a number, a word, or a list of those")
+        raise ValueError(f"of {name[:40]} true, false, a number, a word, or a list of those")
     return value
 
 
@@ -304,7 +332,7 @@ def load(cls: type[Config], path: Path | None, flags: Mapping[str, Any]) -> Conf
         if key not in settings:
             near = difflib.get_close_matches(str(key), settings, 1, 0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"the keys are: {', '.join(settings)}"
-            raise ConfigError(f"{place}: unknown key '{key}'; {hint}")
+            raise ConfigError(f"{place}: unknown key {_shown(key)}; {hint}")
         values[key] = _setting_value(settings[key], value, f"{place}: {key}")
     for key, value in flags.items():
         if value is not None:
@@ -381,7 +409,7 @@ def _checked(check: Callable[[Any], Any], value: Any) -> Any:
     try:
         return check(value)
     except ValueError as error:
-        raise _RejectedError(f"is {value!r}: it must be {error}") from error
+        raise _RejectedError(f"is {_shown(value)}: it must be {error}") from error
 
 
 def _setting_value(check: Callable[[Any], Any], value: Any, place: str) -> Any:
@@ -407,9 +435,9 @@ def _read(path: Path) -> dict[Any, tuple[Any, str]]:
             place = f"{path}:{key_node.start_mark.line + 1}"
             key = loader.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise ConfigError(f"{place}: the key {key!r} must be a word")
+                raise ConfigError(f"{place}: the key {_shown(key)} must be a word")
             if key in settings:
-                raise ConfigError(f"{place}: the key '{key}' stands here a second time")
+                raise ConfigError(f"{place}: the key {_shown(key)} stands here a second time")
             settings[key] = (loader.construct_object(value_node, deep=True), place)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
@@ -417,8 +445,8 @@ def _read(path: Path) -> dict[Any, tuple[Any, str]]:
         # Not all are YAMLErrors: PyYAML lets through what it meets on a date like 2026-99-99.
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else place
-        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise ConfigError(f"{place}: is not YAML: {problem}") from error
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"{place}: is not YAML: {problem[:200]}") from error
     finally:
         if loader:
             loader.dispose()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from streamer import keys, wire
 from streamer.errors import ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
 from streamer.presence import Change, NameTakenError, Presence, State
+from streamer.refusals import Refusals
 from streamer.transport import Poller, Replier, Subscriber, Waker
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _TICK_S = 0.25
 _LOOK_S = 0.05  # so long the socket waits for the next frame, and a peer at the door while frames come
-_TELL_S = 1.0
 # Messages taken before the clock is looked at and closing is noticed.
 _BATCH = 256
 _log = logging.getLogger(__name__)
@@ -78,14 +77,12 @@ class Hub:
         self._presence = Presence(cameras, stale_after_s=stale_after_s, gone_after_s=gone_after_s)
         self._lock = threading.Lock()  # of the presence table and the list of mailboxes
         self._mailboxes: list[tuple[Mailbox[Frame], frozenset[str] | None]] = []
-        self.refused = 0  # messages and connections since the start
-        self._refused: Counter[tuple[str, str]] = Counter()
-        self._refused_told = time.monotonic()
+        self._refusals = Refusals(_log)
         self._closing = False
         self._failure: Exception | None = None
         self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
         self._first = self._last = 0.0
-        self._replier = Replier(bind, pair, self._allowed, plain_bind) if bind else None
+        self._replier = Replier(bind, pair, self._allowed, plain_bind, guarded=True) if bind else None
         self._subscriber: Subscriber | None = None
         try:
             for endpoint in subscribe:
@@ -140,6 +137,11 @@ class Hub:
     def expected(self) -> frozenset[str]:
         """The names of the cameras that there should be."""
         return self._presence.expected
+
+    @property
+    def refused(self) -> int:
+        """Messages and connections that were refused since the start."""
+        return self._refusals.total
 
     @property
     def elapsed_s(self) -> float:
@@ -260,9 +262,8 @@ class Hub:
 
     def _admit(self) -> None:
         """Let in who may come in, and count who may not."""
-        if self._replier and self._allowed:
-            for address, why in self._replier.admit():
-                self._count_refused(address, why)
+        if self._replier:
+            self._count(self._replier.admit())
 
     def _accept(self, received: Received, now: float) -> None:
         """Store a frame, reply, and tell those who look; or say why not."""
@@ -279,7 +280,7 @@ class Hub:
             if self._replier and received.route:
                 self._replier.reply(received.route, wire.error_reply(error))
             if not isinstance(error, NameTakenError):  # of which the table tells
-                self._count_refused(received.address, str(error))
+                self._refusals.add(received.address, str(error))
             return
         if self._replier and received.route:
             self._replier.reply(received.route, wire.reply_to(frame))
@@ -291,23 +292,20 @@ class Hub:
         if change:
             _tell(change)
 
-    def _count_refused(self, address: str | None, why: str) -> None:
-        self.refused += 1
-        if len(self._refused) < 100:  # a stranger who varies his rubbish must not fill the memory
-            self._refused[address or "?", why] += 1
+    def _count(self, refused: Iterable[tuple[str | None, str]]) -> None:
+        for address, why in refused:
+            self._refusals.add(address, why)
 
     def _tick(self, now: float) -> None:
+        if self._replier:
+            self._count(self._replier.weigh())
         with self._lock:
             changes = self._presence.tick(now)
         for change in changes:
             _tell(change)
         if self._allowed:
             self._allowed.refresh()
-        if self._refused and now - self._refused_told >= _TELL_S:
-            for (address, why), count in self._refused.items():
-                _log.warning("refused %d from %s: %s", count, address, why)
-            self._refused.clear()
-            self._refused_told = now
+        self._refusals.tell(now)
 
 
 def _tell(change: Change | Notice) -> None:

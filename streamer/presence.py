@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from streamer.frame import Frame
 
 CAMERAS_MAX = 1024
+STORED_MAX_BYTES = 512 * 1024 * 1024  # of the newest pictures of all cameras; only large ones are ever refused for it
 _RATE_WINDOW_S = 2.0
 _CONTEST_S = 1.0  # for which two senders of one name must both send before that is told
 _STILL_S = 10.0  # for which a picture must stay the same before that is told
@@ -210,6 +211,10 @@ class _Camera:
     def dropped(self) -> int:
         return self._dropped_before + self._dropped
 
+    @property
+    def bytes_stored(self) -> int:
+        return len(self.frame.payload) if self.frame else 0
+
     def admit(
         self, sender: bytes | str | None, address: str | None, now: float, stale_after_s: float, gone_after_s: float
     ) -> None:
@@ -335,6 +340,7 @@ class Presence:
         self._gone_after_s = gone_after_s
         self.expected = frozenset(expected)
         self._cameras = {name: _Camera(name) for name in sorted(self.expected)}
+        self._stored_bytes = 0
 
     def add(self, frame: Frame, address: str | None, now: float, connection: bytes = b"") -> Change | None:
         """Take note of a frame.
@@ -350,16 +356,22 @@ class Presence:
 
         Raises:
             NameTakenError: another sender has the camera's name.
-            WireError: it is from a new camera and the table is full of cameras that are not gone.
+            WireError: it is from a new camera and the table is full of cameras that are not gone; or it is large, and
+                the pictures of such cameras fill the memory.
         """
         camera = self._cameras.get(frame.camera)
+        more = len(frame.payload) - (camera.bytes_stored if camera else 0)
+        if len(frame.payload) > STORED_MAX_BYTES // CAMERAS_MAX:
+            while self._stored_bytes + more > STORED_MAX_BYTES:
+                self._make_room(f"the hub already holds {self._stored_bytes // 1_000_000} MB of pictures", frame.camera)
         if camera is None:
             if len(self._cameras) >= CAMERAS_MAX:
-                self._make_room()
+                self._make_room(f"the hub already has {CAMERAS_MAX} cameras")
             camera = self._cameras[frame.camera] = _Camera(frame.camera)
         sender = frame.start or connection or address
         if sender != camera.sender:
             camera.admit(sender, address, now, self._stale_after_s, self._gone_after_s)
+        self._stored_bytes += more
         camera.add(frame, address, now, connection)
         # Nearly every frame's row of the table, without looking it up.
         return None if camera.state is State.LIVE else self._move(camera, Event.FRAME)
@@ -389,11 +401,14 @@ class Presence:
         """Return a row for every camera, by name; `now` in monotonic seconds."""
         return [self._cameras[name].status(now) for name in sorted(self._cameras, key=natural)]
 
-    def _make_room(self) -> None:
-        gone = [c for c in self._cameras.values() if c.state is State.GONE and c.name not in self.expected]
+    def _make_room(self, why: str, for_camera: str = "") -> None:
+        """Forget the camera that is gone longest; `why` is what is wrong when none is."""
+        kept = self.expected | {for_camera}
+        gone = [c for c in self._cameras.values() if c.state is State.GONE and c.name not in kept]
         if not gone:
-            raise WireError(f"the hub already has {CAMERAS_MAX} cameras")
-        del self._cameras[min(gone, key=lambda camera: camera.seen).name]
+            raise WireError(why)
+        forgotten = self._cameras.pop(min(gone, key=lambda camera: camera.seen).name)
+        self._stored_bytes -= forgotten.bytes_stored
 
     @staticmethod
     def _move(camera: _Camera, event: Event) -> Change | None:

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import re
-import socket as tcp
 import struct
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import zmq
 
 from streamer import keys, wire
+from streamer.connections import UNFINISHED_MAX_BYTES, Connections
 from streamer.errors import TransportError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # As plain numbers: zmq's are of an enum, and to combine two of those takes half a microsecond.
 _DONTWAIT = int(zmq.DONTWAIT)
 _MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
+_SRCFD = int(zmq.SRCFD)
 _POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 # Over this size a copy costs more than letting libzmq hold the buffer: glibc maps fresh pages for it.
 _COPY_MAX_BYTES = 128 * 1024
@@ -128,15 +129,6 @@ def _event(monitor: zmq.Socket[bytes]) -> tuple[int, int]:
     """Receive a monitor's next event, and the value that belongs to it."""
     event, value = struct.unpack("=HI", monitor.recv_multipart()[0])  # as zmq_socket_monitor(3) has it
     return event, value
-
-
-def _peer(descriptor: int) -> str | None:
-    """Return the IP address at the other end of a connection that is libzmq's; None once it is closed."""
-    try:
-        with tcp.fromfd(descriptor, tcp.AF_INET6, tcp.SOCK_STREAM) as connection:
-            return str(connection.getpeername()[0]).removeprefix("::ffff:")
-    except (OSError, IndexError):
-        return None
 
 
 class Waker:
@@ -355,13 +347,15 @@ class Requester:
 class Replier:
     """The receiving end of request and reply: a ROUTER, which serves stock REQ senders and ours on one port.
 
-    With keys, handshakes wait until `admit` is called: to be done whenever a Poller that watches this end wakes.
+    With keys, handshakes wait until `admit` is called: to be done whenever a Poller that watches this end wakes, as for
+    one that is guarded, whose `weigh` is to be called a few times a second.
 
     Args:
         endpoint: to bind, `tcp://*:PORT`.
         pair: this end's keys, for CURVE; None does without.
         allowed: with `pair`, the peers' keys that are let in.
         plain_endpoint: with `pair`, to bind as well, for peers without encryption.
+        guarded: watch the connections, as is always done with keys.
 
     Raises:
         TransportError: it cannot be bound.
@@ -373,24 +367,27 @@ class Replier:
         pair: KeyPair | None = None,
         allowed: AllowList | None = None,
         plain_endpoint: str | None = None,
+        *,
+        guarded: bool = False,
     ) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        options = {zmq.RCVHWM: 16, zmq.SNDHWM: 64, zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES}
-        self.door: _Door | None = None
+        # MAXMSGSIZE: far above what is taken, since libzmq ends the connection of who exceeds it without a word to
+        # anybody, and a REQ peer then waits for ever; below it the peer is told.
+        options = {zmq.RCVHWM: 16, zmq.SNDHWM: 64, zmq.MAXMSGSIZE: UNFINISHED_MAX_BYTES}
         self.plain_endpoint: str | None = None
-        if pair is None or allowed is None:
-            self.socket = _open(self.context, zmq.ROUTER, options)
-        else:
-            curve: dict[int, int | bytes] = {
+        self._has_keys = pair is not None and allowed is not None
+        curve: dict[int, int | bytes] = {}
+        if pair is not None and allowed is not None:
+            curve = {
                 zmq.CURVE_SERVER: 1,
                 zmq.CURVE_SECRETKEY: keys.to_bytes(pair.secret),
                 zmq.ZAP_DOMAIN: _ENCRYPTED,
             }
-            self.socket = _open(self.context, zmq.ROUTER, {**options, **curve})
-            self.door = _Door(self.context, self.socket, allowed)
+        self.socket = _open(self.context, zmq.ROUTER, {**options, **curve})
+        self.door = _Door(self.context, self.socket, allowed) if guarded or curve else None
         try:
             self.endpoint = _bind(self.socket, endpoint)
-            if self.door and plain_endpoint:
+            if curve and plain_endpoint:
                 # A listener keeps the options that the socket had when it was bound. The domain is what makes libzmq
                 # ask the door: what the door says of a peer, the peer cannot say of itself.
                 self.socket.setsockopt(zmq.CURVE_SERVER, 0)
@@ -404,6 +401,10 @@ class Replier:
         """Let in the peers that wait and may come in; returns the address of each that may not, if known, and why."""
         return self.door.answer() if self.door else []
 
+    def weigh(self) -> list[tuple[str | None, str]]:
+        """End connections whose messages have no end; returns the address of each, if known, and why."""
+        return list(self.door.connections.look()) if self.door else []
+
     def receive(self, *, wait: bool = False) -> Received | None:
         """Return the next request, or None when there is none now, or in time. What is no request has no parts."""
         try:
@@ -413,7 +414,9 @@ class Replier:
         parts = _receive_parts(self.socket)  # a ROUTER's message goes on after the route
         address = _address(parts[-1])
         # Asked for each message: a peer may claim the route of another that has left.
-        key = _key(parts[-1]) if self.door else None
+        key = _key(parts[-1]) if self._has_keys else None
+        if self.door:
+            self.door.connections.heard(int(parts[-1].get(_SRCFD)))
         if len(parts) == 3 and not len(parts[0]):
             return Received(route, (parts[1].bytes, parts[2].buffer), address, key)
         return Received(route, None, address, key)
@@ -443,27 +446,31 @@ class Replier:
 
 
 class _Door:
-    """Says who may come in: ZAP's handler (RFC 27) in the thread that receives, and a look at failed handshakes.
+    """Says who may come in: ZAP's handler (RFC 27) in the thread that receives, and a look at who comes and leaves.
 
     Args:
         context: of the socket that is guarded.
         guarded: it.
-        allowed: the keys that are let in.
+        allowed: the keys that are let in; None where nobody has any.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], guarded: zmq.Socket[bytes], allowed: AllowList) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], guarded: zmq.Socket[bytes], allowed: AllowList | None
+    ) -> None:
         self._allowed = allowed
-        self.requests = _open(context, zmq.REP, {})
-        self.requests.bind("inproc://zeromq.zap.01")  # where libzmq asks
+        self.requests: zmq.Socket[bytes] | None = None
+        if allowed is not None:
+            self.requests = _open(context, zmq.REP, {})
+            self.requests.bind("inproc://zeromq.zap.01")  # where libzmq asks
         self.monitor = guarded.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED)
         self._guarded = guarded
-        self._addresses: dict[int, str | None] = {}  # by descriptor, of every connection
+        self.connections = Connections()
         self._failed: str | None = None
 
     def answer(self) -> list[tuple[str | None, str]]:
         """Answer all that wait, and return the address of each that was kept out, if known, and why."""
         refused: list[tuple[str | None, str]] = []
-        while _option(self.requests, zmq.EVENTS) & _POLLIN:
+        while self.requests and self._allowed and _option(self.requests, zmq.EVENTS) & _POLLIN:
             version, number, domain, peer, _, mechanism, *credentials = self.requests.recv_multipart()
             if (domain, mechanism) == (_PLAIN, b"NULL"):
                 verdict = [b"200", b"", _NO_KEY.encode(), b""]
@@ -477,23 +484,31 @@ class _Door:
         while _option(self.monitor, zmq.EVENTS) & _POLLIN:
             event, value = _event(self.monitor)
             if event == zmq.EVENT_ACCEPTED:
-                self._addresses[value] = _peer(value)
+                if surplus := self.connections.began(value):
+                    refused.append(surplus)
             elif event == zmq.EVENT_DISCONNECTED:  # follows a handshake's failure, in the same breath
-                address = self._addresses.pop(value, None)
-                if self._failed:
+                address, is_ours = self.connections.ended(value)
+                if self._failed and not is_ours:
                     refused.append((address, self._failed))
                 self._failed = None
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
                 self._failed = "it expects another key of this hub"
             elif event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # of which we know already
-                self._failed = "it ended the handshake, as senders without encryption do"
+                self._failed = (
+                    "it ended the handshake, as senders without encryption do"
+                    if self._allowed
+                    else "it did not complete ZMTP's handshake"
+                )
         return refused
 
     def close(self) -> None:
         """Close at once."""
-        self._guarded.disable_monitor()
+        self.answer()  # a monitor that is full would hold up libzmq
+        if not self._guarded.closed:
+            self._guarded.disable_monitor()
         self.monitor.close()
-        self.requests.close()
+        if self.requests:
+            self.requests.close()
 
 
 class Publisher:
@@ -622,7 +637,8 @@ class Poller:
             self._poller.register(end.monitor, zmq.POLLIN)
             self._monitors.add(end.monitor)
         elif isinstance(end, Replier) and end.door:
-            self._poller.register(end.door.requests, zmq.POLLIN)
+            if end.door.requests:
+                self._poller.register(end.door.requests, zmq.POLLIN)
             self._poller.register(end.door.monitor, zmq.POLLIN)
 
     def forget(self, end: Requester) -> None:

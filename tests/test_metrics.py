@@ -144,7 +144,7 @@ def test_promtool_has_nothing_against_them(hub: streamer.Hub, monkeypatch: pytes
 
 
 def test_values_are_those_of_the_hub_in_seconds_and_bytes(hub: streamer.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "refused", 6)
+    monkeypatch.setattr(streamer.Hub, "refused", 6)
     said = show(hub, monkeypatch, ROW)
     process = {name: value for name, value in said.items() if name.startswith("process_")}
     assert {name: value for name, value in said.items() if name not in process} == {

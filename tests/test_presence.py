@@ -539,3 +539,34 @@ def test_natural_order(names: list[str]) -> None:
         presence.add(picture(name), None, BEGIN)
     assert [status.name for status in presence.statuses(BEGIN)] == names
     assert [natural(name) for name in names] == sorted(natural(name) for name in names)
+
+
+# -- memory
+
+
+def test_pictures_have_a_limit_together_and_only_large_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.presence.STORED_MAX_BYTES", CAMERAS_MAX * 100)
+    presence = table("pi1")
+    presence.add(picture("pi1", 50_000), None, BEGIN)
+    presence.add(picture("pi2", 50_000), None, BEGIN)
+    for name, size in (("pi3", 3000), ("pi1", 53_000)):
+        with pytest.raises(WireError, match="the hub already holds 0 MB of pictures"):
+            presence.add(picture(name, size), None, BEGIN)
+    assert [status.name for status in presence.statuses(BEGIN)] == ["pi1", "pi2"]
+    for number in range(3, 60):
+        presence.add(picture(f"pi{number}", 100), None, BEGIN)
+    presence.add(picture("pi1", 40_000), None, BEGIN)
+    presence.add(picture("pi3", 6000), None, BEGIN)
+
+
+def test_pictures_of_cameras_that_are_gone_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.presence.STORED_MAX_BYTES", CAMERAS_MAX * 100)
+    presence = table("pi1")
+    for name in ("pi1", "pi2", "pi3"):
+        presence.add(picture(name, 30_000), None, BEGIN)
+    presence.tick(BEGIN + GONE_AFTER_S)
+    for name in ("pi4", "pi5"):
+        presence.add(picture(name, 30_000), None, BEGIN + 40)
+    with pytest.raises(WireError, match="MB of pictures"):
+        presence.add(picture("pi6", 30_000), None, BEGIN + 40)
+    assert [status.name for status in presence.statuses(BEGIN + 40)] == ["pi1", "pi4", "pi5"]

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ def open_descriptors() -> int:
     ("make", "own"),
     [
         (lambda: Requester("tcp://127.0.0.1:1"), REQUESTER_OPTIONS),
-        (lambda: Replier(LOCAL), {zmq.RCVHWM: 16, zmq.SNDHWM: 64, zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES}),
+        (lambda: Replier(LOCAL), {zmq.RCVHWM: 16, zmq.SNDHWM: 64, zmq.MAXMSGSIZE: 256 * 1024 * 1024}),
         (lambda: Publisher(LOCAL), {zmq.SNDHWM: 2}),
         (Subscriber, {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES}),
     ],
@@ -547,10 +547,14 @@ def test_strangers_who_speak_no_zmq_disturb_nobody(replier: Replier, rubbish: by
         assert peer.recv() == b"OK"
 
 
-def test_a_message_over_the_limit_is_never_received(replier: Replier) -> None:
-    with raw(zmq.DEALER, connect=replier.endpoint) as glutton, raw(zmq.REQ, connect=replier.endpoint) as peer:
+def test_a_message_over_the_limit_is_never_received(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.transport.UNFINISHED_MAX_BYTES", 1_000_000)
+    with ExitStack() as stack:
+        replier = stack.enter_context(closing(Replier(LOCAL)))
+        glutton = stack.enter_context(raw(zmq.DEALER, connect=replier.endpoint))
+        peer = stack.enter_context(raw(zmq.REQ, connect=replier.endpoint))
         with glutton.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
-            glutton.send_multipart([b"", HEADER, bytes(wire.PAYLOAD_MAX_BYTES + 1)])
+            glutton.send_multipart([b"", HEADER, bytes(1_000_001)])
             assert monitor.poll(round(WAIT_S * 1000))
         peer.send_multipart([HEADER, JPEG])
         received = replier.wait()

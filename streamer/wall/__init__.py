@@ -26,6 +26,7 @@ except ImportError as error:
     raise MissingExtraError("the hub's page", "hub", "python3-aiohttp") from error
 
 from streamer.wall.access import Access, unix_socket
+from streamer.wall.door import Door
 from streamer.wall.history import EVERY_S, History
 from streamer.wall.metrics import Metrics
 from streamer.wall.viewers import BOUNDARY, MESSAGE_VERSION, RATE_MAX, FanOut
@@ -45,6 +46,7 @@ _STUCK_S = 5.0
 _HEARTBEAT_S = 20.0  # a viewer that has vanished is let go after at most one and a half of this
 _CLOSE_S = 0.5
 _COMMAND_MAX_BYTES = 128 * 1024  # of what a page may say at once: the names of 1,024 cameras
+_COMMANDS_PER_S = 5000  # from one page: 64 cameras of 60 pictures a second, each acknowledged on its own
 _REASON_MAX_BYTES = 100  # of a WebSocket's close frame, which has 123 for it (RFC 6455, 5.5)
 _BACKLOG_MAX_BYTES = 128 * 1024 * 1024  # a thousand pictures under way fit
 _PAGES = {"/": "index.html", "/numbers": "numbers.html"}
@@ -114,7 +116,8 @@ class Wall:
 
     async def _serve(self) -> None:
         self._fan_out = FanOut(self._hub)
-        app = web.Application(middlewares=[self._access.middleware])
+        self._door = Door()
+        app = web.Application(middlewares=[self._door.middleware, self._access.middleware])
         app.add_routes(
             [
                 *(web.get(path, self._page) for path in _PAGES),
@@ -131,29 +134,38 @@ class Wall:
             ]
         )
         app.on_response_prepare.append(self._access.add_headers)
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, logger=self._door.logger)
         await runner.setup()
+        listening: list[asyncio.Server] = []
         try:
-            await self._listen(runner)
+            listening.append(await self._listen(runner))
         except TransportError as error:
             self._failure = error
             self._ending.set()
         self._listening.set()
         await self._watch()
+        for server in listening:
+            server.close()
         self._fan_out.close_all()
         await runner.cleanup()
         if self._socket and not self._failure:
             self._socket.unlink(missing_ok=True)
 
-    async def _listen(self, runner: web.AppRunner) -> None:
+    async def _listen(self, runner: web.AppRunner) -> asyncio.Server:
+        assert runner.server  # noqa: S101 - it is set up
+        host, port = self._address
         try:
-            await web.TCPSite(runner, *self._address, ssl_context=self._tls).start()
+            server = await self._door.listen(runner.server, host, port, self._tls)
         except OSError as error:
-            host, port = self._address
             raise TransportError(f"cannot listen on http {host}:{port}: {error.strerror}") from error
-        self.port = runner.addresses[0][1]
-        if self._socket:
-            await web.SockSite(runner, unix_socket(self._socket)).start()
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            if self._socket:
+                await web.SockSite(runner, unix_socket(self._socket)).start()
+        except TransportError:
+            server.close()
+            raise
+        return server
 
     async def _watch(self) -> None:
         """Until the end, look at the cameras: for the pages at once when a state changes, and for the curves."""
@@ -161,6 +173,7 @@ class Wall:
         told = sampled = -math.inf
         while not self._ending.is_set():
             now = self.turned = time.monotonic()
+            self._door.watch(now)
             statuses = self._hub.cameras()
             before, states = states, {status.name: status.state for status in statuses}
             if states != before or now - told >= _TABLE_S:
@@ -200,7 +213,7 @@ class Wall:
             return web.Response(status=503, text="the receiving thread is stuck\n")
         return web.Response(text="ok\n")
 
-    async def _web_socket(self, request: web.Request) -> web.WebSocketResponse:
+    async def _web_socket(self, request: web.Request) -> web.StreamResponse:
         """Serve one page: pictures as binary messages, the table of cameras as JSON.
 
         The page says `{"want": {camera: frames per second}}`, or `{"want": null}` while nobody sees it, and then
@@ -209,10 +222,13 @@ class Wall:
         response = web.WebSocketResponse(
             timeout=_CLOSE_S, heartbeat=_HEARTBEAT_S, compress=False, max_msg_size=_COMMAND_MAX_BYTES
         )
-        await response.prepare(request)
         transport = request.transport
+        try:
+            await response.prepare(request)
+        except ConnectionError:
+            transport = None
         if transport is None:  # it has left already
-            return response
+            return web.Response()
         page = _Page(self._fan_out.open(functools.partial(_write, transport), "wall", *_who(request)))
         hello = {"version": streamer.__version__, "message": MESSAGE_VERSION, "stale_after_s": self._hub.stale_after_s}
         tables = asyncio.ensure_future(self._send_tables(response, page, hello))
@@ -223,10 +239,12 @@ class Wall:
                 try:
                     if message.type is not WSMsgType.TEXT:
                         raise TypeError("it must be text")
+                    page.count(self._loop.time())
                     self._obey(page, json.loads(message.data))
-                except (TypeError, ValueError, RecursionError) as error:
+                except (TypeError, ValueError, OverflowError, RecursionError) as error:
                     self._fan_out.close(page.viewer)
-                    why = f"not understood: {error}".encode()[:_REASON_MAX_BYTES]
+                    # ASCII: cut in the middle of a character it would be no text, and the page would be told nothing.
+                    why = f"not understood: {error}".encode("ascii", "backslashreplace")[:_REASON_MAX_BYTES]
                     await response.close(code=WSCloseCode.POLICY_VIOLATION, message=why)
         finally:
             self._pages.discard(page)
@@ -241,7 +259,7 @@ class Wall:
         """Do what a page says.
 
         Raises:
-            TypeError, ValueError: it is nothing that a page may say.
+            TypeError, ValueError, OverflowError: it is nothing that a page may say.
         """
         match command:
             case {"want": None}:
@@ -315,7 +333,10 @@ class Wall:
                 "Connection": "close",
             }
         )
-        await response.prepare(request)
+        try:
+            await response.prepare(request)
+        except ConnectionError:  # it has left already
+            return web.Response()
         if request.method == "HEAD":
             return response
         newest: asyncio.Queue[Picture | None] = asyncio.Queue()
@@ -345,6 +366,20 @@ class _Page:
         self.viewer = viewer
         self.seen = True
         self.news = asyncio.Event()  # there is another table
+        self._said = 0
+        self._since = 0.0
+
+    def count(self, now: float) -> None:
+        """Count a message of the page.
+
+        Raises:
+            ValueError: they are too many: the loop would do nothing else.
+        """
+        if now - self._since >= 1:
+            self._since, self._said = now, 0
+        self._said += 1
+        if self._said > _COMMANDS_PER_S:
+            raise ValueError(f"more than {_COMMANDS_PER_S} messages in a second")
 
 
 def _write(transport: asyncio.WriteTransport, picture: Picture) -> None:

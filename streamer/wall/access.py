@@ -6,6 +6,7 @@ whoever may open the Unix socket is never asked. Every answer gets its security 
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import hashlib
 import hmac
@@ -41,6 +42,7 @@ TRIES = 5
 TRIES_WITHIN_S = 60.0
 CLIENTS = 1024
 _SOCKET_MODE = 0o660
+_FORM_WITHIN_S = 10.0
 # By route, not by path: what is open is decided by the handler that will run. The static files are in every release.
 _OPEN = {"/healthz", "/login", "/logout", "/static/{file}"}
 _PICTURES = {"/snapshot/{name}.jpg", "/stream/{name}.mjpg"}
@@ -196,7 +198,11 @@ class Access:
         return self._login_page(wanted)
 
     async def _log_in(self, request: web.Request) -> web.Response:
-        form = dict(parse_qsl((await request.read()).decode(errors="replace")))
+        try:
+            async with asyncio.timeout(_FORM_WITHIN_S):
+                form = dict(parse_qsl((await request.read()).decode(errors="replace")))
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(text=f"no whole form within {_FORM_WITHIN_S:g} s\n") from None
         wanted = _local_path(form.get("next", ""))
         if not self._asks:
             raise _SeeOther(wanted)

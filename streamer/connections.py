@@ -1,0 +1,137 @@
+"""The TCP connections behind a listening ZMQ socket: how many, from where, and what lies unfinished on each.
+
+libzmq bounds neither the number of connections nor the parts of a message: it takes parts until the last one comes, and
+spins when descriptors run out. So its connections are watched from outside, by the descriptors that it tells: they are
+asked what they have received (`TCP_INFO`, Linux only) and, at worst, shut down, as if the peer had left.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Answer = TypeVar("Answer")
+
+CONNECTIONS_MAX = 2048  # of a socket; no more than half of the descriptors that the process may have
+UNFINISHED_MAX_BYTES = 256 * 1024 * 1024  # of messages that have begun and not ended, of all peers together
+# struct tcp_info in linux/tcp.h: tcpi_bytes_received, a 64-bit count.
+_RECEIVED_AT = 128
+_INFO_BYTES = 136
+
+
+@dataclass(slots=True)
+class _Connection:
+    address: str | None
+    has_sent: bool = False  # a whole message, ever
+    is_quiet: bool = True  # no whole message since this was last looked at
+    received_before: int | None = 0  # by the kernel, when the message that is under way began
+
+
+class Connections:
+    """Watches the connections of one socket. Not locked: for the thread that receives."""
+
+    def __init__(self) -> None:
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = CONNECTIONS_MAX if most == resource.RLIM_INFINITY else min(CONNECTIONS_MAX, most // 2)
+        self._open: dict[int, _Connection] = {}
+        self._of_address: Counter[str | None] = Counter()
+        self._cut: set[int] = set()
+
+    def began(self, descriptor: int) -> tuple[str | None, str] | None:
+        """Take note of a connection; when there are too many, end one, and return whose and why.
+
+        It is the newest one of the address that has most: a stranger who takes all that there are gets nobody else's.
+        """
+        address = _ask(descriptor, _address)
+        self._open[descriptor] = _Connection(address)
+        self._of_address[address] += 1
+        if len(self._open) - len(self._cut) <= self._most:
+            return None
+        crowd = max(self._of_address, key=lambda each: self._of_address[each])
+        mine = [each for each in reversed(self._open) if self._open[each].address == crowd and each not in self._cut]
+        idle = next((each for each in mine if not self._open[each].has_sent), mine[0])
+        self._end(idle)
+        return crowd, f"of {self._most} connections it has most"
+
+    def ended(self, descriptor: int) -> tuple[str | None, bool]:
+        """Take note that a connection has ended; return whose it was, and whether it was ended here."""
+        connection = self._open.pop(descriptor, None)
+        is_ours = descriptor in self._cut
+        self._cut.discard(descriptor)
+        if connection is None:
+            return None, is_ours
+        self._of_address[connection.address] -= 1
+        if not self._of_address[connection.address]:
+            del self._of_address[connection.address]
+        return connection.address, is_ours
+
+    def heard(self, descriptor: int) -> None:
+        """Take note of a whole message."""
+        connection = self._open.get(descriptor)
+        if connection is not None:
+            connection.has_sent, connection.is_quiet, connection.received_before = True, False, None
+
+    def look(self) -> Iterator[tuple[str | None, str]]:
+        """End the connections with the largest unfinished messages, while all together are too large; say whose."""
+        unfinished: dict[int, int] = {}
+        for descriptor, connection in self._open.items():
+            if connection.is_quiet and connection.address is not None and descriptor not in self._cut:
+                received = _ask(descriptor, _received) or 0
+                if connection.received_before is None:
+                    connection.received_before = received
+                unfinished[descriptor] = received - connection.received_before
+            connection.is_quiet = True
+        total = sum(unfinished.values())
+        for descriptor in sorted(unfinished, key=lambda each: unfinished[each], reverse=True):
+            if total <= UNFINISHED_MAX_BYTES:
+                break
+            total -= unfinished[descriptor]
+            self._end(descriptor)
+            megabytes = unfinished[descriptor] // 1_000_000
+            yield self._open[descriptor].address, f"its message had no end after {megabytes} MB"
+
+    def _end(self, descriptor: int) -> None:
+        self._cut.add(descriptor)
+        address = self._open[descriptor].address
+
+        def shut(connection: socket.socket) -> None:
+            # Should libzmq have closed it in this moment, its number may be another's.
+            if _address(connection) == address:
+                connection.shutdown(socket.SHUT_RDWR)
+
+        _ask(descriptor, shut)
+
+
+def _ask(descriptor: int, question: Callable[[socket.socket], Answer]) -> Answer | None:
+    """Ask a connection that is libzmq's; None when it is closed already."""
+    try:
+        connection = socket.socket(fileno=descriptor)
+    except OSError:
+        return None
+    try:
+        return question(connection)
+    except OSError:
+        return None
+    finally:
+        connection.detach()
+
+
+def _address(connection: socket.socket) -> str | None:
+    """Return the IP address of the peer; None on a transport that has none."""
+    peer = connection.getpeername()
+    return str(peer[0]).removeprefix("::ffff:") if isinstance(peer, tuple) else None
+
+
+def _received(connection: socket.socket) -> int:
+    """Return the bytes that a TCP connection has received; 0 where the system does not say."""
+    if not hasattr(socket, "TCP_INFO"):
+        return 0
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+    return int(struct.unpack_from("=Q", info, _RECEIVED_AT)[0]) if len(info) == _INFO_BYTES else 0

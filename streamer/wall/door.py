@@ -1,0 +1,155 @@
+"""Who may hold a connection to the page: how many, and for how long without asking or reading anything.
+
+The web library parses any request safely, but lets a peer take its time: one that sends a byte an hour, or never reads
+what it asked for, would keep its connection for ever. On the Unix socket nobody is counted, so that whoever runs the
+hub gets in when strangers hold all that there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from streamer.refusals import Refusals
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable
+
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+CONNECTIONS_MAX = 1024
+CONNECTIONS_OF_ADDRESS_MAX = 128  # a proxy, or a company's router, is one address for many
+ASK_WITHIN_S = 20.0  # from connecting, or from the last answer, to the end of a request's head
+READ_WITHIN_S = 60.0  # from when a peer reads no more until it reads again
+_log = logging.getLogger(__name__)
+
+
+class Door:
+    """Counts and watches the connections of a wall; all of it runs in the wall's event loop.
+
+    `logger` is for the web library: of requests that are none it would log a traceback each.
+    """
+
+    def __init__(self) -> None:
+        self._connections: dict[Any, _Connection] = {}  # by the web library's protocol
+        self._of_address: Counter[str] = Counter()
+        self._refusals = Refusals(_log)
+        self.logger = logging.Logger(__name__)  # noqa: LOG001 - its filter is this door's alone
+        self.logger.parent = _log
+        self.logger.setLevel(logging.DEBUG)  # some of them are logged as no more than that
+        self.logger.addFilter(self._is_own_fault)
+
+    async def listen(self, server: web.Server, host: str, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
+        """Let the web library's `server` serve whoever gets in."""
+        return await asyncio.get_running_loop().create_server(
+            lambda: _Connection(self, server()),
+            host,
+            port,
+            ssl=tls,
+            ssl_handshake_timeout=ASK_WITHIN_S if tls else None,
+        )
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Take note that a peer has asked, and is being answered."""
+        connection = self._connections.get(request.protocol)
+        if connection is None:  # the Unix socket's, or it has left
+            return await handler(request)
+        connection.idle_since, connection.has_asked = None, True
+        try:
+            return await handler(request)
+        finally:
+            connection.idle_since = asyncio.get_running_loop().time()
+
+    def watch(self, now: float) -> None:
+        """End the connections that have had their time, and tell what was refused; `now` is the loop's time."""
+        for connection in [*self._connections.values()]:
+            if connection.stuck_since is not None:
+                if now - connection.stuck_since <= READ_WITHIN_S:
+                    continue
+                self._refusals.add(connection.address, f"reads nothing for {READ_WITHIN_S:g} s")
+            elif connection.idle_since is None or now - connection.idle_since <= ASK_WITHIN_S:
+                continue
+            elif not connection.has_asked:
+                self._refusals.add(connection.address, f"no request within {ASK_WITHIN_S:g} s")
+            connection.transport.abort()
+        self._refusals.tell(now)
+
+    def let_in(self, connection: _Connection) -> bool:
+        """Say whether there is room for a connection."""
+        if self._of_address[connection.address] >= CONNECTIONS_OF_ADDRESS_MAX:
+            self._refusals.add(connection.address, f"has {CONNECTIONS_OF_ADDRESS_MAX} connections to the page already")
+        elif len(self._connections) >= CONNECTIONS_MAX:
+            self._refusals.add(connection.address, f"the page has {CONNECTIONS_MAX} connections already")
+        else:
+            self._connections[connection.inner] = connection
+            self._of_address[connection.address] += 1
+            return True
+        return False
+
+    def let_out(self, connection: _Connection) -> bool:
+        """Take note that a connection has ended; say whether it was let in."""
+        if self._connections.pop(connection.inner, None) is None:
+            return False
+        self._of_address[connection.address] -= 1
+        if not self._of_address[connection.address]:
+            del self._of_address[connection.address]
+        return True
+
+    def _is_own_fault(self, record: logging.LogRecord) -> bool:
+        """Count what the web library logs of a request that was none, and let it log the rest."""
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError):
+            return record.levelno >= logging.WARNING
+        address = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        self._refusals.add(str(address) if address else None, "no HTTP request")
+        return False
+
+
+class _Connection(asyncio.Protocol):
+    """Stands between a transport and the web library's protocol, which it calls by the same names."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, door: Door, inner: Any) -> None:
+        self._door = door
+        self.inner = inner
+        self.address = "?"
+        self.idle_since: float | None = None
+        self.stuck_since: float | None = None
+        self.has_asked = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of a TCP server
+        self.transport = transport
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0].removeprefix("::ffff:") if peer else "?"
+        self.idle_since = asyncio.get_running_loop().time()
+        if self._door.let_in(self):
+            self.inner.connection_made(transport)
+        else:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._door.let_out(self):
+            self.inner.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self.inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self.inner.eof_received()  # type: ignore[no-any-return]
+
+    def pause_writing(self) -> None:
+        self.stuck_since = asyncio.get_running_loop().time()
+        self.inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.stuck_since = None
+        self.inner.resume_writing()

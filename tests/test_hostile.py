@@ -1,0 +1,384 @@
+"""The hub and its page under attack, on real sockets: a good camera's frames go on, and every attack is told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+import socket
+import struct
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+import zmq
+from hypothesis import strategies as st
+
+from streamer import connections, transport
+from streamer.hub import Hub
+from streamer.sender import Sender
+from streamer.wall import Wall, access, door
+from tests.conftest import until
+from tests.fuzz.targets import HANDSHAKE, framed
+from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, raw
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STRANGER = "127.0.0.2"
+NULL_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+class Good:
+    """A camera that sends all the time."""
+
+    def __init__(self, hub: Hub) -> None:
+        assert hub.endpoint
+        self._hub = hub
+        self._stop = threading.Event()
+        self._sender = Sender(hub.endpoint, "good")
+        self._thread = threading.Thread(target=self._send)
+        self._thread.start()
+        self.goes_on()
+
+    def _send(self) -> None:
+        while not self._stop.wait(0.02):
+            self._sender.send(JPEG)
+
+    def _row(self) -> tuple[int, int]:
+        return next(((row.frames, row.reconnects) for row in self._hub.cameras() if row.name == "good"), (0, 0))
+
+    def goes_on(self) -> None:
+        """Wait for ten more of its frames, and see that it never had to connect again."""
+        frames = self._row()[0]
+        until(lambda: self._row()[0] >= frames + 10, WAIT_S)
+        assert self._row()[1] == 0
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sender.close()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub(LOCAL) as hub:
+        yield hub
+
+
+@pytest.fixture
+def good(hub: Hub) -> Iterator[Good]:
+    good = Good(hub)
+    yield good
+    good.goes_on()
+    good.close()
+
+
+def dial(endpoint: str | int, source: str = STRANGER) -> socket.socket:
+    """Open a TCP connection to a hub's endpoint, or to a port."""
+    port = int(str(endpoint).rpartition(":")[2])
+    return socket.create_connection(("127.0.0.1", port), WAIT_S, source_address=(source, 0))
+
+
+def zmtp(endpoint: str) -> socket.socket:
+    """Open a connection and complete ZMTP's handshake (RFC 23), as a DEALER without encryption."""
+    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
+    connection = dial(endpoint)
+    connection.sendall(NULL_GREETING + bytes([4, len(ready)]) + ready)
+    answer = b""
+    while b"Identity" not in answer and (got := connection.recv(1000)):
+        answer += got
+    return connection
+
+
+def is_ended(connection: socket.socket) -> bool:
+    """Whether the other side ends a connection."""
+    with contextlib.suppress(ConnectionError):
+        while connection.recv(65536):
+            pass
+    return True
+
+
+# -- messages
+
+
+PART = st.binary(max_size=40) | st.sampled_from([header("pi1"), JPEG, b"", b"\0" * 5000])
+
+
+@hypothesis.settings(max_examples=150, deadline=None, database=None, derandomize=True)
+@hypothesis.given(parts=st.lists(PART, min_size=1, max_size=100))
+def test_any_number_of_parts_has_its_reply(shared: tuple[Hub, zmq.Socket[bytes]], parts: list[bytes]) -> None:
+    _, peer = shared
+    peer.send_multipart(parts)
+    (reply,) = peer.recv_multipart()
+    assert reply[:3] in (b"OK", b"ERR")
+    assert (reply == b"OK") <= (len(parts) == 2)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[Hub, zmq.Socket[bytes]]]:
+    with Hub(LOCAL) as hub:
+        assert hub.endpoint
+        with raw(zmq.REQ, connect=hub.endpoint) as peer:
+            yield hub, peer
+
+
+def test_no_parts_at_all_are_refused(hub: Hub) -> None:
+    assert hub.endpoint
+    with raw(zmq.DEALER, connect=hub.endpoint) as peer:
+        peer.send(b"")
+        assert peer.recv_multipart() == [b"", b"ERR a message must have two parts, header and payload"]
+
+
+def test_a_message_of_200_mb_is_told_why_it_is_refused(hub: Hub, good: Good) -> None:
+    assert hub.endpoint
+    before = resident_mb()
+    with raw(zmq.REQ, connect=hub.endpoint) as peer:
+        peer.send_multipart([header("large"), bytes(200_000_000)], copy=False)
+        good.goes_on()
+        assert peer.recv() == b"ERR payload of 200000000 bytes, at most 33554432 are allowed"
+        peer.send_multipart([header("large"), JPEG])
+        assert peer.recv() == b"OK"
+    until(lambda: resident_mb() < before + 100)
+
+
+def test_a_message_without_an_end_is_ended_and_told(
+    hub: Hub, good: Good, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert hub.endpoint
+    monkeypatch.setattr(connections, "UNFINISHED_MAX_BYTES", 20_000_000)
+    with zmtp(hub.endpoint) as endless, zmtp(hub.endpoint) as slow:
+        part = b"\x03" + struct.pack(">Q", 100_000) + bytes(100_000)
+        slow.sendall(part * 20)
+        with pytest.raises(ConnectionError):  # noqa: PT012 - it ends while we send
+            while True:
+                endless.sendall(part)
+                time.sleep(0.0005)  # 200 MB/s: a quarter of a second is let through
+        until(lambda: re.search(r"refused 1 from 127.0.0.2: its message had no end after \d+ MB", caplog.text))
+        slow.sendall(b"\x01\0" + b"\0\0")  # that one, with a tenth, may end its own
+        while b"ERR a message must have two parts" not in slow.recv(1000):
+            pass
+    assert hub.refused == 2
+
+
+# -- connections
+
+
+def test_who_says_nothing_is_ended_and_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(transport._OPTIONS, zmq.HANDSHAKE_IVL, 300)
+    with Hub(LOCAL) as hub:
+        assert hub.endpoint
+        for greeting in (b"", b"\xff", NULL_GREETING):
+            with dial(hub.endpoint) as silent:
+                silent.sendall(greeting)
+                assert is_ended(silent)
+        until(lambda: hub.refused >= 3)
+        until(lambda: "from 127.0.0.2: it did not complete ZMTP's handshake" in caplog.text)
+
+
+def test_a_stranger_who_takes_all_connections_gets_nobody_elses(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connections, "CONNECTIONS_MAX", 40)
+    with ExitStack() as stack:
+        hub = stack.enter_context(Hub(LOCAL))
+        assert hub.endpoint
+        good = Good(hub)
+        stack.callback(good.close)
+        crowd = [stack.enter_context(zmtp(hub.endpoint)) for _ in range(150)]
+        good.goes_on()
+        with raw(zmq.REQ, connect=hub.endpoint) as newcomer:
+            newcomer.send_multipart([header("new"), JPEG])
+            assert newcomer.recv() == b"OK"
+        until(lambda: hub.refused >= 112)
+        until(lambda: "from 127.0.0.2: of 40 connections it has most" in caplog.text)
+        assert sum(1 for connection in crowd[40:] if is_ended(connection)) == 110
+        good.goes_on()
+
+
+HUB_OF_FEW_DESCRIPTORS = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+from streamer.cli import main
+sys.exit(main(["hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]))
+"""
+
+
+def processor_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_ten_thousand_connections_to_a_hub_of_few_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 11_000 if hard == resource.RLIM_INFINITY else min(11_000, hard)
+    with Program("-c", HUB_OF_FEW_DESCRIPTORS) as program, ExitStack() as stack:
+        endpoint, page = (program.line(number).partition(": ")[2].strip("/") for number in range(2))
+        peer = stack.enter_context(raw(zmq.REQ, connect=endpoint))
+        peer.send_multipart([header("good"), JPEG])
+        assert peer.recv() == b"OK"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        address = "127.0.0.1", int(endpoint.rpartition(":")[2])
+        web = "127.0.0.1", int(page.rpartition(":")[2])
+        for number in range(wanted - 1000):
+            stranger = stack.enter_context(socket.socket())
+            stranger.setblocking(False)
+            stranger.connect_ex(web if number % 4 == 0 else address)
+        for _ in range(20):
+            peer.send_multipart([header("good"), JPEG])
+            assert peer.recv() == b"OK"
+        # Those who wait in the kernel's queue come in as others are let go; it is busy with that, but does not spin.
+        began, before = time.monotonic(), processor_s(program.process.pid)
+        until(lambda: time.monotonic() - began > 2)
+        assert processor_s(program.process.pid) - before < 1.5
+        assert program.process.poll() is None
+
+
+# -- the page
+
+
+@pytest.fixture
+def wall(hub: Hub, tmp_path: Path) -> Iterator[Wall]:
+    with Wall(hub, "127.0.0.1", 0, access=access.Access("127.0.0.1", "cameras!"), socket=tmp_path / "hub.sock") as wall:
+        yield wall
+
+
+def health(connection: socket.socket) -> bool:
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    return connection.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("head", [b"", b"GET / HTTP/1.1\r\nX: y", b"\x16\x03\x01"], ids=["silent", "endless", "TLS"])
+def test_who_never_asks_is_let_go_and_told(
+    wall: Wall, good: Good, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, head: bytes
+) -> None:
+    monkeypatch.setattr(door, "ASK_WITHIN_S", 0.5)
+    with dial(wall.port) as loris:
+        loris.settimeout(0.05)
+        with pytest.raises(ConnectionError):  # noqa: PT012 - whichever of the two notices
+            loris.sendall(head)
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    if not loris.recv(1000):
+                        raise ConnectionError
+                if head:
+                    loris.sendall(b"a")
+    until(lambda: "refused 1 from 127.0.0.2: no" in caplog.text)
+
+
+def test_who_has_asked_is_let_go_in_silence(
+    wall: Wall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with dial(wall.port) as browser:
+        assert health(browser)
+        monkeypatch.setattr(door, "ASK_WITHIN_S", 0.3)
+        assert is_ended(browser)
+    assert caplog.text == ""
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "READ_WITHIN_S", 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body")
+@pytest.mark.usefixtures("good", "impatient")
+@pytest.mark.parametrize("path", ["/snapshot/large.jpg", "/stream/large.mjpg"])
+def test_who_asks_and_reads_nothing_is_let_go_and_told(
+    hub: Hub, wall: Wall, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    assert hub.endpoint
+    with raw(zmq.REQ, connect=hub.endpoint) as peer, dial(wall.port) as deaf:
+        peer.send_multipart([header("large"), JPEG[:-2].ljust(16_000_000, b"\0") + JPEG[-2:]])
+        assert peer.recv() == b"OK"
+        deaf.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic OmNhbWVyYXMh\r\n\r\n".encode())
+        until(lambda: "refused 1 from 127.0.0.2: reads nothing for 0.5 s" in caplog.text)
+
+
+def test_a_form_without_an_end_is_ended(wall: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "_FORM_WITHIN_S", 0.3)
+    with dial(wall.port) as loris:
+        loris.sendall(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\npassword=")
+        assert loris.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_an_address_has_so_many_connections_and_the_socket_any_number(
+    wall: Wall, good: Good, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(door, "CONNECTIONS_OF_ADDRESS_MAX", 20)
+    monkeypatch.setattr(door, "CONNECTIONS_MAX", 25)
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(dial(wall.port)) for _ in range(50)]
+        assert sum(is_ended(connection) for connection in crowd[20:]) == 30
+        assert all(health(connection) for connection in crowd[:20])
+        until(lambda: "from 127.0.0.2: has 20 connections to the page already" in caplog.text)
+        others = [stack.enter_context(dial(wall.port, f"127.0.0.{number}")) for number in range(3, 9)]
+        assert all(health(connection) for connection in others[:5])
+        assert is_ended(others[5])
+        until(lambda: "from 127.0.0.8: the page has 25 connections already" in caplog.text)
+        for _ in range(30):
+            own = stack.enter_context(socket.socket(socket.AF_UNIX))
+            own.connect(str(tmp_path / "hub.sock"))
+            assert health(own)
+    until(lambda: is_let_in(wall))
+
+
+def is_let_in(wall: Wall) -> bool:
+    with dial(wall.port) as again:
+        return health(again)
+
+
+def websocket(wall: Wall) -> socket.socket:
+    connection = dial(wall.port)
+    connection.sendall(HANDSHAKE)
+    assert connection.recv(12) == b"HTTP/1.1 101"
+    return connection
+
+
+def test_fragments_without_an_end_are_ended(wall: Wall, good: Good) -> None:
+    before = resident_mb()
+    with websocket(wall) as page, pytest.raises(ConnectionError):  # noqa: PT012 - it ends while we send
+        page.sendall(framed(b"x" * 60_000, 0x01))
+        while True:
+            page.sendall(framed(b"x" * 60_000, 0x00))
+    assert resident_mb() < before + 50
+
+
+def test_a_page_that_pings_and_never_reads_fills_no_memory(wall: Wall, good: Good) -> None:
+    before = resident_mb()
+    with websocket(wall) as page:
+        page.settimeout(0.5)
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            for _ in range(2000):
+                page.sendall(framed(b"x" * 125, 0x89) * 100)
+        assert is_let_in(wall)
+    assert resident_mb() < before + 50
+
+
+@pytest.mark.parametrize("said", [b'{"want": {"good": 1000}}', b'{"shown": []}'])
+def test_a_page_that_says_too_much_is_let_go(wall: Wall, good: Good, said: bytes) -> None:
+    with websocket(wall) as page, contextlib.suppress(ConnectionError):
+        page.sendall(framed(said) * 10_000)
+        answer = b""
+        while got := page.recv(65536):
+            answer = (answer + got)[-1000:]
+        assert b"more than 500 messages in a second" in answer
+    assert is_let_in(wall)
+
+
+@pytest.fixture(autouse=True)
+def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the limit be reached within a second, however busy the machine is."""
+    monkeypatch.setattr("streamer.wall._COMMANDS_PER_S", 500)
