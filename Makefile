@@ -1,5 +1,5 @@
-# make demo | test | test-all | vm | arm64 | lint | fuzz | lab | lab-down | bench | bench-fleet | chaos | soak |
-# screenshots | clean. Each does its own set-up.
+# make demo | test | test-all | vm | arm64 | lint | fuzz | lab | lab-down | bench | bench-check | bench-fleet | chaos |
+# soak | screenshots | clean. Each does its own set-up.
 
 PYTHON ?= python3
 SUITE ?= trixie
@@ -10,7 +10,7 @@ PYTHONS := streamer tests playbooks roles
 # ansible-lint looks for its companions there.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all vm arm64 lint fuzz image lab lab-down bench bench-fleet chaos soak screenshots clean
+.PHONY: demo test test-all vm arm64 lint fuzz image lab lab-down bench bench-check bench-fleet chaos soak screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo          ## eight cameras, the hub and its page, in this terminal
@@ -54,6 +54,9 @@ lab-down:
 bench: $(VENV)/bench        ## this package and its peers side by side, tables and plots; a quarter of an hour
 	@$(BIN)/python -m tests.bench
 
+bench-check: $(VENV)/test   ## whether the hot paths still cost what they did, in instructions; also part of `test`
+	@$(BIN)/python -m tests.bench.check
+
 bench-fleet: $(VENV)/test   ## how long deploys of 9 and of 32 hosts of the lab take; half an hour, root on Debian
 	@$(BIN)/python -m tests.bench.fleet
 
@@ -76,7 +79,7 @@ $(VENV)/demo: pyproject.toml
 
 $(VENV)/test: pyproject.toml tests/environment.sh
 	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv,video,fleet,test python3-venv libgl1 libglib2.0-0 \
-	  xvfb openbox xdotool openssh-client prometheus chromium ffmpeg iproute2 faketime
+	  xvfb openbox xdotool openssh-client prometheus chromium ffmpeg iproute2 faketime valgrind
 	@touch $@ $(VENV)/demo
 
 $(VENV)/bench: $(VENV)/test
