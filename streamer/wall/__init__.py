@@ -227,6 +227,8 @@ class Wall:
             await response.prepare(request)
         except ConnectionError:
             transport = None
+        except ValueError:  # the library decodes the key and does not expect one that is not ASCII
+            raise web.HTTPBadRequest(text="Sec-WebSocket-Key is not base64\n") from None
         if transport is None:  # it has left already
             return web.Response()
         page = _Page(self._fan_out.open(functools.partial(_write, transport), "wall", *_who(request)))
