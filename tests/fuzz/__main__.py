@@ -26,6 +26,7 @@ CORPUS = Path(__file__).parent / "corpus"
 FOUND = Path(__file__).parents[2] / "build" / "fuzz"
 SEEDS_MAX = 2000
 INPUT_MAX_BYTES = 16_384
+PATIENCE_S = 120  # for starting, shrinking what was found, and ending
 HAS_ATHERIS = importlib.util.find_spec("atheris") is not None
 
 
@@ -134,7 +135,13 @@ def fuzz(name: str, seconds: float, seed: int) -> bool:
         seeds.mkdir()
         for engine, share in shares.items():
             command = [sys.executable, "-m", "tests.fuzz", "--engine", engine, name, str(share), str(seed), str(seeds)]
-            done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
+            try:
+                done = subprocess.run(
+                    command, check=False, capture_output=True, text=True, errors="replace", timeout=share + PATIENCE_S
+                )
+            except subprocess.TimeoutExpired:
+                print(f"{name}: {engine} with --seed {seed} has not ended after {share + PATIENCE_S:.0f} s", flush=True)
+                return False
             if done.returncode:
                 print(done.stdout[-4000:], done.stderr[-8000:], sep="\n")
                 print(f"{name}: does not hold, by {engine} with --seed {seed}; the input is in {FOUND}", flush=True)
