@@ -352,6 +352,8 @@ def test_release_that_does_not_start_stays_on_no_camera(tmp_path: Path) -> None:
     assert {on(host, "readlink /opt/streamer/current") for host in CAMERAS} == {first}
     after = processes()
     assert [host for host in CAMERAS if after[host] != before[host]] == ["pi1"]
+    deploy("--tags", "rollback", "--limit", "hub")  # where nothing is broken
+    assert on("hub", "readlink /opt/streamer/current") == first
     all_live()
 
 
