@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _BACKOFF_FIRST_S = 0.25
 _BACKOFF_MAX_S = 4.0  # whatever was wrong with a hub, it has its frames again within five seconds
 _IDLE_S = 1.0
-_LOOK_S = 0.05  # so often all hubs are looked at, while the first of them gets the frames
+_LOOK_S = 0.05  # so often all hubs are looked at, while the first of them replies
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 10.0
 _REMIND_S = 60.0
@@ -378,7 +378,7 @@ class Sender:
             if self._is_full and chosen and (self._source or self._mailbox):
                 chosen.want()
             self._is_full = False
-            if chosen is self._links[0] and now - looked < _LOOK_S:
+            if chosen is self._links[0] and chosen.trusted and now - looked < _LOOK_S:
                 chosen.receive(now)
             else:
                 looked = now
