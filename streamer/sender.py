@@ -395,6 +395,8 @@ class Sender:
                     chosen = None
             self._is_full = chosen is not None and not chosen.has_room()
             if chosen and self._is_full and not better:
+                if not chosen.trusted:
+                    looked = 0.0  # if it replies now, that is to be told
                 chosen.receive(now, wait=True)
             elif self._wait(poller, now, for_hub=chosen is None and bool(self._source or self._mailbox)):
                 chosen = None
