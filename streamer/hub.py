@@ -243,7 +243,8 @@ class Hub:
                 looked = 0.0
             if now - looked >= _LOOK_S:
                 looked = now
-                self._admit()
+                if self._replier:
+                    self._count(self._replier.admit())
             if now - ticked >= _TICK_S:
                 ticked = now
                 self._tick(now)
@@ -259,11 +260,6 @@ class Hub:
                 self._accept(received, now)
                 some = True
         return some
-
-    def _admit(self) -> None:
-        """Let in who may come in, and count who may not."""
-        if self._replier:
-            self._count(self._replier.admit())
 
     def _accept(self, received: Received, now: float) -> None:
         """Store a frame, reply, and tell those who look; or say why not."""

@@ -93,18 +93,13 @@ class _Link:
         # The hub's wall clock against our monotonic one: a Pi is told the time some while after it has booted.
         self._hub_clock = clock.Estimate()
         self._moved = 0.0  # when a reply came, or the first request went out
-        self._broken = False
-        self._resume = 0.0  # when what is broken is opened afresh
+        self.resting = False  # backing off from a hub that accepts connections, and leaves or never replies
+        self._resume = 0.0  # when it has rested, and is opened afresh
         self._backoff_s = 0.0
         self._refused: bytes | None = None
         # Counted for each hub on its own, so that a frame sent to another is no loss to this one.
         self._seq = 0
         self._start = secrets.token_hex(8)
-
-    @property
-    def resting(self) -> bool:
-        """Whether it backs off from a hub that accepts connections, and leaves or never replies."""
-        return self._broken
 
     def usable(self) -> bool:
         """Whether the hub is there, as far as one can know; it may still have all the frames it may have."""
@@ -126,7 +121,7 @@ class _Link:
     @property
     def deadline(self) -> float | None:
         """When to look again even if nothing comes."""
-        if self._broken:
+        if self.resting:
             return self._resume
         return self._moved + self._reply_timeout_s if self._window.under_way else None
 
@@ -174,16 +169,16 @@ class _Link:
     def due(self, now: float) -> bool:
         """Whether to start afresh: the connection has ended or the hub does not reply, and it has rested since."""
         overdue = self._window.under_way > 0 and now - self._moved >= self._reply_timeout_s
-        if (self.end.left() or overdue) and not self._broken:
-            self._broken = True
+        if (self.end.left() or overdue) and not self.resting:
+            self.resting = True
             self._resume = now + self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
             self._backoff_s = min(_BACKOFF_MAX_S, 2 * self._backoff_s or _BACKOFF_FIRST_S)
-        return self._broken and now >= self._resume
+        return self.resting and now >= self._resume
 
     def reopen(self) -> None:
         """Start afresh; a hub that accepts, and leaves or never replies, is asked less and less often."""
         self.end.reopen()
-        self._broken = False
+        self.resting = False
         # It may be another hub that answers next, and by another way.
         self._window = Window(self._in_flight_limit)
         self._hub_clock = clock.Estimate()
