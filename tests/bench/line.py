@@ -15,7 +15,7 @@ from tests.bench import pictures
 from tests.bench.load import FOOTAGE, record
 from tests.bench.measure import Options, Part, Row, free_ports, judge, keep, program, progress, spread
 from tests.bench.peers import TITLES
-from tests.relay import DelayRelay
+from tests.chaos.line import Line
 
 ROUND_TRIPS_MS = (2, 20, 40, 80)
 RATES = (30, 60)
@@ -37,7 +37,8 @@ class Measurement:
 
 def relay(port: int, round_trip_ms: float) -> None:
     """Be the line: print the port to connect to instead, and end with standard input."""
-    with DelayRelay(f"tcp://127.0.0.1:{port}", round_trip_ms / 2000) as line:
+    with Line(f"tcp://127.0.0.1:{port}") as line:
+        line.delay_s = round_trip_ms / 2000
         print(line.endpoint.rpartition(":")[2], flush=True)
         sys.stdin.read()
 
