@@ -37,6 +37,7 @@ _POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 # Over this size a copy costs more than letting libzmq hold the buffer: glibc maps fresh pages for it.
 _COPY_MAX_BYTES = 128 * 1024
 _REPLY_MAX_BYTES = 64 * 1024
+_MEMORY_KEPT_BYTES = 8 * 1024 * 1024  # by the allocator, for the next frames
 _PARTS_MAX = 8
 _PAUSE_S = 0.1  # before a hub that has left is tried again
 # ZAP domains (RFC 27): they tell a replier's two listeners apart.
@@ -63,6 +64,14 @@ _OPTIONS: dict[int, int] = {
     zmq.TCP_KEEPALIVE_CNT: 3,
 }
 _log = logging.getLogger(__name__)
+
+
+def _context() -> zmq.Context[zmq.Socket[bytes]]:
+    """Make a context: the factory of every context in this package."""
+    # glibc returns what is free at its end to the kernel from 128 kB on: a frame, whose pages it then has to get again,
+    # zeroed, for the next. A freed block raises that limit to twice its size, unless somebody has set it: mallopt(3).
+    bytes(_MEMORY_KEPT_BYTES // 2)
+    return zmq.Context()
 
 
 def _open(context: zmq.Context[zmq.Socket[bytes]], kind: int, options: Mapping[Any, int | bytes]) -> zmq.Socket[bytes]:
@@ -210,7 +219,7 @@ class Requester:
                 zmq.CURVE_SECRETKEY: keys.to_bytes(pair.secret),
             }
         self._cuts = 0
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context = _context()
         self._opened = 0
         self._unanswered = False  # what was asked last
         try:
@@ -370,7 +379,7 @@ class Replier:
         *,
         guarded: bool = False,
     ) -> None:
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context = _context()
         # MAXMSGSIZE: far above what is taken, since libzmq ends the connection of who exceeds it without a word to
         # anybody, and a REQ peer then waits for ever; below it the peer is told.
         options = {zmq.RCVHWM: 16, zmq.SNDHWM: 64, zmq.MAXMSGSIZE: UNFINISHED_MAX_BYTES}
@@ -522,7 +531,7 @@ class Publisher:
     """
 
     def __init__(self, endpoint: str) -> None:
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context = _context()
         self.socket = _open(self.context, zmq.PUB, {zmq.SNDHWM: 2})
         try:
             self.endpoint = _bind(self.socket, endpoint)
@@ -544,7 +553,7 @@ class Subscriber:
     """The receiving end of publish and subscribe: connects to any number of senders."""
 
     def __init__(self) -> None:
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context = _context()
         self.socket = _open(self.context, zmq.SUB, {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES})
         self.socket.subscribe(b"")
 
