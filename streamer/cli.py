@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import ctypes
-import http
-import http.client
 import json
 import logging
 import os
@@ -16,12 +13,10 @@ import resource
 import select
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.parse
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +38,6 @@ _LOOK_S = 1.0
 _DESCRIPTORS = 8192
 _DEMO_PORTS = range(8080, 8100)
 _HUB_SOCKET = "/run/streamer/hub.sock"  # where the role puts it
-_ASK_TIMEOUT_S = 5.0
 _log = logging.getLogger("streamer")
 
 
@@ -541,7 +535,9 @@ def _is_free(port: int) -> bool:
 
 
 def _status(options: argparse.Namespace) -> int:
-    page = _Page(options.hub or _hub_here(), options.password_file, options.ca_file)
+    from streamer.page import Page
+
+    page = Page(options.hub or _hub_here(), options.password_file, options.ca_file)
     deadline = time.monotonic() + (options.wait or 0)
     before: dict[str, int] = {}
     while True:
@@ -574,99 +570,6 @@ def _never_seen(name: str) -> dict[str, Any]:
 def _hub_here() -> str:
     """Return where the hub on this machine is asked: at its socket, for those who may."""
     return f"unix:{_HUB_SOCKET}" if os.access(_HUB_SOCKET, os.W_OK) else "http://127.0.0.1:8080"
-
-
-class _Page:
-    """A hub's page, asked straight, whatever proxy the environment names.
-
-    Args:
-        hub: its address: http://…, https://… or unix:PATH.
-        password_file: has the page's password in its first line.
-        ca_file: PEM certificates to trust beside those that this machine trusts.
-
-    Raises:
-        ConfigError: the address is none, or a file is not what it must be.
-    """
-
-    def __init__(self, hub: str, password_file: Path | None, ca_file: Path | None) -> None:
-        from streamer.config import read_password
-
-        scheme, _, rest = hub.partition(":")
-        try:
-            parts = urllib.parse.urlsplit(hub)
-            self._host, self._port = parts.hostname or "", parts.port
-        except ValueError:
-            self._host, self._port = "", None
-        if not (rest if scheme == "unix" else self._host and scheme in ("http", "https")):
-            raise ConfigError(f"--hub is {hub!r}: it must be the hub's page, as in http://hub:8080, or unix:PATH")
-        self._socket = rest if scheme == "unix" else None
-        self._path = "/api/cameras" if self._socket else f"{parts.path.rstrip('/')}/api/cameras"
-        self._name = hub if self._socket else hub.rstrip("/") + "/api/cameras"
-        self._password_file = password_file
-        self._headers = {}
-        if password_file:
-            credentials = f":{read_password(password_file)}".encode()
-            self._headers["Authorization"] = f"Basic {base64.b64encode(credentials).decode()}"
-        self._tls = _trust(ca_file) if scheme == "https" else None
-
-    def cameras(self) -> tuple[list[dict[str, Any]] | None, str]:
-        """Return the rows of the hub's table, or None and why there are none.
-
-        Raises:
-            ConfigError: the hub asks for another password, or its certificate is not trusted.
-        """
-        try:
-            with contextlib.closing(self._connect()) as connection:
-                connection.request("GET", self._path, headers=self._headers)
-                answer = connection.getresponse()
-                body = answer.read()
-                if answer.status == http.HTTPStatus.OK:
-                    return json.loads(body), ""
-        except ssl.SSLCertVerificationError as error:
-            raise ConfigError(
-                f"{self._name}: its certificate is not trusted ({error.verify_message}): give --ca-file FILE with the "
-                "certificate that is to be trusted"
-            ) from error
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            return None, f"no hub answers at {self._name}: {error or type(error).__name__}"
-        if answer.status == http.HTTPStatus.UNAUTHORIZED:
-            if self._password_file:
-                raise ConfigError(f"{self._password_file}: has not the password of {self._name}")
-            raise ConfigError(f"{self._name} asks for a password: give --password-file FILE")
-        if answer.status == http.HTTPStatus.TOO_MANY_REQUESTS:
-            return None, f"{self._name}: {body.decode(errors='replace').strip()}"
-        return None, f"no hub answers at {self._name}: HTTP {answer.status} {answer.reason}"
-
-    def _connect(self) -> http.client.HTTPConnection:
-        if self._tls:
-            return http.client.HTTPSConnection(self._host, self._port, timeout=_ASK_TIMEOUT_S, context=self._tls)
-        if self._socket:
-            return _UnixConnection(self._socket)
-        return http.client.HTTPConnection(self._host, self._port, timeout=_ASK_TIMEOUT_S)
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_ASK_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(_ASK_TIMEOUT_S)
-        self.sock.connect(self._path)
-
-
-def _trust(ca_file: Path | None) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    if ca_file:
-        try:
-            context.load_verify_locations(ca_file)
-        except OSError as error:
-            why = "has no PEM certificate" if isinstance(error, ssl.SSLError) else error.strerror
-            raise ConfigError(f"--ca-file {ca_file}: {why}") from error
-    return context
 
 
 def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:

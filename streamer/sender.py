@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import random
-import secrets
 import socket
 import threading
 import time
@@ -99,7 +98,7 @@ class _Link:
         self._refused: bytes | None = None
         # Counted for each hub on its own, so that a frame sent to another is no loss to this one.
         self._seq = 0
-        self._start = secrets.token_hex(8)
+        self._start = wire.make_start()
 
     def usable(self) -> bool:
         """Whether the hub is there, as far as one can know; it may still have all the frames it may have."""
@@ -431,7 +430,7 @@ class Sender:
 
     def _publish(self, publisher: Publisher) -> None:
         self._hub = publisher.endpoint
-        start, seq = secrets.token_hex(8), 0
+        start, seq = wire.make_start(), 0
         while not self._closing:
             outgoing = self._mailbox.take(_IDLE_S)
             now = self.turned = time.monotonic()

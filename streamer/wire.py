@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from json.scanner import make_scanner
 from typing import TYPE_CHECKING, Any, cast
@@ -69,6 +70,11 @@ def is_camera_name(text: object) -> bool:
 def is_release(text: object) -> bool:
     """Whether `text` may name a release: as a camera's name, and the plus sign."""
     return isinstance(text, str) and _RELEASE.fullmatch(text) is not None
+
+
+def make_start() -> str:
+    """Make the random id of a sender's start."""
+    return os.urandom(8).hex()  # the module secrets would load OpenSSL for it, 4 MB
 
 
 def item_bytes(dtype: str) -> int:

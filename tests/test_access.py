@@ -21,6 +21,7 @@ from streamer import cli
 from streamer.cameras.pattern import Pattern
 from streamer.config import read_password
 from streamer.errors import ConfigError, TransportError
+from streamer.page import UnixConnection
 from streamer.wall import Wall, access
 from streamer.wall.access import Access, Throttle, tls_context, unix_socket
 from tests.conftest import until
@@ -623,7 +624,7 @@ def test_socket_lets_in_whoever_may_open_it(hub: streamer.Hub, tmp_path: Path) -
     with serving(hub, PASSWORD, socket=path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         for host in ("localhost", "anything"):
-            with closing(cli._UnixConnection(str(path))) as connection:
+            with closing(UnixConnection(str(path))) as connection:
                 connection.request("GET", "/api/cameras", headers={"Host": host})
                 assert connection.getresponse().status == 200
     assert not path.exists()

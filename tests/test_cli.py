@@ -19,6 +19,7 @@ import pytest
 import streamer
 from streamer import cameras, cli
 from streamer.errors import ConfigError
+from streamer.page import Page
 from tests.conftest import Keys, until
 
 if TYPE_CHECKING:
@@ -492,7 +493,7 @@ ROW = {
 def test_status_tells_what_is_known(
     told: dict[str, object], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli._Page, "cameras", lambda _: ([ROW | told], ""))
+    monkeypatch.setattr(Page, "cameras", lambda _: ([ROW | told], ""))
     assert cli.main(["status"]) == 0
     assert " ".join(" ".join(capsys.readouterr().out.splitlines()[1:]).split()) == line
 

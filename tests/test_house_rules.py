@@ -30,7 +30,7 @@ FLOORS = [
     {"wire", "pictures"},
     {"keys"},
     {"config", "transport", "systemd", "cameras", "tiles"},
-    {"sender", "hub", "imagezmq", "grid"},
+    {"sender", "hub", "imagezmq", "grid", "page"},
     {"windows", "wall"},
     {"cli"},
     {"__main__"},
