@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -689,3 +692,31 @@ def test_no_event_can_come_for_a_monitor_that_is_closed(
     assert done[:3] == [("disable_monitor", "socket"), ("close", "socket"), ("close", "monitor")]
     monkeypatch.undo()
     requester.close()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives memory back so soon")
+def test_the_memory_of_a_frame_is_used_again_for_the_next() -> None:
+    # Each page that is given back to the kernel and taken again is a fault; a frame of 126 kB has 31. In a process of
+    # its own, since what others have freed before changes what is given back.
+    script = """
+import resource
+from streamer.hub import Hub
+from streamer.sender import Sender
+from tests.conftest import until
+from tests.peers import JPEG
+
+picture = JPEG[:-2] + bytes(126_000) + JPEG[-2:]
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+with Hub("tcp://127.0.0.1:*") as hub, Sender(hub.endpoint, name="pi1", source=lambda: picture):
+    def frames():
+        return sum(row.frames for row in hub.cameras())
+    until(lambda: frames() >= 200)
+    began, before = frames(), faults()
+    until(lambda: frames() >= began + 2000)
+    print((faults() - before) / (frames() - began))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=WAIT_S)
+    assert float(ran.stdout) < 3
