@@ -10,7 +10,7 @@ import argparse
 import datetime as dt
 import sys
 
-from tests.bench import cameras, line, load, plots, restart, show, stall, start, wall
+from tests.bench import attack, cameras, line, load, plots, restart, show, stall, start, wall
 from tests.bench.measure import RESULTS, Options, add_options, machine, progress, table
 
 BENCHES = {
@@ -22,6 +22,7 @@ BENCHES = {
     "wall": wall.run,
     "show": show.run,
     "start": start.run,
+    "attack": attack.run,
 }
 
 
