@@ -23,6 +23,9 @@ _QUEUED_LOW, _QUEUED_HIGH = 0.75, 1.5
 _QUEUE_SHORT_NS = 2_000_000
 # A way may become longer for good: its quickest round trip is history, unless others came within an eighth of it.
 FORGET_NS = 30_000_000_000
+# Sooner by a window that is at its smallest all the same: there a way that has become longer costs the most, and one
+# frame that has it to itself, to measure it, the least.
+FORGET_SMALLEST_NS = 3_000_000_000
 _CONFIRMS = 8
 
 
@@ -57,8 +60,12 @@ class Window:
 
     def size(self, now_ns: int) -> int:
         """Return how many may be under way: 1 while a request is awaited that had the way to itself, to measure it."""
-        forgotten = self._quickest_ns is not None and now_ns - self._quickest_at_ns > FORGET_NS
-        return 1 if forgotten else self._size
+        return 1 if self._quickest_ns is not None and self._is_old(now_ns) else self._size
+
+    def _is_old(self, now_ns: int) -> bool:
+        """Whether the quickest round trip is history."""
+        forget_ns = FORGET_NS if self._size > SMALLEST else FORGET_SMALLEST_NS
+        return now_ns - self._quickest_at_ns > forget_ns
 
     def want(self) -> None:
         """Take note that there was something to send and no room for it."""
@@ -75,7 +82,7 @@ class Window:
             return None
         sent_ns, together = self._under_way.popleft()
         took_ns = max(1, now_ns - sent_ns)
-        is_old = now_ns - self._quickest_at_ns > FORGET_NS
+        is_old = self._is_old(now_ns)
         if self._quickest_ns is None or took_ns <= self._quickest_ns or (is_old and together == 1):
             self._quickest_ns, self._quickest_at_ns = took_ns, now_ns
         elif took_ns - self._quickest_ns <= self._quickest_ns // _CONFIRMS:

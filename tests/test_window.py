@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from streamer.window import FORGET_NS, SMALLEST, Window
+from streamer.window import FORGET_NS, FORGET_SMALLEST_NS, SMALLEST, Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +123,14 @@ def test_a_way_that_becomes_longer_for_good_is_found_out() -> None:
     link.run(60 * S)
     assert link.size <= 3
     link.trip_ns = lambda: 100 * MS
+    link.run(FORGET_SMALLEST_NS + 2 * S)
+    assert link.run(20 * S) == pytest.approx(60, rel=0.01)
+
+
+def test_a_long_way_that_becomes_longer_is_found_out_too() -> None:
+    link = Link(60, 80 * MS)
+    link.run(60 * S)
+    link.trip_ns = lambda: 200 * MS
     link.run(FORGET_NS + 5 * S)
     assert link.run(20 * S) == pytest.approx(60, rel=0.01)
 
