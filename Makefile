@@ -34,6 +34,7 @@ arm64: $(VENV)/test         ## a Pi's packages, wheel and units, each kind of ho
 lint: $(VENV)/test
 	@$(BIN)/ruff check $(PYTHONS)
 	@$(BIN)/ruff format --check $(PYTHONS)
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive streamer playbooks roles
 	@$(BIN)/mypy
 	@$(BIN)/yamllint --strict .
 	@$(BIN)/ansible-lint --offline --profile production

@@ -13,7 +13,7 @@ import resource
 import select
 import signal
 import socket
-import subprocess
+import subprocess  # nosec B404 # the demo is real processes
 import sys
 import tempfile
 import time
@@ -474,7 +474,7 @@ class _Child:
     def __init__(self, *arguments: str) -> None:
         self.command = " ".join(arguments)
         self._is_hub = arguments[0] == "hub"
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # nosec B603 # no shell, and our own arguments
             [sys.executable, "-m", "streamer", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if self._is_hub else subprocess.DEVNULL,

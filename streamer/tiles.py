@@ -72,7 +72,7 @@ class Tile:
                 self._picture = fitted(picture, width, height)
         is_shown = status.state in {State.LIVE.value, State.STALE.value}
         picture = self._picture if is_shown else None
-        words = silence(status)
+        words = silence(status) or oddity(status)
         if not words and picture is None and frame is not None:
             words = "no picture that can be shown"
         drawn, captioned = (picture, status.state, words), (status.state, _numbers(status))
@@ -82,7 +82,7 @@ class Tile:
             if picture is None:
                 self._area[:] = placard(width, height, words)
             else:
-                self._put(picture if status.state == State.LIVE.value else greyed(picture, words))
+                self._put(marked(picture, words) if status.state == State.LIVE.value else greyed(picture, words))
         if captioned != self._captioned:
             self._captioned = captioned
             draw_caption(self._caption, status)
@@ -146,6 +146,22 @@ def fitted(image: Image, width: int, height: int) -> Image:
         how = cv2.INTER_AREA if 2 * size[0] < image.shape[1] else cv2.INTER_LINEAR
         image = cv2.resize(image, size, interpolation=how)  # type: ignore[assignment]
     return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image  # type: ignore[return-value]
+
+
+def oddity(status: Status) -> str:
+    """Say what is odd about a camera whose pictures come, as `oddity` of the wall's states.js does, but shorter."""
+    if status.rival:
+        return f"{status.rival} has this name too"
+    return f"the same picture for {_span(status.still_s)}" if status.still_s else ""
+
+
+def marked(image: Image, words: str) -> Image:
+    """Return the picture with words across it, or itself if there are none."""
+    if not words:
+        return image
+    image = image.copy()
+    _write_in_the_middle(image, words)
+    return image
 
 
 def greyed(image: Image, words: str) -> Image:

@@ -17,7 +17,7 @@ from streamer.errors import MissingExtraError, TransportError
 from streamer.grid import Grid
 from streamer.pictures import Pictures
 from streamer.presence import State
-from streamer.tiles import greyed, picture_for, silence
+from streamer.tiles import greyed, marked, oddity, picture_for, silence
 
 try:
     import cv2
@@ -133,6 +133,7 @@ class Windows(_Display):
         self._last_opened = 0.0
         self._pictures: dict[str, Image] = {}  # of each open window
         self._opened: dict[str, float] = {}  # when, of each window that is not in its place for sure
+        self._odd: dict[str, str] = {}  # what stands on each camera's picture while it comes
         self._closing = _Closing()
         self._hidden: dict[str, float] = {}  # closed by hand, until the camera comes back: when its last frame came
 
@@ -161,7 +162,7 @@ class Windows(_Display):
             return
         if name in self._pictures:
             self._pictures[name] = picture
-            self._put(name, picture)
+            self._put(name, marked(picture, self._odd.get(name, "")))
         else:
             self._coming[name] = picture
 
@@ -206,6 +207,7 @@ class Windows(_Display):
                 self._boxes[name] = _size(name) or self._boxes.get(name, (self._width, self._cell_height))
         for status in statuses:
             name = status.name
+            self._odd[name] = oddity(status)
             if status.state == State.GONE.value:
                 self._closing.forget(name)
                 self._coming.pop(name, None)

@@ -136,6 +136,16 @@ CASES = {
     "a hub at every camera's own address": Case(
         "192.0.2.9", "127.0.0.1", "hub: 127.0.0.1 leads every camera to itself"
     ),
+    "a firewall, or not": Case(
+        PI2, pi2("node_firewall: maybe"), "pi2: node_firewall is 'maybe': true or false is right"
+    ),
+    "a port that is none": Case(
+        PI2, pi2("node_firewall_ports: [http]"), "pi2: node_firewall_ports is ['http']: a list of numbers from 1 to"
+    ),
+    "one port and no list": Case(PI2, pi2("node_firewall_ports: 9100"), "pi2: node_firewall_ports is 9100: a list"),
+    "options of the hub that are none": Case(
+        HUB, hub("hub_options: 2x4"), "hub: hub_options is '2x4': keys of hub.yml"
+    ),
     "windows without a screen": Case(HUB, hub("streamer_display: windows"), "hub: windows need a screen"),
     "retired and still a camera": Case(
         "hubs:", "retired: {hosts: {pi3: }}\nhubs:", "pi3: it is in the group 'retired'"

@@ -245,6 +245,29 @@ def test_the_page_is_told_by_the_address_that_others_use(tmp_path: Path) -> None
         assert plan(FLEET, hub=variables)["pages"][0].startswith(f"hub: {page}")
 
 
+def test_a_firewall_opens_what_the_hub_serves_to_others() -> None:
+    def ports(hub: dict[str, Any]) -> list[int]:
+        made = plan(FLEET, hub={"node_firewall": "yes", **hub})["hosts"]["hub"]
+        assert made["firewall"]
+        assert "nftables" in made["packages"]
+        return list(made["ports"])
+
+    plain = {"hub_options": {"plain_bind": "tcp://*:5556"}}
+    assert ports({}) == [5555], "the page is on loopback"
+    assert ports({**NETWORK, **plain, "node_firewall_ports": [9100, 5555]}) == [5555, 5556, 8080, 9100]
+    assert ports({"streamer_port": 6000, "streamer_http": "[::]:8443"}) == [6000, 8443]
+    assert ports({"hub_options": {"bind": "tcp://127.0.0.1:7000", "http": "192.0.2.0:80"}}) == [80]
+    assert ports({"streamer_http": "[::1]:8080", "hub_options": {"plain_bind": None}}) == [5555]
+    cameras = plan(FLEET, pi1={"node_firewall": True, "node_firewall_ports": ["9100"]})["hosts"]
+    assert cameras["pi1"]["ports"] == [9100]
+    assert not cameras["hub"]["firewall"]
+    assert "nftables" not in cameras["hub"]["packages"]
+    desk = plan(FLEET, hub={**UNMANAGED, "node_firewall": True})["hosts"]["hub"]
+    assert not desk["firewall"], "Ansible does not touch it"
+    old = plan({**FLEET, "retired": ["old"]}, old={"node_firewall": True})["hosts"]["old"]
+    assert not old["firewall"], "it is taken down with the rest"
+
+
 def test_the_raspberry_pi_archive_is_asked_only_where_it_is() -> None:
     groups = {"cameras": ["pi1"], "hubs": ["hub"]}
     debian = {"streamer_camera": "usb:0", "streamer_pi_archive": False}

@@ -68,6 +68,19 @@ def test_silence(status: Status, words: str) -> None:
     assert tiles.silence(status) == words
 
 
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (LIVE, ""),
+        (dataclasses.replace(LIVE, rival="192.0.2.7"), "192.0.2.7 has this name too"),
+        (dataclasses.replace(LIVE, rival="192.0.2.7", still_s=12.0), "192.0.2.7 has this name too"),
+        (dataclasses.replace(LIVE, still_s=12.3), "the same picture for 12 s"),
+    ],
+)
+def test_oddity(status: Status, words: str) -> None:
+    assert tiles.oddity(status) == words
+
+
 # -- pictures
 
 
@@ -186,6 +199,25 @@ def test_stale_picture_is_grey_and_says_its_age(canvas: Image, tile: Tile) -> No
     assert area.max() > 230
     draw(tile, LIVE, frame)
     assert is_red(area[:, WIDTH // 2])
+
+
+def test_live_picture_that_is_odd_says_so_and_keeps_its_colours(canvas: Image, tile: Tile) -> None:
+    odd = dataclasses.replace(LIVE, still_s=12.0)
+    area, middle = canvas[:-CAPTION], slice(HEIGHT // 3, HEIGHT // 2)
+    for frame in (framed(64, 48), framed(64, 48)):  # as long as it lasts
+        draw(tile, odd, frame)
+        assert area[middle].min(2).max() > 200, "white letters"
+        assert is_red(area[: HEIGHT // 4])
+    assert not draw(tile, odd, frame)
+    assert draw(tile, LIVE, frame)
+    assert is_red(area[:, WIDTH // 2])
+
+
+def test_picture_without_words_is_not_copied() -> None:
+    image = np.zeros((90, 120), np.uint8)
+    assert tiles.marked(image, "") is image
+    assert tiles.marked(image, "the same picture for 12 s").max() > 200
+    assert image.max() == 0
 
 
 @pytest.mark.parametrize("status", [WAITING, GONE])

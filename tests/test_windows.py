@@ -119,9 +119,12 @@ class Source:
         self._sender = streamer.Sender(endpoint, name=name)
         image = np.full((HEIGHT, WIDTH, 3), colour[::-1], np.uint8)
         self._jpeg = encode_jpeg(image, 95)
+        self._sent = 0
 
     def send(self) -> None:
-        self._sender.send(self._jpeg)
+        self._sent += 1
+        comment = b"\xff\xfe\x00\x06" + self._sent.to_bytes(4)  # no two are the same, byte for byte
+        self._sender.send(self._jpeg[:2] + comment + self._jpeg[2:])
 
     def close(self) -> None:
         self._sender.close()
@@ -170,6 +173,20 @@ def test_windows_have_their_places_grey_when_stale_and_close_when_gone(
 
     until(sending(others, shown.shows(BLACK, 0, 1)), 20)
     until(sending(everyone, shown.shows(BLUE, 0, 1)), 20)
+
+
+def test_window_of_a_name_that_two_have_says_so(shown: Shown, sources: dict[str, Source]) -> None:
+    one = sources["one"]
+    until(sending([one], shown.shows(RED, 0, 0)), 20)
+
+    def has_words() -> bool:
+        window = np.asarray(shown.screenshot().crop((8, HEIGHT // 3, WIDTH - 8, HEIGHT)))
+        return bool(window.min(2).max() > 100)
+
+    with contextlib.closing(Source(shown.endpoint, "one", GREEN)) as second:
+        until(sending([one, second], lambda: "has this name too" in shown.log.read_text()), 20)
+        until(sending([one, second], lambda: has_words() and shown.shows(RED, 0, 0)()), 20)
+    until(sending([one], lambda: not has_words()), 20)
 
 
 def test_q_ends_the_hub(shown: Shown, sources: dict[str, Source]) -> None:

@@ -175,6 +175,7 @@ class Fleet:
                 if str(variable).startswith("streamer_") and variable not in self.known:
                     near = difflib.get_close_matches(str(variable), self.known, 1, 0)
                     yield f"{host.name}: no variable is called {variable}: did you mean {near[0]}?"
+            yield from _firewall_problems(host)
         for hub in self.hubs.values():
             yield from self._hub_problems(hub)
         for camera in self.cameras.values():
@@ -215,13 +216,15 @@ class Fleet:
             )
         elif http_port == port:
             yield f"{name}: streamer_port and streamer_http both take port {port}: give each its own"
-        if str(hub["streamer_http_open"]).lower() not in ("true", "false", "yes", "no", "1", "0"):
+        if not _is_bool(hub["streamer_http_open"]):
             yield f"{name}: streamer_http_open is {hub['streamer_http_open']!r}: true or false is right"
         if hub.encrypts and not hub.managed and not PUBLIC_KEY.fullmatch(str(hub["hub_key"])):
             yield (
                 f"{name}: hub_key is {str(hub['hub_key'])[:13]!r}…: on this hub, which Ansible does not manage, run "
                 "'streamer keys make hub.key' and set hub_key to what it prints, or set streamer_curve: false"
             )
+        if not isinstance(hub["hub_options"], dict):
+            yield f"{name}: hub_options is {hub['hub_options']!r}: keys of hub.yml are right, as in {{layout: 2x4}}"
         yield from self._tls_problems(hub)
         if hub["streamer_display"] not in ("none", "windows"):
             yield f"{name}: streamer_display is {hub['streamer_display']!r}: none or windows is right"
@@ -337,6 +340,8 @@ class Fleet:
         plan: dict[str, Any] = {
             "packages": list(needs.values()),
             "imports": list(needs),
+            "firewall": False,
+            "ports": [],
             "units": ["streamer-hub"] * runs_hub + ["streamer-sender"] * is_camera,
             "key_users": {},
         }
@@ -365,6 +370,11 @@ class Fleet:
                 **_hub_access(host),
                 "cameras": self.cameras_of(host),
             }
+        if plan["units"] and _is_true(host["node_firewall"]):
+            plan["packages"].append("nftables")
+            plan["firewall"] = True
+            hub_ports = _open_ports({**plan["hub_config"], **host["hub_options"]}) if runs_hub else set()
+            plan["ports"] = sorted(hub_ports.union(map(int, host["node_firewall_ports"])))
         return plan
 
 
@@ -394,6 +404,16 @@ def _hub_access(hub: Host) -> dict[str, Any]:
     return access
 
 
+def _open_ports(hub_config: Mapping[str, Any]) -> set[int]:
+    """The ports at which a hub takes what comes from other hosts."""
+    doors = [str(hub_config.get(key) or "").rpartition(":") for key in ("bind", "plain_bind", "http")]
+    return {
+        int(port)
+        for address, _, port in doors
+        if port.isdigit() and not _is_loopback(address.removeprefix("tcp://").strip("[]"))
+    }
+
+
 def _hub_command(hub: Host) -> str:
     """What to run on a hub that Ansible does not manage."""
     flags = [f'--{key} "{value}"' for key, value in _hub_flags(hub).items()]
@@ -415,6 +435,18 @@ def _page_told(hub: Host) -> str:
         return f"{hub.name}: {hub.page} shows every camera to whoever reaches it"
     copy = "" if hub.managed else ", of which its command needs a copy"
     return f"{hub.name}: {hub.page} asks for the password in {{password}}{copy}"
+
+
+def _firewall_problems(host: Host) -> Iterator[str]:
+    if not _is_bool(host["node_firewall"]):
+        yield f"{host.name}: node_firewall is {host['node_firewall']!r}: true or false is right"
+    ports = host["node_firewall_ports"]
+    if not isinstance(ports, list) or any(_integer(port, 1, 65535) is None for port in ports):
+        yield f"{host.name}: node_firewall_ports is {ports!r}: a list of numbers from 1 to 65535 is right, as in [9100]"
+
+
+def _is_bool(value: Any) -> bool:
+    return str(value).lower() in ("true", "false", "yes", "no", "1", "0")
 
 
 def _is_true(value: Any) -> bool:

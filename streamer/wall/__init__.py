@@ -80,7 +80,7 @@ class Wall:
     ) -> None:
         self._hub = hub
         self._address = host, port
-        self._access = access or Access(host)
+        self._access = access or Access(host, "")
         self._tls = tls
         self._socket = socket
         self._loop = asyncio.new_event_loop()

@@ -93,7 +93,7 @@ class Access:
         password: what is asked of everybody who comes over TCP; empty: nobody is asked.
     """
 
-    def __init__(self, host: str, password: str = "") -> None:
+    def __init__(self, host: str, password: str) -> None:
         self._asks = bool(password)
         self._is_loopback = is_loopback(host)
         # Slow on purpose: who has seen a cookie must not find a weak password by trying. Without a random salt, because
@@ -337,7 +337,8 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
             raise ConfigError(f"{setting}: {path}: {error.strerror}") from error
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(certificate, key, password="")  # without one OpenSSL would ask at the terminal
+        # Without a password OpenSSL would ask for one at the terminal.
+        context.load_cert_chain(certificate, key, password="")  # nosec B106 # it is none
     except (ssl.SSLError, ValueError) as error:
         raise ConfigError(
             f"tls_certificate {certificate} and tls_key {key}: they must be a PEM certificate and its own key, without "

@@ -74,6 +74,9 @@ def inventory(count: int, place: Path) -> Path:
     fleet["cameras"]["hosts"] = {
         name: copy.copy(cameras.get(name, card)) | {"ansible_host": address} for name, address in addresses.items()
     }
+    for group in fleet.values():
+        for host in group.get("hosts", {}).values():
+            host["node_firewall"] = False  # as it is by default
     place.write_text(yaml.safe_dump(fleet))
     return place
 

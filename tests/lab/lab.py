@@ -376,6 +376,8 @@ def _boot(name: str, address: str, image: images.Image, footage: Path) -> None:
         f"--network-namespace-path={NAMESPACES}/{NAME}-{name}",
         f"--machine={NAME}-{name}", "--register=no", "--keep-unit", "--console=read-only",
         "--resolv-conf=off", "--timezone=off", "--link-journal=no",
+        # For a firewall of its own, in its own namespace.
+        "--capability=CAP_NET_ADMIN",
         images.bind(image.packages, images.REPOSITORY), images.bind(footage, images.FOOTAGE),
     ]  # fmt: skip
     supervise = ["unshare", "--mount", "sh", "-c", _SUPERVISE, "sh", name, lowerdir, *nspawn]

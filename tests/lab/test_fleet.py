@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,8 @@ PASSWORD = CHECKOUT / "secrets/wall_password"
 CAMERAS = [f"pi{number}" for number in range(1, 9)]
 HOSTS = ["hub", *CAMERAS]
 LIVE_WITHIN_S = 30.0
+WATCHDOG_S = 30.0  # what the roles set
+STOP_S = 5.0
 # Ours to use without asking: the lab's hosts are made for it.
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
@@ -114,6 +117,10 @@ def all_live(names: list[str] = CAMERAS) -> None:
 
 def unit_of(host: str) -> str:
     return "streamer-hub" if host == "hub" else "streamer-sender"
+
+
+def unit_file(host: str) -> str:
+    return f"/etc/systemd/system/{unit_of(host)}.service"
 
 
 def process(host: str) -> int:
@@ -209,6 +216,64 @@ def test_wall_asks_for_the_password_but_not_at_the_socket() -> None:
     assert "asks for a password: give --password-file FILE" in stranger
 
 
+def python(host: str, code: str) -> str:
+    """Run some Python on a host, and return the last line of what it says."""
+    said = on(host, f"python3 -c {shlex.quote('from socket import *; ' + code)} 2>&1 || true")
+    return (said.splitlines() or ["done"])[-1]
+
+
+def connect(host: str, port: int, *, source: str = "pi2") -> str:
+    return python(source, f"create_connection(('{lab.HOSTS[host]}', {port}), 5).close()")
+
+
+def has_firewall(host: str) -> bool:
+    return "table inet streamer" in on(host, "nft list tables 2>/dev/null || true").splitlines()
+
+
+def test_firewall_refuses_all_that_is_not_used() -> None:
+    assert [host for host in HOSTS if has_firewall(host)] == ["hub", "pi1", "pi5"]
+    others = ["hub", "pi1", "pi3"]
+    for host in others:
+        on(host, "systemd-run --quiet --unit=other-program python3 -m http.server 9100")
+    try:
+        until(lambda: all(connect(host, 9100, source=host) == "done" for host in others), LIVE_WITHIN_S)
+        told = [connect(host, 9100) for host in others]
+        refused = "OSError: [Errno 113] No route to host"
+        assert told == [refused, refused, "done"], "at once, and not where there is no firewall"
+        assert [connect(*door) for door in (("hub", 22), ("hub", 5555), ("hub", 8080), ("pi1", 22))] == ["done"] * 4
+        ping = r"s = socket(2, SOCK_RAW, 1); s.settimeout(5); s.sendto(b'\x08\0\xf7\xff\0\0\0\0', (%r, 0)); s.recv(99)"
+        assert python("pi2", ping % lab.HOSTS["hub"]) == "done"
+        # Debian's own service flushes every table.
+        on("hub", "systemctl start nftables")
+        for verbs in ("restart", "reload", "stop start"):
+            for verb in verbs.split():
+                on("hub", f"systemctl {verb} nftables")
+            until(lambda: has_firewall("hub"))
+            assert connect("hub", 9100) == refused
+        on("hub", "systemctl stop nftables; systemctl start streamer-firewall")
+    finally:
+        for host in others:
+            on(host, "systemctl stop other-program")
+    all_live()
+
+
+def test_firewall_leaves_a_host_alone_that_has_another(tmp_path: Path) -> None:
+    rules = """add table inet other
+    add chain inet other input { type filter hook input priority 0; policy drop; }
+    add rule inet other input ct state established accept
+    add rule inet other input tcp dport 22 accept"""
+    on("pi5", f"echo '{rules}' | nft -f -")
+    more = edited(tmp_path / "hosts.yml", cameras={"pi5": {"node_firewall_ports": [9100]}})
+    try:
+        done = play("--check", "--limit", "pi5", inventory=more)
+    finally:
+        on("pi5", "nft delete table inet other")
+    assert done.status != 0
+    told = "pi5: the table inet other lets in what it knows and refuses the rest"
+    assert told in " ".join(done.output.split()), done.output
+    assert "open 22, 9100 there" in " ".join(done.output.split()), done.output
+
+
 def test_second_deploy_changes_nothing() -> None:
     before = processes()
     done = deploy()
@@ -302,9 +367,12 @@ def test_camera_that_cannot_start_is_named_with_its_last_words(tmp_path: Path) -
 
 def test_camera_that_is_revoked_is_refused_until_it_is_added_again(tmp_path: Path) -> None:
     before = processes()
-    deploy("--limit", "hub", inventory=edited(tmp_path / "hosts.yml", without="pi8"))
+    changes = edited(tmp_path / "hosts.yml", without="pi8", hubs={"hub": {"node_firewall": False}})
+    deploy("--limit", "hub", inventory=changes)
+    assert not has_firewall("hub"), "it is taken down with the same deploy"
     until(lambda: "refuses this sender's key" in on("pi8", "journalctl -u streamer-sender -o cat"), LIVE_WITHIN_S)
     deploy("--limit", "hub,pi8")
+    assert has_firewall("hub")
     all_live()
     after = processes()
     assert [name for name in CAMERAS if after[name] != before[name]] == []
@@ -322,6 +390,7 @@ def test_name_and_stream_survive_a_reboot(host: str) -> None:
         until(lambda: "done" in on(host, "cloud-init status || true"), 60)
     assert on(host, "hostname") == host
     assert on(host, f"getent hosts {host}")
+    assert has_firewall(host) == (host == "pi5")
 
 
 def test_hub_that_is_killed_comes_back_and_so_do_all_cameras() -> None:
@@ -331,6 +400,72 @@ def test_hub_that_is_killed_comes_back_and_so_do_all_cameras() -> None:
     all_live()
     after = processes()
     assert [host for host in HOSTS if after[host] != before[host]] == ["hub"], "no sender was restarted"
+
+
+def restarts(host: str) -> int:
+    """How often systemd has restarted a host's service by itself."""
+    return int(on(host, f"systemctl show --property=NRestarts --value {unit_of(host)}"))
+
+
+def drop_in(host: str, lines: str) -> None:
+    """Change a host's service beside the role's own unit; without lines, take that back."""
+    place = f"/etc/systemd/system/{unit_of(host)}.service.d"
+    text = shlex.quote(f"[Service]\n{lines}\n")
+    write = f"mkdir -p {place} && printf %s {text} >{place}/test.conf" if lines else f"rm -r {place}"
+    on(host, f"{write} && systemctl daemon-reload")
+
+
+def test_watchdog_restarts_what_is_stuck_and_nothing_else() -> None:
+    # All at once, for the roles' watchdog takes its time.
+    program = base64.b64encode((CHECKOUT / "tests/chaos/program.py").read_bytes()).decode()
+    faults = {"hub": "wall", "pi3": "camera", "pi4": "sending"}  # an event loop, a sensor, a thread
+    for host in faults:
+        on(host, f"mkdir -p /srv/faults && echo {program} | base64 -d >/srv/program.py")
+        command = on(host, f"sed -n 's,^ExecStart=/opt/streamer/current/bin/streamer ,,p' {unit_file(host)}")
+        start = f"ExecStart=/opt/streamer/current/bin/python /srv/program.py {command}"
+        drop_in(host, f"Environment=CHAOS_FAULTS=/srv/faults\nExecStart=\n{start}")
+        on(host, f"systemctl restart {unit_of(host)}")
+    all_live()
+
+    def watchdogs(host: str) -> int:
+        told = f"Watchdog timeout (limit {WATCHDOG_S:g}s)"
+        return on(host, f"journalctl --output=cat --unit={unit_of(host)}").count(told)
+
+    stuck = [*faults, "pi5"]
+    before = {host: restarts(host) for host in HOSTS}
+    starved = {host: watchdogs(host) for host in stuck}
+    for host, fault in faults.items():
+        on(host, f"printf hangs >/srv/faults/{fault}")
+    on("pi5", f"kill -STOP {process('pi5')}")  # all of it
+    until(lambda: all(watchdogs(host) > starved[host] for host in stuck), WATCHDOG_S + STOP_S)
+    for host in faults:
+        on(host, "rm -r /srv/faults")
+    until(lambda: all(restarts(host) > before[host] for host in stuck), LIVE_WITHIN_S)
+    all_live()
+
+    # A hub that is away for longer than the senders' watchdog waits: what is stopped does not even end by SIGABRT.
+    on("hub", f"kill -STOP {process('hub')}")
+    until(lambda: restarts("hub") > before["hub"] + 1, WATCHDOG_S + 2 * STOP_S)
+    all_live()
+    assert {host: restarts(host) - before[host] for host in HOSTS} == {
+        host: 2 if host == "hub" else int(host in stuck) for host in HOSTS
+    }
+
+    for host in faults:
+        drop_in(host, "")
+        on(host, f"rm /srv/program.py; systemctl restart {unit_of(host)}")
+    all_live()
+
+
+def test_camera_that_ends_again_and_again_is_never_given_up() -> None:
+    burst = int(on("pi6", "systemctl show --property=DefaultStartLimitBurst --value"))
+    before = restarts("pi6")
+    drop_in("pi6", "ExecStart=\nExecStart=/bin/false\nRestartSec=50ms\nRestartSteps=0")
+    on("pi6", f"kill -9 {process('pi6')}")
+    until(lambda: restarts("pi6") >= before + 4 * burst, LIVE_WITHIN_S)
+    drop_in("pi6", "")
+    all_live()  # nobody has started it
+    on("pi6", "systemctl restart streamer-sender")  # the next pause is short again
 
 
 def test_plug_that_is_pulled_and_put_back() -> None:
@@ -402,6 +537,8 @@ def test_hub_moves_to_another_host(tmp_path: Path) -> None:
     all_live()
     assert on("hub", "systemctl is-active streamer-hub || true") == "inactive"
     assert on("hub", "ls /etc/streamer") == "", "nor is its password left"
+    assert not has_firewall("hub")
+    assert connect("pi1", 8080) == "done", "through its firewall"
 
     deploy()
     lab.relay("hub")

@@ -41,6 +41,22 @@ echo "clock=${clock:-none}"
 echo "journal_dir=${journal_dir:-missing}"
 echo "journal=$(sha256sum /etc/systemd/journald.conf.d/60-streamer.conf 2>/dev/null | cut -d' ' -f1)"
 
+# Where sshd listens: as it says, and as this connection shows, which may have come through a socket of systemd's.
+pid=$$
+while [ "${pid:-0}" -gt 1 ] && [ -z "$ssh_ports" ]; do
+  ssh_ports=$(tr '\0' '\n' <"/proc/$pid/environ" | sed -n 's/^SSH_CONNECTION=.* //p')
+  pid=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$pid/status")
+done
+echo "ssh_ports=$(echo $ssh_ports $(/usr/sbin/sshd -T 2>/dev/null | sed -n 's/^listenaddress .*://p'))"
+
+rules=/etc/streamer-firewall.nft unit=/etc/systemd/system/streamer-firewall.service
+if [ -e $rules ] || [ -e $unit ]; then
+  firewall="$(cat $rules $unit 2>/dev/null | sha256sum | cut -d' ' -f1)"
+  firewall="$firewall $(systemctl is-enabled streamer-firewall.service) $(systemctl is-active streamer-firewall.service)"
+  nft list tables 2>/dev/null | grep -qx 'table inet streamer' || firewall="$firewall, flushed"
+fi
+echo "firewall=$firewall"
+
 # role streamer
 
 # A venv dies with the Python that made it: Bookworm -> Trixie must make a new one.

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-import subprocess
+import subprocess  # nosec B404 # builds run apart
 import sys
 import tempfile
 from pathlib import Path
@@ -52,7 +52,8 @@ def build(root: Path, directory: Path) -> Path:
 
 
 def _run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)  # nosec B603 # no shell
 
 
 def _last_line(text: str) -> str:
