@@ -90,7 +90,7 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
         socket.close()
         raise TransportError(f"cannot listen on {endpoint}: {zmq.strerror(error.errno or 0)}") from error
     bound = _MAPPED.sub(r"\1", socket.getsockopt_string(zmq.LAST_ENDPOINT))
-    return bound.replace("[::]", "*").replace("0.0.0.0", "*")  # noqa: S104
+    return bound.replace("[::]", "*").replace("0.0.0.0", "*")  # noqa: S104 - it is written, not bound
 
 
 def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
