@@ -384,6 +384,8 @@ class Replier:
         # anybody, and a REQ peer then waits for ever; below it the peer is told.
         options = {zmq.RCVHWM: 16, zmq.SNDHWM: 64, zmq.MAXMSGSIZE: UNFINISHED_MAX_BYTES}
         self.plain_endpoint: str | None = None
+        # By route, who has sent since connections were last weighed: to ask libzmq takes as long as to receive a part.
+        self._lately: dict[bytes, str | None] = {}
         self._has_keys = pair is not None and allowed is not None
         curve: dict[int, int | bytes] = {}
         if pair is not None and allowed is not None:
@@ -412,6 +414,7 @@ class Replier:
 
     def weigh(self) -> list[tuple[str | None, str]]:
         """End connections whose messages have no end; returns the address of each, if known, and why."""
+        self._lately.clear()
         return list(self.door.connections.look()) if self.door else []
 
     def receive(self, *, wait: bool = False) -> Received | None:
@@ -421,11 +424,15 @@ class Replier:
         except zmq.Again:
             return None
         parts = _receive_parts(self.socket)  # a ROUTER's message goes on after the route
-        address = _address(parts[-1])
         # Asked for each message: a peer may claim the route of another that has left.
         key = _key(parts[-1]) if self._has_keys else None
-        if self.door:
-            self.door.connections.heard(int(parts[-1].get(_SRCFD)))
+        if route in self._lately:
+            address = self._lately[route]
+        else:
+            address = _address(parts[-1])
+            if self.door:
+                self.door.connections.heard(int(parts[-1].get(_SRCFD)))
+                self._lately[route] = address
         if len(parts) == 3 and not len(parts[0]):
             return Received(route, (parts[1].bytes, parts[2].buffer), address, key)
         return Received(route, None, address, key)

@@ -519,6 +519,24 @@ def test_stock_requesters_and_ours_are_served_side_by_side(replier: Replier) -> 
     requester.close()
 
 
+def test_a_route_that_another_takes_over_has_the_other_s_address() -> None:
+    with closing(Replier(LOCAL, guarded=True)) as replier:
+        port, door = replier.endpoint.rpartition(":")[2], replier.door
+        assert door
+        for address in ("127.0.0.2", "127.0.0.3"):
+            with zmq.Context() as context, context.socket(zmq.REQ) as peer:
+                peer.setsockopt(zmq.ROUTING_ID, b"pi1")
+                peer.connect(f"tcp://{address}:0;127.0.0.1:{port}")
+                for _ in range(2):
+                    peer.send_multipart([HEADER, JPEG])
+                    received = replier.wait()
+                    assert (received.route, received.address) == (b"pi1", address)
+                    replier.reply(received.route, wire.OK)
+                    peer.recv()
+            replier.weigh()
+            until(lambda: not replier.admit() and not door.connections._open)
+
+
 def test_replies_that_nobody_reads_or_can_get_do_not_block(replier: Replier) -> None:
     with raw(zmq.DEALER, connect=replier.endpoint) as stranger:
         stranger.setsockopt(zmq.RCVHWM, 1)

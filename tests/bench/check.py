@@ -67,7 +67,7 @@ def receive(times: int) -> None:
     """The hub: receive, parse, store, reply, put into a mailbox."""
     with mock.patch("threading.Thread.start"):  # its thread would take the messages
         hub = Hub(None)
-    replier = hub._replier = transport.Replier(LOCAL)
+    replier = hub._replier = transport.Replier(LOCAL, guarded=True)
     hub.open_mailbox()
 
     def turn() -> None:
