@@ -282,8 +282,9 @@ class _Camera:
             self.reconnects += 1
         self._connection = connection
         if before is not None and frame.start != before.start:
-            self._dropped_before += self._dropped
-            self._dropped = 0
+            if _origin(frame) != _origin(before):
+                self._dropped_before += self._dropped
+                self._dropped = 0
         elif before is not None and frame.seq is not None and before.seq is not None and frame.seq > before.seq:
             self.lost += frame.seq - before.seq - 1
         self._dropped = max(self._dropped, frame.dropped or 0)
@@ -368,7 +369,7 @@ class Presence:
             if len(self._cameras) >= CAMERAS_MAX:
                 self._make_room(f"the hub already has {CAMERAS_MAX} cameras")
             camera = self._cameras[frame.camera] = _Camera(frame.camera)
-        sender = frame.start or connection or address
+        sender = _origin(frame) or connection or address
         if sender != camera.sender:
             camera.admit(sender, address, now, self._stale_after_s, self._gone_after_s)
         self._stored_bytes += more
@@ -415,6 +416,11 @@ class Presence:
         before = camera.state
         after = camera.state = TRANSITIONS[before, event]
         return Change(camera.name, before, after) if after is not before else None
+
+
+def _origin(frame: Frame) -> str | None:
+    """Return the start of a frame's sender, by whichever of its ways the frame came."""
+    return frame.start and frame.start.partition(".")[0]
 
 
 def _latency_ms(frame: Frame) -> tuple[float | None, float | None]:

@@ -81,7 +81,7 @@ class _Link:
     """One hub, and the requests in flight to it. Not locked: it belongs to the sender's thread."""
 
     def __init__(
-        self, end: Requester, in_flight_limit: int, reply_timeout_s: float, extras: Mapping[str, object]
+        self, end: Requester, start: str, in_flight_limit: int, reply_timeout_s: float, extras: Mapping[str, object]
     ) -> None:
         self.end = end
         self.answered = 0
@@ -98,7 +98,7 @@ class _Link:
         self._refused: bytes | None = None
         # Counted for each hub on its own, so that a frame sent to another is no loss to this one.
         self._seq = 0
-        self._start = wire.make_start()
+        self._start = start
 
     def usable(self) -> bool:
         """Whether the hub is there, as far as one can know; it may still have all the frames it may have."""
@@ -254,9 +254,11 @@ class Sender:
         self._links: list[_Link] = []
         self._publisher: Publisher | None = None
         try:
-            for endpoint, hub_key in zip_longest(endpoints, hub_keys):
+            start = wire.make_start()
+            for number, (endpoint, hub_key) in enumerate(zip_longest(endpoints, hub_keys)):
                 requester = Requester(endpoint, pair, hub_key, _LOOK_S)
-                self._links.append(_Link(requester, in_flight_limit, reply_timeout_s, self._extras))
+                way = f"{start}.{number}" if number else start
+                self._links.append(_Link(requester, way, in_flight_limit, reply_timeout_s, self._extras))
             if publish:
                 self._publisher = Publisher(publish)
         except TransportError:

@@ -4,7 +4,8 @@ The format is imagezmq's (https://github.com/jeffbass/imagezmq, `imagezmq/imagez
 `[header, payload]`, the header `{"msg": camera}` for a JPEG and `{"msg": camera, "dtype": …, "shape": …}` for a raw
 array; the reply is one part, `OK`. Stock peers ignore the keys that we add, all of them optional:
 
-- `seq`: frames sent to this hub before, from 0; `start`: a random id of this start of the sender.
+- `seq`: frames sent to this hub before, from 0; `start`: a random id of this start of the sender; to its second hub
+  and further ones with a dot and a number, since `seq` is counted for each, and they may be one hub by several ways.
 - `captured`: the sender's wall clock when the sensor was read, in ns since 1970.
 - `dropped`: frames skipped so far; `every`: the interval that is aimed at, in seconds.
 - `release`: the sender's release, 1 to 64 of A-Z a-z 0-9 . _ + -

@@ -95,7 +95,7 @@ def test_growth_is_told_from_a_first_step(leak_mb: float, has_grown: bool) -> No
 # -- the cases
 
 
-@pytest.mark.parametrize("name", ["hub-frozen", "line-cut"])
+@pytest.mark.parametrize("name", ["hub-frozen", "line-cut", "two-ways"])
 def test_fleet_recovers(name: str, tmp_path: Path) -> None:
     trial = Trial(random.Random(name), 1, tmp_path, print, is_timed=False)
     CASES[name].run(trial)

@@ -244,6 +244,7 @@ def test_latest() -> None:
         pytest.param([("a", 0, 5), ("a", 1, None), ("a", 2, 5)], 5, 0, id="a frame that does not say"),
         pytest.param([("a", 0, 5), (None, None, None), ("b", 0, 1)], 6, 0, id="stock in between"),
         pytest.param([("a", 0, 0), ("a", None, 0), ("a", 2, 0)], 0, 0, id="seq missing in between"),
+        pytest.param([("a", 0, 5), ("a.1", 0, 6), ("a", 4, 7), ("a", 6, 7)], 7, 1, id="one sender by two ways"),
     ],
 )
 def test_drops_and_losses(frames: list[tuple[str | None, int | None, int | None]], dropped: int, lost: int) -> None:
@@ -316,6 +317,14 @@ def test_a_sender_that_started_again_is_taken_at_once(kind: str) -> None:
     for start in range(20):
         assert side_by_side(presence, start, start + 0.5, f"{kind}{start}") == [f"{kind}{start}"] * 5
         assert told(presence, start + 0.5) == []
+    assert row(presence).rival is None
+
+
+def test_a_sender_that_comes_by_two_ways_is_no_second_one() -> None:
+    presence = table()
+    for tenth in range(100):
+        assert side_by_side(presence, tenth / 10, tenth / 10 + 0.1, "a", "a.1") == ["a", "a.1"]
+        assert told(presence, tenth / 10 + 0.05) == []
     assert row(presence).rival is None
 
 
