@@ -8,7 +8,6 @@ that fails or is interrupted nor a control machine that dies, and nobody ever ha
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import shlex
 import signal
@@ -59,7 +58,8 @@ class ActionModule(ActionBase):
             return result | {"skipped": True}
         playbook = os.getppid()
         since = time.strftime("%H:%M %Z")
-        who = f"{getpass.getuser()}@{socket.gethostname()} (process {playbook}, since {since})"
+        user = os.environ.get("USER") or os.getuid()  # a container's user may have no name
+        who = f"{user}@{socket.gethostname()} (process {playbook}, since {since})"
         try:
             answer = self._lease(who, LEASE_S)
         except AnsibleConnectionFailure:
