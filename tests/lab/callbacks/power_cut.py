@@ -1,7 +1,7 @@
 """Ansible's callback that cuts a host's power in the middle of a deploy, or tells which tasks it has.
 
-POWER_CUT is HOST|after|TASK or HOST|during|TASK|SECONDS, where TASK is its number on that host or its name; or only
-HOST: then each task that changes something is written into the file POWER_TOLD.
+POWER_CUT is HOST|during|TASK|SECONDS or HOST|after|TASK|SECONDS: so long after the task's start or its end, where TASK
+is its number on that host or its name. Or only HOST: then each task that changes it is written into POWER_TOLD.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.host, self.moment, self.wanted, self.seconds = [*os.environ["POWER_CUT"].split("|"), "", "", "0"][:4]
+        words = os.environ["POWER_CUT"].split("|")
+        self.host, self.moment, self.wanted, self.seconds = words if len(words) == 4 else (*words, "", "", "")
         self.number = 0
         self.began = 0.0
 
@@ -43,13 +44,13 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
     def v2_runner_on_ok(self, result: Any) -> None:
         if result._host.name != self.host:
             return
-        if "POWER_TOLD" in os.environ:
-            took_s = time.monotonic() - self.began
-            told = {"number": self.number, "name": result._task.name, "took_s": took_s}
-            if result._result.get("changed"):
-                with Path(os.environ["POWER_TOLD"]).open("a") as file:
-                    file.write(json.dumps(told) + "\n")
-        if self.moment == "after" and self._is_wanted(result._task):
+        task = result._task
+        if "POWER_TOLD" in os.environ and result._result.get("changed") and not task.delegate_to:
+            told = {"number": self.number, "name": task.name, "took_s": time.monotonic() - self.began}
+            with Path(os.environ["POWER_TOLD"]).open("a") as file:
+                file.write(json.dumps(told) + "\n")
+        if self.moment == "after" and self._is_wanted(task):
+            time.sleep(float(self.seconds))
             card.cut(self.host)
 
     def _is_wanted(self, task: Any) -> bool:
