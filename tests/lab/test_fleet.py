@@ -146,7 +146,7 @@ def processes() -> dict[str, int]:
 class Gaps:
     """Watches the hub's count of each camera's frames, and notes for how long it stood still."""
 
-    LEAST_S = 0.8  # a machine that is busy makes shorter ones
+    LEAST_S = 0.4
 
     def __init__(self) -> None:
         self.of: dict[str, list[float]] = {}
@@ -159,7 +159,7 @@ class Gaps:
             for name, row in table().items():
                 now = time.monotonic()
                 frames, at = last.get(name, (-1, now))
-                if row["frames"] != frames:
+                if row["frames"] not in (0, frames):  # a hub that was restarted begins at 0
                     if now - at > self.LEAST_S:
                         self.of.setdefault(name, []).append(round(now - at, 1))
                     last[name] = row["frames"], now
@@ -479,11 +479,12 @@ def test_new_release_and_the_way_back(tmp_path: Path) -> None:
     source = later_source(tmp_path, "99.0")
     with Gaps() as gaps:
         done = play(source=source)
-    print(f"gaps of the upgrade, in seconds: {gaps.of}")
     assert done.status != 0
-    # The hub's restart, and the camera's own.
-    assert all(len(gaps.of.get(name, [])) <= 2 for name in CAMERAS), gaps.of
-    assert max(gap for name in CAMERAS for gap in gaps.of.get(name, [0])) <= UPGRADE_GAP_S, gaps.of
+    print(f"gaps of the upgrade, in seconds: {gaps.of}")
+    for name, seconds in gaps.of.items():
+        # The hub's restart and the camera's own; a busy machine makes short ones besides.
+        assert len([gap for gap in seconds if gap > 1]) <= 2, f"{name}: {seconds}"
+        assert max(seconds) <= UPGRADE_GAP_S, f"{name}: {seconds}"
     assert "no answer from pi6; the others are done" in " ".join(done.output.split()), done.output
     reached = [host for host in HOSTS if host != "pi6"]
     assert all(on(host, "/opt/streamer/current/bin/streamer --version") == "streamer 99.0" for host in reached)
