@@ -162,6 +162,13 @@ def test_list_of_who_may_send_follows_from_the_inventory_and_from_what_the_hub_k
     assert fleet.allowed_keys(f"{KEY}\n{one}") == fleet.allowed_keys(one) == one, "nothing is known of others"
 
 
+def test_lock_is_kept_where_all_operators_look() -> None:
+    groups = {"cameras": ["pi1", "pi2"], "hubs": ["desk", "hub"]}
+    assert plan(groups)["lock_at"] == "desk"
+    assert plan(groups, desk=UNMANAGED)["lock_at"] == "hub"
+    assert plan({"cameras": ["pi1", "pi2"], "hubs": ["desk"]}, desk=UNMANAGED)["lock_at"] == "pi1"
+
+
 def test_a_hub_that_ansible_does_not_manage_gets_a_command() -> None:
     made = plan({"cameras": ["pi1"], "hubs": ["desk"]}, desk={**UNMANAGED, "streamer_display": "windows"})
     assert made["hubs"] == {}
@@ -444,8 +451,11 @@ REACHED = "TASK [node : Look at the host]"
 
 
 def deploy(project: Path, *arguments: str, **hub: Any) -> str:
+    silent = project / "silent"
+    silent.write_text("#!/bin/sh\nexit 255\n")
+    silent.chmod(0o755)
     hosts = {
-        "all": {"vars": {"ansible_ssh_executable": "/bin/false"}},
+        "all": {"vars": {"ansible_ssh_executable": str(silent)}},
         "cameras": {"hosts": {"pi1": {"ansible_host": "192.0.2.1"}}},
         "hubs": {"hosts": {"hub": {"ansible_host": "192.0.2.9", **hub}}},
     }
@@ -476,6 +486,26 @@ def test_the_password_is_made_once_where_it_is_needed_and_told_nowhere(project: 
     assert f"{file}: the password in it is shorter than 8 characters" in re.sub(r"\s+", " ", output)
     assert REACHED not in output
     file.unlink()
+
+
+def test_lock_is_a_lease_of_those_hosts(tmp_path: Path) -> None:
+    lock = module(ROOT / "playbooks/action_plugins/deploy_lock.py")
+    script = lock.SCRIPT.replace("/run/streamer-deploy", str(tmp_path / "leases"))
+
+    def lease(who: str, seconds: int, *hosts: str) -> tuple[int, str]:
+        done = subprocess.run(["sh", "-c", script, "lock", who, str(seconds), *hosts], capture_output=True, check=False)
+        assert done.stderr == b""
+        return done.returncode, done.stdout.decode()
+
+    taken, refused = (0, ""), (lock.TAKEN, "pi2 anna@desk (process 1)\n")
+    assert lease("anna@desk (process 1)", 60, "pi1", "pi2") == taken
+    assert lease("ben@lap (process 1)", 60, "pi3", "pi2") == refused
+    assert lease("ben@lap (process 1)", 60, "pi3") == taken, "what was refused was not half taken"
+    assert lease("anna@desk (process 1)", 60, "pi1", "pi2") == taken, "renewed"
+    assert lease("ben@lap (process 1)", 60, "pi2") == refused
+    assert lease("anna@desk (process 1)", 0, "pi1", "pi2") == taken, "given back"
+    assert lease("ben@lap (process 1)", -1, "pi2", "pi1") == taken, "has run out at once"
+    assert lease("anna@desk (process 2)", 60, "pi1", "pi2") == taken
 
 
 def test_secrets_are_not_committed() -> None:

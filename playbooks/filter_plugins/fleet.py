@@ -323,6 +323,8 @@ class Fleet:
             "allowed": {name: self.senders_of(hub) for name, hub in self.hubs.items() if hub.encrypts},
             "hub_keys": {name: str(hub["hub_key"]) for name, hub in self.hubs.items() if not hub.managed},
             "asks": any(hub.asks for hub in self.hubs.values()),
+            # The host that keeps the lock of all runs.
+            "lock_at": next(host.name for host in self.hosts.values() if host.managed),
             "pages": [_page_told(hub) for hub in self.hubs.values()],
         }
 

@@ -55,12 +55,16 @@ class Group:
                 found += map(int, Path(directory, "cgroup.procs").read_text().split())
         return found
 
-    def supervised(self) -> bool:
-        """Whether a process stands in the group itself, not only in those that it started."""
+    def supervisors(self) -> list[int]:
+        """The processes that stand in the group itself, not in those that they started."""
         try:
-            return bool((self._path / "cgroup.procs").read_text().strip())
+            return [*map(int, (self._path / "cgroup.procs").read_text().split())]
         except FileNotFoundError:
-            return False
+            return []
+
+    def supervised(self) -> bool:
+        """Whether there is such a process."""
+        return bool(self.supervisors())
 
     def init(self) -> int | None:
         """The container's first process: the one whose innermost process id is 1."""

@@ -48,6 +48,7 @@ LAB = CHECKOUT / ".lab"
 CACHE = LAB / "cache"
 RUN = LAB / "run"
 DISKS = RUN / "hosts"
+CARDS = RUN / "cards"  # see card.py
 OWNER = Path("/run", NAME)
 NAMESPACES = Path("/run/netns")
 INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
@@ -66,8 +67,12 @@ CLOUD_INIT_HOSTS = ("pi2",)
 # nspawn ends with 133 when the container asked for a reboot. The mount goes when the last process does.
 # A volatile overlay ignores fsync, of which dpkg makes hundreds; its mark must go before it is mounted again.
 _SUPERVISE = """
+card=../../cards/$1 volatile=,volatile
+if [ -e "$card" ]; then
+    mount -o loop,barrier=0 "$card" . && cd "$PWD" && volatile= || exit
+fi
 rm -rf work/work/incompat
-mount -t overlay "$1" -o "lowerdir=$2,upperdir=upper,workdir=work,volatile" root || exit
+mount -t overlay "$1" -o "lowerdir=$2,upperdir=upper,workdir=work$volatile" root || exit
 shift 2
 while :; do
     "$@"
@@ -108,7 +113,7 @@ def up(suite: str | None = None, count: int = 9) -> None:
         if _make_bridge():
             missing = list(wanted)  # a host on a bridge that is gone is cut off
         else:
-            missing = [name for name in wanted if not ((DISKS / name).exists() and Group(name).supervised())]
+            missing = [name for name in wanted if not ((DISKS / name).exists() and is_up(name))]
         there = [name for name in wanted if name not in missing]
         if there:
             print(f"there already: {' '.join(there)}")
@@ -190,6 +195,11 @@ def reboot(name: str) -> None:
             finally:
                 os.close(gone)
             _wait_ready(name)
+
+
+def is_up(name: str) -> bool:
+    """Whether a host runs."""
+    return Group(name).supervised()
 
 
 def kill(name: str) -> None:

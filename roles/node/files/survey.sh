@@ -37,6 +37,9 @@ case "$installed" in
 esac
 echo "clock=${clock:-none}"
 
+# Where packages go, in MB.
+echo "packages_free=$(df -m --output=avail /usr /var | tail -n +2 | sort -n | head -n 1 | xargs)"
+
 [ -d /etc/systemd/journald.conf.d ] && journal_dir=there
 echo "journal_dir=${journal_dir:-missing}"
 echo "journal=$(sha256sum /etc/systemd/journald.conf.d/60-streamer.conf 2>/dev/null | cut -d' ' -f1)"
@@ -64,6 +67,9 @@ echo "python=$(/usr/bin/python3 -c 'import sys; print("py%d%d" % sys.version_inf
 echo "groups=$(id -nG streamer 2>/dev/null)"
 # The groups that own camera devices. Not every image has both.
 echo "device_groups=$(getent group video render | cut -d: -f1 | xargs)"
+# Where releases go, in MB.
+[ -d /opt/streamer ] && opt=/opt/streamer
+echo "release_free=$(df -m --output=avail "${opt:-/opt}" | tail -n 1 | xargs)"
 [ -d /etc/streamer ] && etc=there
 echo "etc=${etc:-missing}"
 if cd /opt/streamer 2>/dev/null; then

@@ -8,11 +8,11 @@ rm -f ./*.started
 # By rename, so that at no moment there is none.
 ln -sfn "releases/$release" current.new
 mv -T current.new current
-cd current/ran 2>/dev/null || exit 0
 for unit; do
   for file in "/etc/streamer/${unit#streamer-}.yml" "/etc/systemd/system/$unit.service"; do
-    [ -e "${file##*/}" ] || continue
-    cp -p "${file##*/}" "$file.new"
+    [ -e "current/ran/${file##*/}" ] || continue
+    cp -p "current/ran/${file##*/}" "$file.new"
     mv "$file.new" "$file"
   done
 done
+sync -f /opt/streamer /etc/streamer

@@ -19,4 +19,6 @@ cd /
 set -- streamer "$@"
 IFS=,
 runuser -u "$user" -- "$python" -c "import $*"
+# First onto the card: after a power cut, .complete must not stand beside files that are empty.
+sync -f "$release"
 : >"$release/.complete"

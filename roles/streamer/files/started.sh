@@ -8,5 +8,10 @@ for file in "/etc/streamer/${unit#streamer-}.yml" "/etc/systemd/system/$unit.ser
   cp -p "$file" current/ran/new
   mv current/ran/new "current/ran/${file##*/}"
 done
-echo "$history" >history
-echo "$state" >"$unit.started"
+# By rename, so that a disk that is full leaves what was there.
+echo "$history" >new
+mv new history
+echo "$state" >new
+mv new "$unit.started"
+# Onto the card: who deploys and then pulls the plug has what was deployed.
+sync -f /opt/streamer /etc/streamer
