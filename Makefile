@@ -62,13 +62,13 @@ bench-check: $(VENV)/test   ## whether the hot paths still cost what they did, i
 bench-fleet: $(VENV)/test   ## how long deploys of 9 and of 32 hosts of the lab take; half an hour, root on Debian
 	@$(BIN)/python -m tests.bench.fleet
 
-chaos: $(VENV)/test         ## a fleet is hurt in every way there is, and the frames at the hub are counted; an hour
+chaos: $(VENV)/test         ## a fleet is hurt in every way there is, and the frames at the hub are counted; half an hour
 	@$(BIN)/python -m tests.chaos
 
 power-cuts: $(VENV)/test    ## a Pi's power is cut at every step of its deploy; half an hour, root on Debian
 	@$(BIN)/python -m tests.lab.power
 
-soak: $(VENV)/test          ## ten million frames and ten thousand reconnects: does anything grow? an hour
+soak: $(VENV)/test          ## ten million frames and ten thousand reconnects: does anything grow? half an hour
 	@$(BIN)/python -m tests.chaos.soak
 
 screenshots: $(VENV)/test   ## the README's pictures
