@@ -96,14 +96,18 @@ class ActionModule(ActionBase):
                 if time.monotonic() - renewed > RENEWED_EVERY_S:
                     renewed = time.monotonic()
                     self._try_lease(who, LEASE_S)
-            self._try_lease(who, 0)
+            for _ in range(LEASE_S):  # after which it has ended by itself
+                if self._try_lease(who, 0):
+                    break
+                time.sleep(1)
         finally:
             os._exit(0)
 
-    def _try_lease(self, who: str, seconds: int) -> None:
-        # A host that is away: the lease ends, or the next try renews it.
+    def _try_lease(self, who: str, seconds: int) -> bool:
+        """Return whether the host has answered; it may be away for a moment."""
         with contextlib.suppress(Exception):
-            self._lease(who, seconds)
+            return self._lease(who, seconds)["rc"] in {0, TAKEN}
+        return False
 
 
 def _lives(process: int) -> bool:
