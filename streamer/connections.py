@@ -72,11 +72,13 @@ class Connections:
             del self._of_address[connection.address]
         return connection.address, is_ours
 
-    def heard(self, descriptor: int) -> None:
-        """Take note of a whole message."""
+    def heard(self, descriptor: int) -> bool:
+        """Take note of a whole message; whether its connection is known: a message may be quicker than that news."""
         connection = self._open.get(descriptor)
-        if connection is not None:
-            connection.has_sent, connection.is_quiet, connection.received_before = True, False, None
+        if connection is None:
+            return False
+        connection.has_sent, connection.is_quiet, connection.received_before = True, False, None
+        return True
 
     def look(self) -> Iterator[tuple[str | None, str]]:
         """End the connections with the largest unfinished messages, while all together are too large; say whose."""

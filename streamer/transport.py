@@ -430,8 +430,7 @@ class Replier:
             address = self._lately[route]
         else:
             address = _address(parts[-1])
-            if self.door:
-                self.door.connections.heard(int(parts[-1].get(_SRCFD)))
+            if self.door and self.door.connections.heard(int(parts[-1].get(_SRCFD))):
                 self._lately[route] = address
         if len(parts) == 3 and not len(parts[0]):
             return Received(route, (parts[1].bytes, parts[2].buffer), address, key)

@@ -537,6 +537,20 @@ def test_a_route_that_another_takes_over_has_the_other_s_address() -> None:
             until(lambda: not replier.admit() and not door.connections._open)
 
 
+def test_a_message_that_is_quicker_than_the_news_of_its_connection_is_followed_by_one_that_counts() -> None:
+    with closing(Replier(LOCAL, guarded=True)) as replier, raw(zmq.REQ, connect=replier.endpoint) as peer:
+        assert replier.door
+        known = replier.door.connections._open
+        for _ in range(2):
+            peer.send_multipart([HEADER, JPEG])
+            received = replier.wait()  # without a look at the door before
+            replier.reply(received.route, wire.OK)
+            peer.recv()
+            until(lambda: replier.admit() or known)
+        (connection,) = known.values()
+        assert connection.has_sent
+
+
 def test_replies_that_nobody_reads_or_can_get_do_not_block(replier: Replier) -> None:
     with raw(zmq.DEALER, connect=replier.endpoint) as stranger:
         stranger.setsockopt(zmq.RCVHWM, 1)
