@@ -10,7 +10,7 @@ from __future__ import annotations
 import resource
 import socket
 import struct
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +21,7 @@ Answer = TypeVar("Answer")
 
 CONNECTIONS_MAX = 2048  # of a socket; no more than half of the descriptors that the process may have
 UNFINISHED_MAX_BYTES = 256 * 1024 * 1024  # of messages that have begun and not ended, of all peers together
+_LOOKED_AT_ONCE = 256
 # struct tcp_info in linux/tcp.h: tcpi_bytes_received, a 64-bit count.
 _RECEIVED_AT = 128
 _INFO_BYTES = 136
@@ -41,23 +42,26 @@ class Connections:
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = CONNECTIONS_MAX if most == resource.RLIM_INFINITY else min(CONNECTIONS_MAX, most // 2)
         self._open: dict[int, _Connection] = {}
-        self._of_address: Counter[str | None] = Counter()
+        # Of each address those that are not cut, the oldest first: thousands may come in a second.
+        self._kept: defaultdict[str | None, dict[int, _Connection]] = defaultdict(dict)
         self._cut: set[int] = set()
+        # What is still to be looked at, and what lies unfinished on those that were: how much, and where.
+        self._unseen: list[tuple[int, _Connection]] = []
+        self._unfinished: list[tuple[int, int, _Connection]] = []
 
     def began(self, descriptor: int) -> tuple[str | None, str] | None:
         """Take note of a connection; when there are too many, end one, and return whose and why.
 
         It is the newest one of the address that has most: a stranger who takes all that there are gets nobody else's.
         """
+        self.ended(descriptor)  # should its end not have been told
         address = _ask(descriptor, _address)
-        self._open[descriptor] = _Connection(address)
-        self._of_address[address] += 1
+        self._open[descriptor] = self._kept[address][descriptor] = _Connection(address)
         if len(self._open) - len(self._cut) <= self._most:
             return None
-        crowd = max(self._of_address, key=lambda each: self._of_address[each])
-        mine = [each for each in reversed(self._open) if self._open[each].address == crowd and each not in self._cut]
-        idle = next((each for each in mine if not self._open[each].has_sent), mine[0])
-        self._end(idle)
+        crowd = max(self._kept, key=lambda each: len(self._kept[each]))
+        kept = self._kept[crowd]
+        self._end(next((each for each in reversed(kept) if not kept[each].has_sent), next(reversed(kept))))
         return crowd, f"of {self._most} connections it has most"
 
     def ended(self, descriptor: int) -> tuple[str | None, bool]:
@@ -67,10 +71,14 @@ class Connections:
         self._cut.discard(descriptor)
         if connection is None:
             return None, is_ours
-        self._of_address[connection.address] -= 1
-        if not self._of_address[connection.address]:
-            del self._of_address[connection.address]
+        if not is_ours:
+            self._forget(descriptor, connection.address)
         return connection.address, is_ours
+
+    def _forget(self, descriptor: int, address: str | None) -> None:
+        del self._kept[address][descriptor]
+        if not self._kept[address]:
+            del self._kept[address]
 
     def heard(self, descriptor: int) -> bool:
         """Take note of a whole message; whether its connection is known: a message may be quicker than that news."""
@@ -81,27 +89,38 @@ class Connections:
         return True
 
     def look(self) -> Iterator[tuple[str | None, str]]:
-        """End the connections with the largest unfinished messages, while all together are too large; say whose."""
-        unfinished: dict[int, int] = {}
-        for descriptor, connection in self._open.items():
-            if connection.is_quiet and connection.address is not None and descriptor not in self._cut:
+        """End the connections with the largest unfinished messages, while all together are too large; say whose.
+
+        Where there are many, a quarter of them is looked at each time: frames wait meanwhile.
+        """
+        if not self._unseen:
+            self._unseen, self._unfinished = list(self._open.items()), []
+        at_once = max(_LOOKED_AT_ONCE, len(self._open) // 4)
+        for descriptor, connection in self._unseen[:at_once]:
+            if self._open.get(descriptor) is not connection or descriptor in self._cut:
+                continue
+            if connection.is_quiet and connection.address is not None:
                 received = _ask(descriptor, _received) or 0
                 if connection.received_before is None:
                     connection.received_before = received
-                unfinished[descriptor] = received - connection.received_before
+                self._unfinished.append((received - connection.received_before, descriptor, connection))
             connection.is_quiet = True
-        total = sum(unfinished.values())
-        for descriptor in sorted(unfinished, key=lambda each: unfinished[each], reverse=True):
+        del self._unseen[:at_once]
+        if self._unseen:
+            return
+        total = sum(size for size, _, _ in self._unfinished)
+        for size, descriptor, connection in sorted(self._unfinished, key=lambda each: each[0], reverse=True):
             if total <= UNFINISHED_MAX_BYTES:
                 break
-            total -= unfinished[descriptor]
-            self._end(descriptor)
-            megabytes = unfinished[descriptor] // 1_000_000
-            yield self._open[descriptor].address, f"its message had no end after {megabytes} MB"
+            total -= size
+            if self._open.get(descriptor) is connection and descriptor not in self._cut:
+                self._end(descriptor)
+                yield connection.address, f"its message had no end after {size // 1_000_000} MB"
 
     def _end(self, descriptor: int) -> None:
         self._cut.add(descriptor)
         address = self._open[descriptor].address
+        self._forget(descriptor, address)
 
         def shut(connection: socket.socket) -> None:
             # Should libzmq have closed it in this moment, its number may be another's.

@@ -243,8 +243,8 @@ class Hub:
                 looked = 0.0
             if now - looked >= _LOOK_S:
                 looked = now
-                if self._replier:
-                    self._count(self._replier.admit())
+                if self._replier and self._count(self._replier.admit()):
+                    looked = 0.0  # there may be thousands more: a few after each frame, so that none waits for all
             if now - ticked >= _TICK_S:
                 ticked = now
                 self._tick(now)
@@ -288,9 +288,10 @@ class Hub:
         if change:
             _tell(change)
 
-    def _count(self, refused: Iterable[tuple[str | None, str]]) -> None:
+    def _count(self, refused: list[tuple[str | None, str]]) -> bool:
         for address, why in refused:
             self._refusals.add(address, why)
+        return bool(refused)
 
     def _tick(self, now: float) -> None:
         if self._replier:
