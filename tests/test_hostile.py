@@ -152,10 +152,12 @@ def test_a_message_of_200_mb_is_told_why_it_is_refused(hub: Hub, good: Good) -> 
     until(lambda: resident_mb() < before + 100)
 
 
+@pytest.mark.parametrize("at_once", [256, 1], ids="{} looked at at once".format)
 def test_a_message_without_an_end_is_ended_and_told(
-    hub: Hub, good: Good, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    hub: Hub, good: Good, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at_once: int
 ) -> None:
     assert hub.endpoint
+    monkeypatch.setattr(connections, "_LOOKED_AT_ONCE", at_once)
     monkeypatch.setattr(connections, "UNFINISHED_MAX_BYTES", 20_000_000)
     with zmtp(hub.endpoint) as endless, zmtp(hub.endpoint) as slow:
         part = b"\x03" + struct.pack(">Q", 100_000) + bytes(100_000)
