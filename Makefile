@@ -1,5 +1,5 @@
 # make demo | test | test-all | vm | arm64 | lint | fuzz | lab | lab-down | bench | bench-check | bench-fleet | chaos |
-# power-cuts | soak | screenshots | clean. Each does its own set-up.
+# power-cuts | reboots | soak | screenshots | clean. Each does its own set-up.
 
 PYTHON ?= python3
 SUITE ?= trixie
@@ -10,8 +10,8 @@ PYTHONS := streamer tests playbooks roles
 # ansible-lint looks for its companions there.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all vm arm64 lint fuzz image lab lab-down bench bench-check bench-fleet chaos power-cuts soak \
-  screenshots clean
+.PHONY: demo test test-all vm arm64 lint fuzz image lab lab-down bench bench-check bench-fleet chaos power-cuts reboots \
+  soak screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo          ## eight cameras, the hub and its page, in this terminal
@@ -67,6 +67,9 @@ chaos: $(VENV)/test         ## a fleet is hurt in every way there is, and the fr
 
 power-cuts: $(VENV)/test    ## a Pi's power is cut at every step of its deploy; half an hour, root on Debian
 	@$(BIN)/python -m tests.lab.power
+
+reboots: $(VENV)/test       ## hosts of the lab reboot, or lose their power, a hundred times; half an hour, root on Debian
+	@$(BIN)/python -m tests.lab.reboots
 
 soak: $(VENV)/test          ## ten million frames and ten thousand reconnects: does anything grow? half an hour
 	@$(BIN)/python -m tests.chaos.soak
