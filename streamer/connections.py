@@ -42,9 +42,9 @@ class Connections:
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = CONNECTIONS_MAX if most == resource.RLIM_INFINITY else min(CONNECTIONS_MAX, most // 2)
         self._open: dict[int, _Connection] = {}
-        # Of each address those that are not cut, the oldest first: thousands may come in a second.
-        self._kept: defaultdict[str | None, dict[int, _Connection]] = defaultdict(dict)
-        self._cut: set[int] = set()
+        # The same by address, the oldest first: thousands may come in a second.
+        self._of_address: defaultdict[str | None, dict[int, _Connection]] = defaultdict(dict)
+        self._cut: dict[int, str | None] = {}  # ended here, of which libzmq has not told yet: the address of each
         # What is still to be looked at, and what lies unfinished on those that were: how much, and where.
         self._unseen: list[tuple[int, _Connection]] = []
         self._unfinished: list[tuple[int, int, _Connection]] = []
@@ -56,29 +56,27 @@ class Connections:
         """
         self.ended(descriptor)  # should its end not have been told
         address = _ask(descriptor, _address)
-        self._open[descriptor] = self._kept[address][descriptor] = _Connection(address)
-        if len(self._open) - len(self._cut) <= self._most:
+        self._open[descriptor] = self._of_address[address][descriptor] = _Connection(address)
+        if len(self._open) <= self._most:
             return None
-        crowd = max(self._kept, key=lambda each: len(self._kept[each]))
-        kept = self._kept[crowd]
-        self._end(next((each for each in reversed(kept) if not kept[each].has_sent), next(reversed(kept))))
+        crowd = max(self._of_address, key=lambda each: len(self._of_address[each]))
+        theirs = self._of_address[crowd]
+        self._end(next((each for each in reversed(theirs) if not theirs[each].has_sent), next(reversed(theirs))))
         return crowd, f"of {self._most} connections it has most"
 
     def ended(self, descriptor: int) -> tuple[str | None, bool]:
         """Take note that a connection has ended; return whose it was, and whether it was ended here."""
-        connection = self._open.pop(descriptor, None)
-        is_ours = descriptor in self._cut
-        self._cut.discard(descriptor)
-        if connection is None:
-            return None, is_ours
-        if not is_ours:
-            self._forget(descriptor, connection.address)
-        return connection.address, is_ours
+        if descriptor in self._cut:
+            return self._cut.pop(descriptor), True
+        return self._forget(descriptor) if descriptor in self._open else None, False
 
-    def _forget(self, descriptor: int, address: str | None) -> None:
-        del self._kept[address][descriptor]
-        if not self._kept[address]:
-            del self._kept[address]
+    def _forget(self, descriptor: int) -> str | None:
+        """Return whose it was."""
+        address = self._open.pop(descriptor).address
+        del self._of_address[address][descriptor]
+        if not self._of_address[address]:
+            del self._of_address[address]
+        return address
 
     def heard(self, descriptor: int) -> bool:
         """Take note of a whole message; whether its connection is known: a message may be quicker than that news."""
@@ -97,7 +95,7 @@ class Connections:
             self._unseen, self._unfinished = list(self._open.items()), []
         at_once = max(_LOOKED_AT_ONCE, len(self._open) // 4)
         for descriptor, connection in self._unseen[:at_once]:
-            if self._open.get(descriptor) is not connection or descriptor in self._cut:
+            if self._open.get(descriptor) is not connection:
                 continue
             if connection.is_quiet and connection.address is not None:
                 received = _ask(descriptor, _received) or 0
@@ -113,14 +111,12 @@ class Connections:
             if total <= UNFINISHED_MAX_BYTES:
                 break
             total -= size
-            if self._open.get(descriptor) is connection and descriptor not in self._cut:
+            if self._open.get(descriptor) is connection:
                 self._end(descriptor)
                 yield connection.address, f"its message had no end after {size // 1_000_000} MB"
 
     def _end(self, descriptor: int) -> None:
-        self._cut.add(descriptor)
-        address = self._open[descriptor].address
-        self._forget(descriptor, address)
+        address = self._cut[descriptor] = self._forget(descriptor)
 
         def shut(connection: socket.socket) -> None:
             # Should libzmq have closed it in this moment, its number may be another's.
