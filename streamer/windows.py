@@ -205,9 +205,9 @@ class Windows(_Display):
         for name in self._pictures:
             if self._closing.was_seen(name) and not self._closing.is_away(name):
                 self._boxes[name] = _size(name) or self._boxes.get(name, (self._width, self._cell_height))
+        self._odd = {status.name: oddity(status) for status in statuses}
         for status in statuses:
             name = status.name
-            self._odd[name] = oddity(status)
             if status.state == State.GONE.value:
                 self._closing.forget(name)
                 self._coming.pop(name, None)
