@@ -33,6 +33,7 @@ from tests.bench.measure import (
     Part,
     Row,
     compare,
+    end_with_input,
     keep,
     percentiles,
     program,
@@ -259,18 +260,13 @@ def run(options: Options) -> list[Row]:
     return rows
 
 
-def _end_with_input() -> None:
-    sys.stdin.read()
-    os._exit(0)
-
-
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["serve"]:
             serve()
         case ["do", attack, port, page]:
             os.nice(19)
-            threading.Thread(target=_end_with_input, daemon=True).start()
+            threading.Thread(target=end_with_input, daemon=True).start()
             does: Any = ATTACKS[attack]
             does(int(port), int(page))
         case _:

@@ -27,7 +27,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from tests.bench import pictures
-from tests.bench.measure import RESULTS, percentiles
+from tests.bench.measure import RESULTS, end_with_input, percentiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -317,7 +317,7 @@ def send(kind: str, ports: list[int], cameras: int, fps: float, format_name: str
     for number in range(cameras):
         child = os.fork()
         if not child:
-            threading.Thread(target=_end_with_input, daemon=True).start()
+            threading.Thread(target=end_with_input, daemon=True).start()
             with contextlib.suppress(KeyboardInterrupt):
                 try:
                     play(kind, ports[number % len(ports)], number, fps, shown)
@@ -329,11 +329,6 @@ def send(kind: str, ports: list[int], cameras: int, fps: float, format_name: str
     sys.stdin.read()
     for child in children:
         os.waitpid(child, 0)
-
-
-def _end_with_input() -> None:
-    os.read(0, 1)
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -15,19 +15,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.conftest import until
 from tests.lab import card, lab, test_fleet
 from tests.lab.test_fleet import on
 
 HOST = "pi1"
-STREAMS_WITHIN_S = 30.0
 # After so long ext4 has written that a new file is there, and not yet what is in it.
 UNWRITTEN_S = 7.0
 
@@ -97,7 +94,7 @@ class Cuts:
         lab.start(HOST)
         if had:
             try:
-                until(lambda: streams(HOST), STREAMS_WITHIN_S)
+                test_fleet.all_live([HOST])
             except AssertionError:
                 row["broken"].append(f"does not stream: {on(HOST, 'journalctl -u streamer-sender -o cat | tail -n 3')}")
             row["runs"] = "old" if on(HOST, "readlink /opt/streamer/current") == had else "new"
@@ -109,15 +106,6 @@ class Cuts:
         if changed := done.changed[HOST]:
             row["broken"].append(f"the second deploy after it changed {changed}: {done.output}")
         return row
-
-
-def streams(name: str) -> bool:
-    """Whether the camera's frames go on now."""
-    rows = [test_fleet.table().get(name)]
-    time.sleep(0.3)
-    rows.append(test_fleet.table().get(name))
-    before, now = rows
-    return before is not None and now is not None and now["state"] == "LIVE" and now["frames"] > before["frames"]
 
 
 def run(cuts: Cuts, scenario: str) -> list[dict[str, Any]]:
