@@ -399,7 +399,8 @@ def test_an_outage_costs_no_busy_loop(situation: str, quick: None, monkeypatch: 
                 sender.send(picture(number))
         monkeypatch.setattr(Poller, "wait", count)
         time.sleep(0.6)  # what is measured
-        assert rounds <= 200  # a busy loop makes tens of thousands
+        # A busy loop makes tens of thousands. Behind a line connections come and go, each with some rounds: 12 to 78.
+        assert rounds <= (200 if situation == "line without a hub" else 50)
 
 
 def test_after_an_outage_the_newest_comes_first_and_nothing_is_replayed(hub: RawHub) -> None:
