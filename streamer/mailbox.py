@@ -59,7 +59,7 @@ class Mailbox(Generic[Item]):
         Returns:
             The item, or None when the time is over or the mailbox is closed.
         """
-        with self._changed:
+        with self._lock:
             if not self._slots and not self._closed and timeout_s != 0.0:
                 self._changed.wait_for(lambda: self._slots or self._closed, timeout_s)
             if not self._slots:

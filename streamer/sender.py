@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from streamer import clock, keys, wire
 from streamer.errors import CameraError, ConfigError, TransportError, WireError
@@ -41,17 +41,29 @@ _REMIND_S = 60.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Outgoing:
-    camera: str
+class _Outgoing(NamedTuple):
     payload: memoryview
     dtype: str | None
     shape: tuple[int, ...] | None
     captured_ns: int
     wall: clock.Offset  # how far the wall clock, by which it was captured, is ahead of the monotonic one
 
-    def header(self, extras: Mapping[str, object]) -> bytes:
-        return wire.make_header(self.camera, dtype=self.dtype, shape=self.shape, extras=extras)
+
+class _Headers:
+    """Writes the headers of one connection: what they all say once, and what each counts."""
+
+    def __init__(self, camera: str, extras: Mapping[str, object]) -> None:
+        self._camera = camera
+        self._extras = extras
+        self._form: tuple[str | None, tuple[int, ...] | None] = (None, None)
+        self._common = wire.make_header(camera, extras=extras)
+
+    def write(self, outgoing: _Outgoing, counts: Mapping[str, int]) -> bytes:
+        form = outgoing.dtype, outgoing.shape
+        if form != self._form:
+            self._form = form
+            self._common = wire.make_header(self._camera, dtype=form[0], shape=form[1], extras=self._extras)
+        return wire.add_counts(self._common, counts)
 
 
 @dataclass(frozen=True)
@@ -80,15 +92,13 @@ class SenderStatistics:
 class _Link:
     """One hub, and the requests in flight to it. Not locked: it belongs to the sender's thread."""
 
-    def __init__(
-        self, end: Requester, start: str, in_flight_limit: int, reply_timeout_s: float, extras: Mapping[str, object]
-    ) -> None:
+    def __init__(self, end: Requester, headers: _Headers, in_flight_limit: int, reply_timeout_s: float) -> None:
         self.end = end
         self.answered = 0
         self._in_flight_limit = in_flight_limit
         self._window = Window(in_flight_limit)
         self._reply_timeout_s = reply_timeout_s
-        self._extras = extras  # what every header says
+        self._headers = headers
         # The hub's wall clock against our monotonic one: a Pi is told the time some while after it has booted.
         self._hub_clock = clock.Estimate()
         self._moved = 0.0  # when a reply came, or the first request went out
@@ -98,7 +108,6 @@ class _Link:
         self._refused: bytes | None = None
         # Counted for each hub on its own, so that a frame sent to another is no loss to this one.
         self._seq = 0
-        self._start = start
 
     def usable(self) -> bool:
         """Whether the hub is there, as far as one can know; it may still have all the frames it may have."""
@@ -125,21 +134,13 @@ class _Link:
         return self._moved + self._reply_timeout_s if self._window.under_way else None
 
     def send(self, outgoing: _Outgoing, dropped: int, now: float) -> bool:
-        extras: dict[str, object] = {
-            "seq": self._seq,
-            "start": self._start,
-            "captured": outgoing.captured_ns,
-            "dropped": dropped,
-            "clock": True,
-            **self._extras,
-        }
-        hub = self._hub_clock.read(time.monotonic_ns())
-        if hub:
-            extras["offset"] = hub.ns - outgoing.wall.ns
-            extras["offset_error"] = hub.error_ns + outgoing.wall.error_ns
-        header = outgoing.header(extras)
+        counts = {"seq": self._seq, "captured": outgoing.captured_ns, "dropped": dropped}
         sent_ns = time.monotonic_ns()
-        if not self.end.send(header, outgoing.payload):
+        hub = self._hub_clock.read(sent_ns)
+        if hub:
+            counts["offset"] = hub.ns - outgoing.wall.ns
+            counts["offset_error"] = hub.error_ns + outgoing.wall.error_ns
+        if not self.end.send(self._headers.write(outgoing, counts), outgoing.payload):
             return False
         self._seq += 1
         if not self._window.under_way:
@@ -164,6 +165,8 @@ class _Link:
                 why = refused.removeprefix(wire.ERROR_PREFIX).decode(errors="replace")
                 _log.warning("%s refuses the frames: %s", self.end.endpoint, why)
             self._refused = refused
+            if not self._window.under_way:
+                return
 
     def due(self, now: float) -> bool:
         """Whether to start afresh: the connection has ended or the hub does not reply, and it has rested since."""
@@ -257,8 +260,8 @@ class Sender:
             start = wire.make_start()
             for number, (endpoint, hub_key) in enumerate(zip_longest(endpoints, hub_keys)):
                 requester = Requester(endpoint, pair, hub_key, _LOOK_S)
-                way = f"{start}.{number}" if number else start
-                self._links.append(_Link(requester, way, in_flight_limit, reply_timeout_s, self._extras))
+                extras = {"start": f"{start}.{number}" if number else start, "clock": True, **self._extras}
+                self._links.append(_Link(requester, _Headers(self.name, extras), in_flight_limit, reply_timeout_s))
             if publish:
                 self._publisher = Publisher(publish)
         except TransportError:
@@ -291,8 +294,8 @@ class Sender:
         captured_ns = captured_ns or wall_ns
         if hasattr(picture, "dtype"):
             payload, dtype, shape = wire.array_to_send(cast("npt.NDArray[Any]", picture))
-            return _Outgoing(self.name, payload, dtype, shape, captured_ns, wall)
-        return _Outgoing(self.name, wire.jpeg_to_send(picture), None, None, captured_ns, wall)
+            return _Outgoing(payload, dtype, shape, captured_ns, wall)
+        return _Outgoing(wire.jpeg_to_send(picture), None, None, captured_ns, wall)
 
     @property
     def statistics(self) -> SenderStatistics:
@@ -369,17 +372,21 @@ class Sender:
         chosen: _Link | None = None
         better: list[_Link] = []  # that have failed to reply
         looked = 0.0
+        has_received = False
         while not self._closing:
             now = self.turned = time.monotonic()
             if self._is_full and chosen and (self._source or self._mailbox):
                 chosen.want()
             self._is_full = False
             if chosen is self._links[0] and chosen.trusted and now - looked < _LOOK_S:
-                chosen.receive(now)
+                if not has_received:
+                    chosen.receive(now)
             else:
                 looked = now
                 chosen, better = self._choose(poller, now)
-            while chosen and chosen.has_room() and (outgoing := self._next()):
+            has_received = False
+            has_room = chosen is not None and chosen.has_room()
+            while chosen and has_room and (outgoing := self._next()):
                 # They get a copy, and are chosen again once they reply.
                 for link in better:
                     if link.has_room():
@@ -389,11 +396,13 @@ class Sender:
                 else:
                     self._unsent += 1
                     chosen = None
-            self._is_full = chosen is not None and not chosen.has_room()
+                has_room = chosen is not None and chosen.has_room()
+            self._is_full = chosen is not None and not has_room
             if chosen and self._is_full and not better:
                 if not chosen.trusted:
                     looked = 0.0  # if it replies now, that is to be told
                 chosen.receive(now, wait=True)
+                has_received = True
             elif self._wait(poller, now, for_hub=chosen is None and bool(self._source or self._mailbox)):
                 chosen = None
 
@@ -425,20 +434,18 @@ class Sender:
             Whether a hub may have left.
         """
         deadlines = [link.deadline for link in self._links]
-        soonest = min((deadline for deadline in deadlines if deadline and deadline > now), default=now + _IDLE_S)
-        for link in self._links:
-            poller.watch(link.end, writable=for_hub and not link.resting)
-        return poller.wait(min(_IDLE_S, soonest - now))
+        soonest = min((now + _IDLE_S, *(deadline for deadline in deadlines if deadline and deadline > now)))
+        return poller.wait(soonest - now, [link.end for link in self._links if for_hub and not link.resting])
 
     def _publish(self, publisher: Publisher) -> None:
         self._hub = publisher.endpoint
-        start, seq = wire.make_start(), 0
+        headers, seq = _Headers(self.name, {"start": wire.make_start(), **self._extras}), 0
         while not self._closing:
             outgoing = self._mailbox.take(_IDLE_S)
             now = self.turned = time.monotonic()
             if outgoing is not None:
-                counts = {"seq": seq, "start": start, "captured": outgoing.captured_ns, "dropped": self._dropped}
-                publisher.send(outgoing.header({**counts, **self._extras}), outgoing.payload)
+                counts = {"seq": seq, "captured": outgoing.captured_ns, "dropped": self._dropped}
+                publisher.send(headers.write(outgoing, counts), outgoing.payload)
                 self._count(outgoing, now)
                 seq += 1
 

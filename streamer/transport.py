@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import select
 import struct
 import threading
 import time
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _DONTWAIT = int(zmq.DONTWAIT)
 _MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
 _SRCFD = int(zmq.SRCFD)
-_POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
+_EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
 # Over this size a copy costs more than letting libzmq hold the buffer: glibc maps fresh pages for it.
 _COPY_MAX_BYTES = 128 * 1024
 _REPLY_MAX_BYTES = 64 * 1024
@@ -46,6 +47,7 @@ _NO_KEY = "-"  # what the door calls a peer without encryption
 _HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
+_ENDED = zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
 _CUTS = 5  # handshakes that end without a word, one after the other, before that means something
 _MAPPED = re.compile(r"\[::ffff:([\d.]+)\]")  # an IPv4 address as an IPv6 socket writes it
 _OPTIONS: dict[int, int] = {
@@ -132,6 +134,13 @@ def _key(part: zmq.Frame) -> str | None:
     """Return the key by which the door let the peer in that sent a part; None when it needed none."""
     key = str(part.get("User-Id"))
     return None if key == _NO_KEY else key
+
+
+def _monitor(socket: zmq.Socket[bytes], events: int, address: str | None = None) -> zmq.Socket[bytes]:
+    """Have a socket tell of its connections' events; to be called before it has any."""
+    monitor = socket.get_monitor_socket(events, address)
+    _option(monitor, _EVENTS)  # its descriptor tells nothing before it was first asked
+    return monitor
 
 
 def _event(monitor: zmq.Socket[bytes]) -> tuple[int, int]:
@@ -234,9 +243,8 @@ class Requester:
         options = {zmq.IMMEDIATE: 1, zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: _REPLY_MAX_BYTES}
         self.socket = _open(self.context, zmq.DEALER, {**options, zmq.RCVTIMEO: self._patience_ms, **self._curve})
         self._opened += 1
-        events = zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
         self._handshake_failed = False
-        self.monitor = self.socket.get_monitor_socket(events, f"inproc://left-{self._opened}")
+        self.monitor = _monitor(self.socket, _ENDED, f"inproc://left-{self._opened}")
         _connect(self.socket, self.endpoint)
 
     def reopen(self) -> None:
@@ -266,7 +274,7 @@ class Requester:
         security, libzmq does not connect again by itself: after True the socket is to be reopened.
         """
         left = False
-        while _option(self.monitor, zmq.EVENTS) & _POLLIN:
+        while _option(self.monitor, _EVENTS) & _POLLIN:
             event, value = _event(self.monitor)
             left = True
             if event != zmq.EVENT_DISCONNECTED:
@@ -293,7 +301,7 @@ class Requester:
 
     def connected(self) -> bool:
         """Whether a hub has completed the handshake on this socket, and still holds the connection."""
-        return bool(_option(self.socket, zmq.EVENTS) & _POLLOUT)
+        return bool(_option(self.socket, _EVENTS) & _POLLOUT)
 
     def send(self, header: bytes, payload: Buffer) -> bool:
         """Send a request without waiting; False when the hub is away."""
@@ -301,12 +309,15 @@ class Requester:
 
     def receive(self, *, wait: bool = False) -> bytes | None:
         """Return the next reply, or None when there is none now; with `wait`, when none comes in time."""
-        if wait:
-            with contextlib.suppress(zmq.Again):
-                return self.socket.recv_multipart()[-1]
-        if not _option(self.socket, zmq.EVENTS) & _POLLIN:  # an exception would take longer
+        if not wait and not _option(self.socket, _EVENTS) & _POLLIN:  # an exception would take longer
             return None
-        return self.socket.recv_multipart(_DONTWAIT)[-1]
+        try:
+            part = self.socket.recv(0 if wait else _DONTWAIT, copy=False)
+        except zmq.Again:
+            return None
+        while part.more:
+            part = self.socket.recv(_DONTWAIT, copy=False)
+        return part.bytes
 
     def ask(self, header: bytes, payload: Buffer) -> bytes:
         """Send a request and wait for its reply, as REQ does; when the hub leaves in between, ask the next that comes.
@@ -477,7 +488,7 @@ class _Door:
         if allowed is not None:
             self.requests = _open(context, zmq.REP, {})
             self.requests.bind("inproc://zeromq.zap.01")  # where libzmq asks
-        self.monitor = guarded.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED)
+        self.monitor = _monitor(guarded, zmq.EVENT_ACCEPTED | _ENDED)
         self._guarded = guarded
         self.connections = Connections()
         self._failed: str | None = None
@@ -485,7 +496,7 @@ class _Door:
     def answer(self) -> list[tuple[str | None, str]]:
         """Answer all that wait, and return the address of each that was kept out, if known, and why."""
         refused: list[tuple[str | None, str]] = []
-        while self.requests and self._allowed and _option(self.requests, zmq.EVENTS) & _POLLIN:
+        while self.requests and self._allowed and _option(self.requests, _EVENTS) & _POLLIN:
             version, number, domain, peer, _, mechanism, *credentials = self.requests.recv_multipart()
             if (domain, mechanism) == (_PLAIN, b"NULL"):
                 verdict = [b"200", b"", _NO_KEY.encode(), b""]
@@ -496,7 +507,7 @@ class _Door:
                 refused.append((peer.decode().removeprefix("::ffff:"), f"{key} is not in {self._allowed.path}"))
                 verdict = [b"400", b"", b"", b""]
             self.requests.send_multipart([version, number, *verdict])
-        while _option(self.monitor, zmq.EVENTS) & _POLLIN:
+        while _option(self.monitor, _EVENTS) & _POLLIN:
             event, value = _event(self.monitor)
             if event == zmq.EVENT_ACCEPTED:
                 if surplus := self.connections.began(value):
@@ -634,41 +645,58 @@ def out_of_step() -> zmq.ZMQError:
 
 
 class Poller:
-    """Waits until a socket can be read, or written, or somebody wakes the thread."""
+    """Waits until something happens on a socket, or somebody wakes the thread.
+
+    On libzmq's own descriptors (ZMQ_FD, zmq_getsockopt(3)), in one system call where zmq_poll takes a dozen. They tell
+    only of what is new since a socket's events were last asked for. So those are asked for before each wait, but for a
+    monitor's and a door's: nobody touches these without taking all that is there.
+    """
 
     def __init__(self, waker: Waker) -> None:
         self._waker = waker
-        self._poller = zmq.Poller()
-        self._poller.register(waker.fileno(), zmq.POLLIN)
-        self._monitors: set[Any] = set()
+        self._poll = select.poll()
+        self._poll.register(waker.fileno(), select.POLLIN)
+        self._ends: list[Requester | Replier | Subscriber] = []
+        self._monitors: set[int] = set()
 
-    def watch(self, end: Requester | Replier | Subscriber, *, writable: bool = False) -> None:
-        """Wake up when there is something to receive, a hub leaves or a peer waits at the door.
-
-        With `writable` also when a hub connects.
-        """
-        self._poller.register(end.socket, zmq.POLLIN | (zmq.POLLOUT if writable else 0))
+    def watch(self, end: Requester | Replier | Subscriber) -> None:
+        """Wake up when there is something to receive, a hub comes or leaves, or a peer waits at the door."""
+        self._ends.append(end)
+        for socket in _sockets(end):
+            self._poll.register(_option(socket, zmq.FD), select.POLLIN)
         if isinstance(end, Requester):
-            self._poller.register(end.monitor, zmq.POLLIN)
-            self._monitors.add(end.monitor)
-        elif isinstance(end, Replier) and end.door:
-            if end.door.requests:
-                self._poller.register(end.door.requests, zmq.POLLIN)
-            self._poller.register(end.door.monitor, zmq.POLLIN)
+            self._monitors.add(_option(end.monitor, zmq.FD))
 
     def forget(self, end: Requester) -> None:
         """No longer watch it; to be called before it is reopened."""
-        self._poller.unregister(end.socket)
-        self._poller.unregister(end.monitor)
-        self._monitors.discard(end.monitor)
+        self._ends.remove(end)
+        for socket in _sockets(end):
+            self._poll.unregister(_option(socket, zmq.FD))
+        self._monitors.discard(_option(end.monitor, zmq.FD))
 
-    def wait(self, timeout_s: float) -> bool:
+    def wait(self, timeout_s: float, for_hubs: Sequence[Requester] = ()) -> bool:
         """Wait for at most `timeout_s` seconds; wakes that came before are answered at once.
+
+        Args:
+            timeout_s: in seconds; less than 0 is 0.
+            for_hubs: ends of which one that can be sent to ends the wait too, not only when that is news.
 
         Returns:
             Whether a hub may have left.
         """
-        ready = [key for key, _ in self._poller.poll(max(0, round(timeout_s * 1000)))]
+        for end in self._ends:
+            if _option(end.socket, _EVENTS) & (_POLLIN | _POLLOUT if end in for_hubs else _POLLIN):
+                timeout_s = 0
+        ready = {descriptor for descriptor, _ in self._poll.poll(math.ceil(max(0.0, timeout_s) * 1000))}
         if self._waker.fileno() in ready:
             self._waker.clear()
         return not self._monitors.isdisjoint(ready)
+
+
+def _sockets(end: Requester | Replier | Subscriber) -> list[zmq.Socket[bytes]]:
+    """Return all by which an end has news."""
+    if isinstance(end, Requester):
+        return [end.socket, end.monitor]
+    if isinstance(end, Replier) and end.door:
+        return [end.socket, end.door.monitor, *([end.door.requests] if end.door.requests else [])]
+    return [end.socket]

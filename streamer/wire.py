@@ -121,6 +121,12 @@ def make_header(
     return packed
 
 
+def add_counts(header: bytes, counts: Mapping[str, int]) -> bytes:
+    """Add whole numbers to a header: what is new in each frame's, while the rest was written once."""
+    numbers = ",".join([f'"{key}":{count}' for key, count in counts.items()])
+    return b"%b,%b}" % (header[:-1], numbers.encode())
+
+
 def read_header(header: bytes) -> dict[str, Any]:
     """Parse a header; the whole JSON is read, since spacing and key order differ between imagezmq's peers.
 

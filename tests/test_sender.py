@@ -375,10 +375,10 @@ def test_an_outage_costs_no_busy_loop(situation: str, quick: None, monkeypatch: 
     rounds = 0
     wait = Poller.wait
 
-    def count(poller: Poller, timeout_s: float) -> None:
+    def count(poller: Poller, timeout_s: float, for_hubs: list[Requester]) -> bool:
         nonlocal rounds
         rounds += 1
-        wait(poller, timeout_s)
+        return wait(poller, timeout_s, for_hubs)
 
     with ExitStack() as stack:
         hubs = [stack.enter_context(RawHub()) for _ in range(2)]
@@ -456,8 +456,8 @@ def test_a_stranger_on_the_hubs_port_does_not_put_the_sender_off_for_good(quick:
             assert connection.recv(10)  # the greeting
             connection.sendall(rubbish)
     with sender, RawHub(endpoint) as hub:
-        sender.send(picture(3))
-        assert hub.answer() == 3
+        # One picture may still go the stranger's way: HTTP looks like a ZMTP peer of old.
+        send_until(sender, lambda: answer_all(hub) or sender.statistics.answered)
 
 
 def test_reply_that_is_too_large_does_not_put_the_sender_off(hub: RawHub, quick: None) -> None:

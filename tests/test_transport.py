@@ -247,13 +247,13 @@ def test_poller_notices_replies_hubs_that_come_and_hubs_that_leave(waker: Waker,
     requester, poller = Requester(hub.endpoint), Poller(waker)
     began = time.monotonic()
 
-    def wait(*, writable: bool = False) -> None:
-        poller.watch(requester, writable=writable)
-        poller.wait(WAIT_S)
+    def wait(*for_hubs: Requester) -> None:
+        poller.watch(requester)
+        poller.wait(WAIT_S, for_hubs)
         poller.forget(requester)
         assert time.monotonic() - began < WAIT_S
 
-    wait(writable=True)
+    wait(requester)
     assert requester.send(HEADER, JPEG)
     hub.answer()
     wait()
@@ -263,8 +263,20 @@ def test_poller_notices_replies_hubs_that_come_and_hubs_that_leave(waker: Waker,
     assert requester.left()
     requester.reopen()
     with RawHub(hub.endpoint):
-        wait(writable=True)
+        wait(requester)
         assert requester.connected()
+    requester.close()
+
+
+def test_poller_notices_a_hub_that_has_left_before_anybody_asked(waker: Waker, hub: RawHub) -> None:
+    requester, poller = Requester(hub.endpoint), Poller(waker)
+    until(requester.connected)
+    hub.close()
+    until(lambda: not requester.connected())
+    poller.watch(requester)
+    began = time.monotonic()
+    assert poller.wait(WAIT_S)
+    assert time.monotonic() - began < WAIT_S
     requester.close()
 
 
