@@ -59,7 +59,7 @@ _OPTIONS: dict[int, int] = {
     zmq.HANDSHAKE_IVL: 5000,
     zmq.CONNECT_TIMEOUT: 3000,
     zmq.RECONNECT_IVL: 100,
-    zmq.RECONNECT_IVL_MAX: 1000,
+    zmq.RECONNECT_IVL_MAX: 200,  # a hub that is back has its cameras within a third of a second
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 10,
     zmq.TCP_KEEPALIVE_INTVL: 5,
