@@ -26,6 +26,8 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _NO_FRAME_YET = frozenset({0x00, 0x01, *range(0xD0, 0xDB)})
 # Fill bytes included. A real picture has some ten, at worst a few hundred when it carries a large colour profile.
 _MARKERS_MAX = 1024
+_START_OF_SCAN = frozenset({0xDA})
+_SEQUENTIAL = (0xC0, 0xC1)
 # Ten bytes make a scan, and each scan goes over the whole picture. Real progressive pictures have some ten.
 _SCAN = re.compile(rb"\xff\xda")
 _SCANNED_PIXELS_MAX = 1_000_000_000
@@ -43,6 +45,14 @@ def jpeg_size(jpeg: bytes | memoryview) -> tuple[int, int]:
     Raises:
         CodecError: it has no frame header where the format wants one.
     """
+    at = _find(jpeg, _START_OF_FRAME)
+    if at is None:
+        raise CodecError("JPEG has no frame header")
+    return (jpeg[at + 7] << 8) | jpeg[at + 8], (jpeg[at + 5] << 8) | jpeg[at + 6]
+
+
+def _find(jpeg: bytes | memoryview, wanted: frozenset[int]) -> int | None:
+    """Return where the first segment with one of these markers begins; None when there is none where it belongs."""
     at, end = 2, len(jpeg)
     for _ in range(_MARKERS_MAX):
         if at + 9 > end or jpeg[at] != 0xFF:
@@ -51,12 +61,20 @@ def jpeg_size(jpeg: bytes | memoryview) -> tuple[int, int]:
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
-        if marker in _START_OF_FRAME:
-            return (jpeg[at + 7] << 8) | jpeg[at + 8], (jpeg[at + 5] << 8) | jpeg[at + 6]
+        if marker in wanted:
+            return at
         if marker in _NO_FRAME_YET:
             break
         at += 2 + ((jpeg[at + 2] << 8) | jpeg[at + 3])
-    raise CodecError("JPEG has no frame header")
+    return None
+
+
+def _scans(jpeg: bytes | memoryview) -> int:
+    """Count the scans that a decoder may go through, or more."""
+    frame, scan = _find(jpeg, _START_OF_FRAME), _find(jpeg, _START_OF_SCAN)
+    if frame and scan and jpeg[frame + 1] in _SEQUENTIAL and jpeg[frame + 9] == jpeg[scan + 4]:
+        return 1  # it has all components: decoders take no other
+    return len(_SCAN.findall(jpeg))  # 4 % of the time that a picture of one scan takes to decode
 
 
 class _Library(Protocol):
@@ -201,7 +219,7 @@ def decode_jpeg(jpeg: Buffer, at_least: tuple[int, int] | None = None) -> Image:
     library = _library()
     try:
         width, height = jpeg_size(memoryview(jpeg))
-        scans = len(_SCAN.findall(jpeg))
+        scans = _scans(memoryview(jpeg))
         if scans * width * height > _SCANNED_PIXELS_MAX:
             raise ValueError(f"{scans} scans of {width} x {height} pixels are too many")
         if at_least is not None and (width < 2 * at_least[0] or height < 2 * at_least[1]):

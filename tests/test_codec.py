@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,6 +207,22 @@ def test_the_image_has_the_size_of_the_frame_header(library: str, file: str) -> 
 def test_what_cannot_be_decoded(library: str, jpeg: bytes) -> None:
     with pytest.raises(CodecError, match=r"\AJPEG decoder: .+\Z"):
         codec.decode_jpeg(jpeg)
+
+
+def test_scans_without_end_are_refused_before_they_are_decoded(library: str) -> None:
+    """Each goes over the whole picture, and takes ten bytes."""
+    jpeg = (DATA / "progressive.jpg").read_bytes()
+    at = jpeg.index(b"\xff\xc2")
+    huge = jpeg[: at + 5] + struct.pack(">HH", 8000, 8000) + jpeg[at + 9 : -2]
+    with pytest.raises(CodecError, match=r"\AJPEG decoder: \d+ scans of 8000 x 8000 pixels are too many\Z"):
+        codec.decode_jpeg(huge + 16 * b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + b"\xff\xd9")
+
+
+def test_a_picture_of_one_scan_is_not_searched_for_more(library: str) -> None:
+    width, height = 4000, 3000
+    comment = b"\xff\xfe" + struct.pack(">H", 202) + 100 * b"\xff\xda"  # a hundred that are none
+    jpeg = codec.encode_jpeg(np.zeros((height, width), "uint8"), 85)
+    assert codec.decode_jpeg(jpeg[:2] + comment + jpeg[2:]).shape == (height, width, 3)
 
 
 def test_simplejpeg_is_preferred_since_it_notices_damage() -> None:
