@@ -512,6 +512,31 @@ def test_secrets_are_not_committed() -> None:
     assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("127.0.0.1\tlocalhost\n127.0.1.1\traspberrypi old\n127.0.1.10 other\n", ["localhost", "127.0.1.10 other"]),
+        ("127.0.0.1 localhost", ["localhost"]),
+        ("", []),
+    ],
+)
+def test_a_host_is_found_by_both_names_while_it_is_renamed(tmp_path: Path, before: str, after: list[str]) -> None:
+    (tmp_path / "hosts").write_text(before)
+    hostname = tmp_path / "hostname.sh"
+    hostname.write_text(f"#!/bin/sh\ncp {tmp_path}/hosts {tmp_path}/meanwhile\n")
+    hostname.chmod(0o755)
+    script = (ROOT / "roles/node/files/rename.sh").read_text()
+    script = script.replace("/etc/", f"{tmp_path}/").replace('\nhostname "', f'\n{hostname} "')
+    subprocess.run(["sh", "-c", script, "rename", "pi3"], check=True)
+    here = Path("/proc/sys/kernel/hostname").read_text().strip()
+    for file, names in (("meanwhile", f"pi3 {here}"), ("hosts", "pi3")):
+        *others, last = (tmp_path / file).read_text().splitlines()
+        assert last == f"127.0.1.1 {names}"
+        assert [line.removeprefix("127.0.0.1").strip() for line in others] == after
+    assert (tmp_path / "hostname").read_text() == "pi3\n"
+    assert (tmp_path / "hosts").stat().st_mode & 0o777 == 0o644
+
+
 @pytest.mark.parametrize("script", list(ROOT.glob("roles/*/files/*.sh")), ids=str)
 def test_shell_scripts_parse(script: Path) -> None:
     subprocess.run(["sh", "-n", script], check=True)

@@ -1,0 +1,17 @@
+# Gives the host its name. Argument: the name.
+set -eu
+
+enter() {
+  { grep -vs '^127\.0\.1\.1[[:space:]]' /etc/hosts || :; echo "127.0.1.1 $*"; } >/etc/hosts.new
+  chmod 644 /etc/hosts.new
+  # Onto the card first: after a power cut there must not be an empty one.
+  sync /etc/hosts.new
+  mv /etc/hosts.new /etc/hosts
+}
+
+# sudo looks its host up and stalls on a name that /etc/hosts lacks: hosts first, with both names until it is renamed.
+enter "$1 $(cat /proc/sys/kernel/hostname)"
+echo "$1" >/etc/hostname
+# Not by systemd-hostnamed, which a busy host may take half a minute to start.
+hostname "$1"
+enter "$1"
