@@ -218,9 +218,11 @@ def edited(place: Path, *, without: str = "", **groups: dict[str, dict[str, Any]
     return place
 
 
-def test_check_mode_on_blank_hosts_changes_nothing() -> None:
-    deploy("--check", "--diff")
+def test_check_mode_on_blank_hosts_says_what_would_change_and_changes_nothing() -> None:
+    done = deploy("--check", "--diff")
     for host in HOSTS:
+        assert f"raspberrypi -> {host}\n" in done.output
+        assert re.search(rf"\[{host}\].*\n.*no release -> \S+\.py\d+\n", done.output), done.output
         assert on(host, "hostname; ls -d /opt/streamer /etc/streamer 2>/dev/null || true") == "raspberrypi"
 
 
