@@ -385,8 +385,7 @@ class Sender:
                 looked = now
                 chosen, better = self._choose(poller, now)
             has_received = False
-            has_room = chosen is not None and chosen.has_room()
-            while chosen and has_room and (outgoing := self._next()):
+            while chosen and (has_room := chosen.has_room()) and (outgoing := self._next()):
                 # They get a copy, and are chosen again once they reply.
                 for link in better:
                     if link.has_room():
@@ -396,7 +395,6 @@ class Sender:
                 else:
                     self._unsent += 1
                     chosen = None
-                has_room = chosen is not None and chosen.has_room()
             self._is_full = chosen is not None and not has_room
             if chosen and self._is_full and not better:
                 if not chosen.trusted:

@@ -312,12 +312,9 @@ class Requester:
         if not wait and not _option(self.socket, _EVENTS) & _POLLIN:  # an exception would take longer
             return None
         try:
-            part = self.socket.recv(0 if wait else _DONTWAIT, copy=False)
+            return _receive_parts(self.socket, wait=wait)[-1].bytes
         except zmq.Again:
             return None
-        while part.more:
-            part = self.socket.recv(_DONTWAIT, copy=False)
-        return part.bytes
 
     def ask(self, header: bytes, payload: Buffer) -> bytes:
         """Send a request and wait for its reply, as REQ does; when the hub leaves in between, ask the next that comes.
@@ -605,13 +602,13 @@ class Subscriber:
         self.context.term()
 
 
-def _receive_parts(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
-    """Receive the rest of a message without copying; parts beyond those that any message has are dropped.
+def _receive_parts(socket: zmq.Socket[bytes], *, wait: bool = False) -> list[zmq.Frame]:
+    """Receive a message, or the rest of one, without copying; parts beyond those that any message has are dropped.
 
     Raises:
-        zmq.Again: none is there; never in the middle of a message.
+        zmq.Again: none is there, or with `wait` none comes in time; never in the middle of a message.
     """
-    part = socket.recv(_DONTWAIT, copy=False)
+    part = socket.recv(0 if wait else _DONTWAIT, copy=False)
     parts = [part]
     while part.more:
         part = socket.recv(_DONTWAIT, copy=False)
