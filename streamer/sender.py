@@ -148,25 +148,33 @@ class _Link:
         self._window.sent(sent_ns)
         return True
 
-    def receive(self, now: float, *, wait: bool = False) -> None:
-        """Take the replies that are there, or wait for one for a moment: each is the credit for one more frame."""
-        while (reply := self.end.receive(wait=wait)) is not None:
-            wait = False
-            received_ns = time.monotonic_ns()
-            sent_ns = self._window.answered(received_ns)
-            stamp_ns = wire.read_stamp(reply)
-            if sent_ns is not None and stamp_ns is not None:
-                self._hub_clock.add(sent_ns, stamp_ns, received_ns)
-            self._moved = now
-            self._resume = self._backoff_s = 0.0
-            self.answered += 1
-            refused = reply if reply.startswith(wire.ERROR_PREFIX) else None
-            if refused and refused != self._refused:
-                why = refused.removeprefix(wire.ERROR_PREFIX).decode(errors="replace")
-                _log.warning("%s refuses the frames: %s", self.end.endpoint, why)
-            self._refused = refused
+    def receive(self, now: float) -> None:
+        """Take the replies that are there: each is the credit for one more frame."""
+        while (reply := self.end.receive()) is not None:
+            self._take(reply, now)
             if not self._window.under_way:
                 return
+
+    def wait(self, now: float) -> None:
+        """Wait for one reply for a moment: whether more are there costs as much to ask as all the rest of it."""
+        reply = self.end.receive(wait=True)
+        if reply is not None:
+            self._take(reply, now)
+
+    def _take(self, reply: bytes, now: float) -> None:
+        received_ns = time.monotonic_ns()
+        sent_ns = self._window.answered(received_ns)
+        stamp_ns = wire.read_stamp(reply)
+        if sent_ns is not None and stamp_ns is not None:
+            self._hub_clock.add(sent_ns, stamp_ns, received_ns)
+        self._moved = now
+        self._resume = self._backoff_s = 0.0
+        self.answered += 1
+        refused = reply if reply.startswith(wire.ERROR_PREFIX) else None
+        if refused and refused != self._refused:
+            why = refused.removeprefix(wire.ERROR_PREFIX).decode(errors="replace")
+            _log.warning("%s refuses the frames: %s", self.end.endpoint, why)
+        self._refused = refused
 
     def due(self, now: float) -> bool:
         """Whether to start afresh: the connection has ended or the hub does not reply, and it has rested since."""
@@ -399,7 +407,7 @@ class Sender:
             if chosen and self._is_full and not better:
                 if not chosen.trusted:
                     looked = 0.0  # if it replies now, that is to be told
-                chosen.receive(now, wait=True)
+                chosen.wait(now)
                 has_received = True
             elif self._wait(poller, now, for_hub=chosen is None and bool(self._source or self._mailbox)):
                 chosen = None

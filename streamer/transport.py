@@ -36,7 +36,7 @@ _MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
 _SRCFD = int(zmq.SRCFD)
 _EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
 # Over this size a copy costs more than letting libzmq hold the buffer: glibc maps fresh pages for it.
-_COPY_MAX_BYTES = 128 * 1024
+_COPY_MAX_BYTES = 512 * 1024
 _REPLY_MAX_BYTES = 64 * 1024
 _MEMORY_KEPT_BYTES = 8 * 1024 * 1024  # by the allocator, for the next frames
 _PARTS_MAX = 8

@@ -19,8 +19,10 @@ SMALLEST = 2  # one on its way there, one reply on its way back; 1 only while th
 # Of the requests that were under way together, those that queued: below the first it may grow, above the other it
 # shrinks.
 _QUEUED_LOW, _QUEUED_HIGH = 0.75, 1.5
-# A queue so short that nobody would see it is worth it: on a quick link programs take longer than the way does.
-_QUEUE_SHORT_NS = 2_000_000
+# On a quick link programs take longer than the way does. There a few keep all of them busy, and more would only fall
+# out of the processors' caches: one for each thread that a frame passes, two in a sender and two in a hub.
+_QUICK_NS = 2_000_000
+_QUICK_SIZE = 4
 # A way may become longer for good: its quickest round trip is history, unless others came within an eighth of it.
 FORGET_NS = 30_000_000_000
 # Sooner by a window that is at its smallest all the same: there a way that has become longer costs the most, and one
@@ -56,16 +58,17 @@ class Window:
 
     def has_room(self, now_ns: int) -> bool:
         """Whether one more may be sent."""
-        return len(self._under_way) < self.size(now_ns)
+        under_way = len(self._under_way)
+        return under_way < self._size and (not under_way or not self._is_old(now_ns))
 
     def size(self, now_ns: int) -> int:
         """Return how many may be under way: 1 while a request is awaited that had the way to itself, to measure it."""
-        return 1 if self._quickest_ns is not None and self._is_old(now_ns) else self._size
+        return 1 if self._is_old(now_ns) else self._size
 
     def _is_old(self, now_ns: int) -> bool:
         """Whether the quickest round trip is history."""
         forget_ns = FORGET_NS if self._size > SMALLEST else FORGET_SMALLEST_NS
-        return now_ns - self._quickest_at_ns > forget_ns
+        return self._quickest_ns is not None and now_ns - self._quickest_at_ns > forget_ns
 
     def want(self) -> None:
         """Take note that there was something to send and no room for it."""
@@ -98,9 +101,11 @@ class Window:
         queued = together * queue_ns / took_ns
         if not self._wanting:
             size = min(self._size, self._most + 1)
-        elif queued < _QUEUED_LOW or queue_ns < _QUEUE_SHORT_NS / 2:
+        elif took_ns < _QUICK_NS:
+            size = self._size + 1 if self._size < _QUICK_SIZE else max(_QUICK_SIZE, self._size - 1)
+        elif queued < _QUEUED_LOW:
             size = self._size + 1
-        elif queued > _QUEUED_HIGH and queue_ns > _QUEUE_SHORT_NS:
+        elif queued > _QUEUED_HIGH:
             size = self._size - 1
         else:
             return

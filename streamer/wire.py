@@ -21,6 +21,7 @@ import json
 import math
 import os
 import re
+from functools import lru_cache
 from json.scanner import make_scanner
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,6 +32,7 @@ from streamer.frame import Frame
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     import numpy.typing as npt
     from typing_extensions import Buffer
 
@@ -220,8 +222,13 @@ def array_to_send(array: npt.NDArray[Any]) -> tuple[memoryview, str, tuple[int, 
     """
     if not array.flags.c_contiguous:
         array = array.copy()
-    dtype, shape = check_array({"dtype": str(array.dtype), "shape": list(array.shape)}, array.nbytes)
+    dtype, shape = _form(array.dtype, array.shape)
     return memoryview(cast("Buffer", array)), dtype, shape
+
+
+@lru_cache  # a camera's pictures are all alike, and to ask numpy for a dtype's name takes longer than the rest
+def _form(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    return check_array({"dtype": str(dtype), "shape": list(shape)}, math.prod(shape) * dtype.itemsize)
 
 
 def jpeg_to_send(jpeg: Buffer) -> memoryview:
