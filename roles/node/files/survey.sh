@@ -62,8 +62,6 @@ echo "firewall=$firewall"
 
 # role streamer
 
-# A venv dies with the Python that made it: Bookworm -> Trixie must make a new one.
-echo "python=$(/usr/bin/python3 -c 'import sys; print("py%d%d" % sys.version_info[:2])')"
 echo "groups=$(id -nG streamer 2>/dev/null)"
 # The groups that own camera devices. Not every image has both.
 echo "device_groups=$(getent group video render | cut -d: -f1 | xargs)"
@@ -72,13 +70,6 @@ echo "device_groups=$(getent group video render | cut -d: -f1 | xargs)"
 echo "release_free=$(df -m --output=avail "${opt:-/opt}" | tail -n 1 | xargs)"
 [ -d /etc/streamer ] && etc=there
 echo "etc=${etc:-missing}"
-if cd /opt/streamer 2>/dev/null; then
-  echo "current=$(basename "$(readlink current)")"
-  echo "history=$(cat history 2>/dev/null)"
-  echo "releases=$(ls releases 2>/dev/null | xargs)"
-  echo "complete=$(ls releases/*/.complete 2>/dev/null | cut -d/ -f2 | xargs)"
-  echo "ran=$(ls -d releases/*/ran 2>/dev/null | cut -d/ -f2 | xargs)"
-fi
 
 # roles sender and hub
 

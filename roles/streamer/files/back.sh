@@ -1,4 +1,5 @@
-# Goes back to a release, with the settings that each service last came up with there. Arguments: the release, the units.
+# Goes back to a release, with the settings that each service last came up with there, and restarts the services.
+# Arguments: the release, the units.
 set -eu
 release=$1
 shift
@@ -16,3 +17,6 @@ for unit; do
   done
 done
 sync -f /opt/streamer /etc/streamer
+systemctl daemon-reload
+# Each is Type=notify: this waits until all work, and fails when one does not.
+systemctl restart "$@"
