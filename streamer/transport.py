@@ -35,7 +35,7 @@ _DONTWAIT = int(zmq.DONTWAIT)
 _MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
 _SRCFD = int(zmq.SRCFD)
 _EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
-# Over this size a copy costs more than letting libzmq hold the buffer: glibc maps fresh pages for it.
+# Over this size a copy costs more than lending libzmq the buffer, which a thread of pyzmq's, in Python, takes back.
 _COPY_MAX_BYTES = 512 * 1024
 _REPLY_MAX_BYTES = 64 * 1024
 _MEMORY_KEPT_BYTES = 8 * 1024 * 1024  # by the allocator, for the next frames

@@ -7,6 +7,9 @@ longer it has queued. While pictures wait for room and next to nothing queues, t
 queues, it shrinks. While none waits, it is what was needed and one more: on a quick link two, so that a hub that stalls
 holds two old frames, not ten.
 
+Vegas is unfair to who came first: who comes later measures the others' queue as the quickest round trip. On a quick
+link, where this would matter most since no wire divides it, the window therefore goes by the round trip alone.
+
 Why not the wanted rate times the quickest round trip: a program that sends as fast as it can has no wanted rate, and
 where the bytes do not fit, that window would stand full for good.
 """
@@ -19,8 +22,8 @@ SMALLEST = 2  # one on its way there, one reply on its way back; 1 only while th
 # Of the requests that were under way together, those that queued: below the first it may grow, above the other it
 # shrinks.
 _QUEUED_LOW, _QUEUED_HIGH = 0.75, 1.5
-# On a quick link programs take longer than the way does. There a few keep all of them busy, and more would only fall
-# out of the processors' caches: one for each thread that a frame passes, two in a sender and two in a hub.
+# On a quick link programs take longer than the way does. One frame for each thread that it passes, two in a sender and
+# two in a hub, keeps them all busy; more would only fall out of the processors' caches.
 _QUICK_NS = 2_000_000
 _QUICK_SIZE = 4
 # A way may become longer for good: its quickest round trip is history, unless others came within an eighth of it.

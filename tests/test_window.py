@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections import deque
 from typing import TYPE_CHECKING
@@ -165,6 +166,30 @@ def test_at_full_speed_the_queue_stays_short() -> None:
     link = Link(0, MS // 5, MS // 10)
     assert link.run(5 * S) == pytest.approx(10_000, rel=0.01)
     assert max(link.ages_ns) < 10 * MS
+
+
+@pytest.mark.parametrize("frame_us", [25, 40, 55])
+def test_senders_that_share_a_quick_hub_get_the_same_share(frame_us: int) -> None:
+    # Each has measured its way while the others' frames queued, and some had it worse.
+    dice = random.Random(1)
+    now_ns, free_ns, number = S, 0, 0
+    windows = [Window(8) for _ in range(8)]
+    taken = [0] * len(windows)
+    replies: list[tuple[int, int, int]] = []  # when each comes, in which order it was sent, to whom
+    asking = range(len(windows))
+    while now_ns < 4 * S:
+        for sender in asking:
+            while windows[sender].has_room(now_ns):
+                windows[sender].sent(now_ns)
+                free_ns = max(free_ns, now_ns + MS // 20) + round(1000 * frame_us * dice.uniform(0.7, 1.3))
+                number += 1
+                heapq.heappush(replies, (free_ns + round(MS / 20 * dice.uniform(0.8, 2)), number, sender))
+            windows[sender].want()
+        now_ns, _, sender = heapq.heappop(replies)
+        windows[sender].answered(now_ns)
+        taken[sender] += now_ns > 2 * S
+        asking = range(sender, sender + 1)
+    assert sum(taken) ** 2 / len(taken) / sum(each**2 for each in taken) >= 0.99  # Jain's index
 
 
 def test_a_reply_that_nobody_waits_for_is_none_s() -> None:

@@ -36,18 +36,19 @@ if TYPE_CHECKING:
 
 WARM_UP_S = 0.5
 PEERS = ("imagezmq", "imagezmq-pub", "netgear", "netgear-pub")
+BARE = ("bare", "bare-replies")
 FOOTAGE = "640x480 q95"
 RAW = "640x480 raw"
 CURVE = ("streamer-curve",) if importlib.util.find_spec("streamer.keys") else ()
 # Format, cameras, frames a second (0: flat out), how the hub's frames are used, kinds.
 LOADS: list[tuple[str, int, int, str, tuple[str, ...]]] = [
-    (FOOTAGE, 1, 0, "keep", ("streamer", *PEERS, "bare")),
-    (FOOTAGE, 8, 0, "keep", ("streamer", *PEERS, "bare")),
-    ("320x240 q80", 8, 0, "keep", ("streamer", "imagezmq", "bare")),
-    ("1280x720 q85", 8, 0, "keep", ("streamer", "imagezmq", "bare")),
-    (RAW, 1, 0, "keep", ("streamer", "imagezmq", "bare")),
-    (RAW, 8, 0, "keep", ("streamer", "imagezmq", "bare")),
-    (FOOTAGE, 8, 30, "take", ("streamer", *CURVE, *PEERS, "bare")),
+    (FOOTAGE, 1, 0, "keep", ("streamer", *PEERS, *BARE)),
+    (FOOTAGE, 8, 0, "keep", ("streamer", *PEERS, *BARE)),
+    ("320x240 q80", 8, 0, "keep", ("streamer", "imagezmq", *BARE)),
+    ("1280x720 q85", 8, 0, "keep", ("streamer", "imagezmq", *BARE)),
+    (RAW, 1, 0, "keep", ("streamer", "imagezmq", *BARE)),
+    (RAW, 8, 0, "keep", ("streamer", "imagezmq", *BARE)),
+    (FOOTAGE, 8, 30, "take", ("streamer", *CURVE, *PEERS, *BARE)),
 ]
 
 
@@ -144,6 +145,9 @@ def rows_of(done: list[Measurement]) -> list[Row]:
             {field: values(load, kind, field) for field in ("fps", "hub_us", "fairness")}
             for kind in ("streamer", "imagezmq", "bare")
         )
+        for field, what in (("fps", "frames/s"), ("hub_us", "hub CPU a frame")):
+            floor = [mine / other for mine, other in zip(values(load, BARE[1], field), stock[field], strict=True)]
+            rows.append(Row(load, f"{TITLES[BARE[1]]}: {what}", f"{spread(floor, 2)} x imagezmq's"))
         if fps:
             ages = {kind: [each.age_ms for each in done if (each.load, each.kind) == (load, kind)] for kind in kinds}
             for kind in kinds:

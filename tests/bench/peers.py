@@ -6,6 +6,7 @@
     netgear        vidgear's NetGear, REQ/REP, with a port for each camera as its multi-server mode wants it
     netgear-pub    the same, PUB/SUB
     bare           the floor: a ROUTER in a loop that only receives, and DEALERs that only send
+    bare-replies   the floor of request and reply: the same, and each frame is replied to, with four under way
 
 Each hub keeps the newest picture of each camera, as it came. NetGear's own JPEG compression is off, since the pictures
 are JPEGs already. All libraries are used as PyPI has them.
@@ -40,10 +41,12 @@ TITLES = {
     "netgear": "NetGear REQ/REP",
     "netgear-pub": "NetGear PUB/SUB",
     "bare": "bare ROUTER loop",
+    "bare-replies": "bare ROUTER loop that replies",
 }
 PORT_EACH = ("imagezmq-pub", "netgear", "netgear-pub")
 BARE_HWM = 8
-COPY_MAX_BYTES = 1 << 17  # from there on libzmq is lent the buffer: see streamer.transport
+BARE_WINDOW = 4
+COPY_MAX_BYTES = 1 << 19  # from there on libzmq is lent the buffer: see streamer.transport
 KEYS = RESULTS / "keys"
 LOOK_S = 0.1
 LOOK_AT = 64
@@ -69,8 +72,8 @@ def make_keys(cameras: int) -> None:
 
 def take(kind: str, ports: list[int], *, raw: bool) -> Iterator[tuple[str, int, Any]]:
     """Receive as a program written for that library does: the camera's name, when it was captured, its picture."""
-    if kind == "bare":
-        return _take_bare(ports[0])
+    if kind.startswith("bare"):
+        return _take_bare(ports[0], replies=kind == "bare-replies")
     if kind.startswith("netgear"):
         return _take_netgear(kind, ports)
     return _take_imagezmq(kind, ports, raw=raw)
@@ -110,14 +113,16 @@ def _netgear(kind: str, port: Any, *, receive_mode: bool) -> Any:
     return NetGear("127.0.0.1", port, "tcp", pattern, receive_mode=receive_mode, **options)
 
 
-def _take_bare(port: int) -> Iterator[tuple[str, int, Any]]:
+def _take_bare(port: int, *, replies: bool) -> Iterator[tuple[str, int, Any]]:
     import zmq
 
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.setsockopt(zmq.RCVHWM, BARE_HWM)
         router.bind(f"tcp://127.0.0.1:{port}")
         while True:
-            _, header, payload = router.recv_multipart(copy=False)
+            route, *_, header, payload = router.recv_multipart(copy=False)
+            if replies:
+                router.send_multipart([route.bytes, b"", b"OK"])
             name, _, captured_ns = header.bytes.partition(b" ")
             yield name.decode(), int(captured_ns), payload
 
@@ -240,16 +245,24 @@ def sender(kind: str, port: int, name: str, source: Callable[[], Any] | None = N
     Args:
         source: for this package's, which asks it for pictures whenever it can send one.
     """
-    if kind == "bare":
+    if kind.startswith("bare"):
         import zmq
 
         dealer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         dealer.setsockopt(zmq.SNDHWM, BARE_HWM)
         dealer.connect(f"tcp://127.0.0.1:{port}")
 
+        empty = [b""] if kind == "bare-replies" else []
+        under_way = 0
+
         def send_bare(picture: Any, captured_ns: int) -> None:
+            nonlocal under_way
             header = b"%b %d" % (name.encode(), captured_ns)
-            dealer.send_multipart([header, picture], copy=memoryview(picture).nbytes < COPY_MAX_BYTES)
+            dealer.send_multipart([*empty, header, picture], copy=memoryview(picture).nbytes < COPY_MAX_BYTES)
+            under_way += kind == "bare-replies"
+            if under_way == BARE_WINDOW:
+                dealer.recv_multipart()
+                under_way -= 1
 
         return send_bare
     if kind.startswith("netgear"):

@@ -24,6 +24,7 @@ COLOURS = {
     "netgear": "#009E73",
     "netgear-pub": "#CC79A7",
     "bare": "#777777",
+    "bare-replies": "#BBBBBB",
 }
 SIZE_IN = (8.2, 3.4)
 DPI = 110
