@@ -46,7 +46,9 @@ TITLES = {
 PORT_EACH = ("imagezmq-pub", "netgear", "netgear-pub")
 BARE_HWM = 8
 BARE_WINDOW = 4
-COPY_MAX_BYTES = 1 << 19  # from there on libzmq is lent the buffer: see streamer.transport
+# As streamer.transport has them: from the first on libzmq is lent the buffer; the other is the memory that is kept.
+COPY_MAX_BYTES = 1 << 19
+KEPT_BYTES = 1 << 22
 KEYS = RESULTS / "keys"
 LOOK_S = 0.1
 LOOK_AT = 64
@@ -116,6 +118,7 @@ def _netgear(kind: str, port: Any, *, receive_mode: bool) -> Any:
 def _take_bare(port: int, *, replies: bool) -> Iterator[tuple[str, int, Any]]:
     import zmq
 
+    bytes(KEPT_BYTES)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.setsockopt(zmq.RCVHWM, BARE_HWM)
         router.bind(f"tcp://127.0.0.1:{port}")
@@ -248,6 +251,7 @@ def sender(kind: str, port: int, name: str, source: Callable[[], Any] | None = N
     if kind.startswith("bare"):
         import zmq
 
+        bytes(KEPT_BYTES)
         dealer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         dealer.setsockopt(zmq.SNDHWM, BARE_HWM)
         dealer.connect(f"tcp://127.0.0.1:{port}")
