@@ -57,19 +57,20 @@ class Estimate:
             received_ns: when the reply came, by our clock.
         """
         new = measure(sent_ns, stamp_ns, received_ns)
-        kept = self.read(received_ns)
-        if (
-            kept is None
-            or new.error_ns <= kept.error_ns
-            or abs(new.ns - kept.ns) > new.error_ns + kept.error_ns  # it has stepped
-            or received_ns - self._measured_ns > KEEP_NS
-        ):
-            self._best, self._measured_ns = new, sent_ns
+        if self._best is not None and received_ns - self._measured_ns <= KEEP_NS:
+            kept_ns, error_ns = self._best
+            error_ns += self._drift_ns(received_ns)
+            has_stepped = abs(new.ns - kept_ns) > new.error_ns + error_ns
+            if new.error_ns > error_ns and not has_stepped:
+                return
+        self._best, self._measured_ns = new, sent_ns
 
     def read(self, now_ns: int) -> Offset | None:
         """Return the estimate as it stands at `now_ns` by our clock; None before the first measurement."""
         if self._best is None:
             return None
         offset_ns, error_ns = self._best
-        drift_ns = (now_ns - self._measured_ns) * DRIFT_PPM // 1_000_000 + 1  # rounded up
-        return Offset(offset_ns, error_ns + drift_ns)
+        return Offset(offset_ns, error_ns + self._drift_ns(now_ns))
+
+    def _drift_ns(self, now_ns: int) -> int:
+        return (now_ns - self._measured_ns) * DRIFT_PPM // 1_000_000 + 1  # rounded up

@@ -58,12 +58,12 @@ class _Headers:
         self._form: tuple[str | None, tuple[int, ...] | None] = (None, None)
         self._common = wire.make_header(camera, extras=extras)
 
-    def write(self, outgoing: _Outgoing, counts: Mapping[str, int]) -> bytes:
+    def write(self, outgoing: _Outgoing, seq: int, dropped: int, offset: clock.Offset | None) -> bytes:
         form = outgoing.dtype, outgoing.shape
         if form != self._form:
             self._form = form
             self._common = wire.make_header(self._camera, dtype=form[0], shape=form[1], extras=self._extras)
-        return wire.add_counts(self._common, counts)
+        return wire.add_counts(self._common, seq, outgoing.captured_ns, dropped, offset)
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,10 @@ class _Link:
         return self._moved + self._reply_timeout_s if self._window.under_way else None
 
     def send(self, outgoing: _Outgoing, dropped: int, now: float) -> bool:
-        counts = {"seq": self._seq, "captured": outgoing.captured_ns, "dropped": dropped}
         sent_ns = time.monotonic_ns()
-        hub = self._hub_clock.read(sent_ns)
-        if hub:
-            counts["offset"] = hub.ns - outgoing.wall.ns
-            counts["offset_error"] = hub.error_ns + outgoing.wall.error_ns
-        if not self.end.send(self._headers.write(outgoing, counts), outgoing.payload):
+        hub, wall = self._hub_clock.read(sent_ns), outgoing.wall
+        offset = clock.Offset(hub.ns - wall.ns, hub.error_ns + wall.error_ns) if hub else None
+        if not self.end.send(self._headers.write(outgoing, self._seq, dropped, offset), outgoing.payload):
             return False
         self._seq += 1
         if not self._window.under_way:
@@ -450,8 +447,7 @@ class Sender:
             outgoing = self._mailbox.take(_IDLE_S)
             now = self.turned = time.monotonic()
             if outgoing is not None:
-                counts = {"seq": seq, "captured": outgoing.captured_ns, "dropped": self._dropped}
-                publisher.send(headers.write(outgoing, counts), outgoing.payload)
+                publisher.send(headers.write(outgoing, seq, self._dropped, None), outgoing.payload)
                 self._count(outgoing, now)
                 seq += 1
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Buffer
 
+    from streamer.clock import Offset
+
 HEADER_MAX_BYTES = 4 * 1024
 PAYLOAD_MAX_BYTES = 32 * 1024 * 1024
 PIXELS_MAX = 64_000_000
@@ -123,10 +125,10 @@ def make_header(
     return packed
 
 
-def add_counts(header: bytes, counts: Mapping[str, int]) -> bytes:
-    """Add whole numbers to a header: what is new in each frame's, while the rest was written once."""
-    numbers = ",".join([f'"{key}":{count}' for key, count in counts.items()])
-    return b"%b,%b}" % (header[:-1], numbers.encode())
+def add_counts(header: bytes, seq: int, captured_ns: int, dropped: int, offset: Offset | None) -> bytes:
+    """Add to a header what is new in each frame's, while the rest was written once."""
+    counts = b'%b,"seq":%d,"captured":%d,"dropped":%d' % (header[:-1], seq, captured_ns, dropped)
+    return b'%b,"offset":%d,"offset_error":%d}' % (counts, *offset) if offset else counts + b"}"
 
 
 def read_header(header: bytes) -> dict[str, Any]:
