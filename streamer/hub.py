@@ -17,7 +17,7 @@ from streamer.errors import ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
 from streamer.presence import Change, NameTakenError, Presence, State
 from streamer.refusals import Refusals
-from streamer.transport import Poller, Replier, Subscriber, Waker
+from streamer.transport import Poller, Replier, Subscriber, Waker, share_interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 
 class Hub:
     """Receives from any number of senders, ours and stock imagezmq ones, on one port.
+
+    It has a thread of its own. So that no other holds it up, threads of the process give way to each other after 0.1 ms
+    from now on (`sys.setswitchinterval`).
 
     Args:
         bind: where senders connect to, `tcp://*:PORT`; None to only subscribe.
@@ -92,6 +95,7 @@ class Hub:
             self._close_ends()
             raise
         self._waker = Waker()
+        share_interpreter()
         self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
         self._thread.start()
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from streamer import clock, keys, wire
 from streamer.errors import CameraError, ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
-from streamer.transport import Poller, Publisher, Requester, Waker
+from streamer.transport import Poller, Publisher, Requester, Waker, share_interpreter
 from streamer.window import Window
 
 if TYPE_CHECKING:
@@ -194,6 +194,9 @@ class _Link:
 class Sender:
     """Sends pictures to a hub, newest first, and never makes the caller wait.
 
+    It has a thread of its own. So that no other holds it up, threads of the process give way to each other after 0.1 ms
+    from now on (`sys.setswitchinterval`).
+
     Args:
         hubs: one endpoint or several, `tcp://HOST:PORT`; frames go to the first in the list that answers.
         name: the camera's name; by default this host's.
@@ -273,6 +276,7 @@ class Sender:
             self._close_ends()
             self._waker.close()
             raise
+        share_interpreter()
         self._thread = threading.Thread(target=self._run, name=f"sender-{self.name}", daemon=True)
         self._thread.start()
 

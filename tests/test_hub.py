@@ -26,7 +26,7 @@ from streamer.hub import Hub
 from streamer.presence import CAMERAS_MAX
 from streamer.sender import Sender
 from tests.conftest import HubClock, Keys, until
-from tests.peers import JPEG, LOCAL, WAIT_S, header, picture, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, picture, raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,6 +54,27 @@ def send(peer: zmq.Socket[bytes], name: str, value: int | None = None) -> None:
     fields = {} if value is None else {"dtype": "uint8", "shape": [2, 2]}
     peer.send_multipart([header(name, **fields), JPEG if value is None else picture(value).tobytes()])
     assert peer.recv_multipart() == [b"OK"]
+
+
+BUSY_HUB = """
+import sys, time
+from streamer import Hub
+
+def compute(for_s):
+    end = time.monotonic() + for_s
+    while time.monotonic() < end:
+        pass
+
+with Hub("tcp://127.0.0.1:*") as hub:
+    print(hub.endpoint, flush=True)
+    while not hub.cameras():
+        time.sleep(0.01)
+    for work in (time.sleep, compute):
+        before = hub.cameras()[0].frames
+        work(1)
+        print(hub.cameras()[0].frames - before, flush=True)
+    sys.stdin.read()
+"""
 
 
 def states(hub: Hub) -> dict[str, str]:
@@ -722,3 +743,12 @@ def test_replies_overtake_nobody_when_many_peers_send_at_once(hub: Hub) -> None:
             replies = [peer.recv_multipart() for _ in range(20)]
             assert [reply[0] for reply in replies] == [b""] * 20
             assert [reply[1][:3] for reply in replies] == [b"OK", b"ERR"] * 10
+
+
+def test_program_that_computes_does_not_hold_the_cameras_up() -> None:
+    # In a process of its own: it must be the hub that sees to that. The interpreter's default is one frame in 35 ms.
+    with Program("-c", BUSY_HUB) as program, raw(zmq.REQ, connect=program.line(0)) as peer:
+        while len(program.lines) < 3:
+            send(peer, "pi1")
+        waiting, computing = map(int, program.lines[1:])
+    assert computing > waiting / 25

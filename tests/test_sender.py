@@ -428,6 +428,33 @@ while True:
 """
 
 
+BUSY_SENDER = """
+import sys, time
+from streamer import Sender
+from tests.peers import JPEG
+
+def compute(for_s):
+    end = time.monotonic() + for_s
+    while time.monotonic() < end:
+        pass
+
+with Sender(sys.argv[1], "pi1", source=lambda: JPEG) as sender:
+    while not sender.statistics.answered:
+        time.sleep(0.01)
+    for work in (time.sleep, compute):
+        before = sender.statistics.answered
+        work(1)
+        print(sender.statistics.answered - before, flush=True)
+"""
+
+
+def test_a_program_that_computes_does_not_hold_its_camera_up() -> None:
+    # In a process of its own: it must be the sender that sees to that. The interpreter's default is a frame in 35 ms.
+    with Hub(LOCAL) as hub, Program("-c", BUSY_SENDER, str(hub.endpoint)) as program:
+        waiting, computing = int(program.line(0)), int(program.line(1))
+    assert computing > waiting / 25
+
+
 def test_a_hub_process_that_was_stopped_gets_at_most_the_window_of_stale_frames() -> None:
     with Program("-c", HUB_PROGRAM) as program, Sender(program.line(0), "pi1", reply_timeout_s=0.3) as sender:
         sender.send(picture(1))

@@ -159,8 +159,9 @@ def hub(kind: str, ports: list[int], cameras: int, how: str, work_s: float, *, r
     """Be a hub, which tells when it has had all cameras, and what it takes between `begin` and `end`.
 
     Args:
-        how: `keep` leaves this package's frames in the hub, whose table counts them; `take` hands each to this program.
-        work_s: that the program needs for each frame, in seconds, without using the processor.
+        how: `keep` leaves this package's frames in the hub, whose table counts them; `take` hands each to this program;
+            so does `compute`.
+        work_s: that the program needs for each frame, in seconds; it waits so long, or with `compute` it computes.
     """
     records = [Record()]
     stall_s = [0.0]
@@ -215,7 +216,10 @@ def hub(kind: str, ports: list[int], cameras: int, how: str, work_s: float, *, r
             if len(seen) == cameras:
                 print("all", flush=True)
         if work_s or stall_s[0]:
-            time.sleep(work_s + stall_s[0])
+            done_s = time.thread_time() + (work_s if how == "compute" else 0)
+            while time.thread_time() < done_s:
+                pass
+            time.sleep(stall_s[0] + (0 if how == "compute" else work_s))
             stall_s[0] = 0.0
     print("ended", flush=True)  # NetGear gives up
 

@@ -1,7 +1,8 @@
 """Old pictures: `python -m tests.bench.stall [--rounds N] [--seconds S]`.
 
 A program that reads stops for 5 s, once, or the whole process of its hub does, as in a machine that swaps; and a
-program that takes 10 ms for each frame of eight cameras, so that it gets 100 frames a second of 240.
+program that takes 10 ms for each frame of eight cameras, so that it gets 100 frames a second of 240: it waits so long,
+as for a disk, or computes, in Python.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Measurement:
     """Ages of what a program gets, in ms.
 
     Attributes:
-        work: `program stalls`, `process stalls`, `slow program`.
+        work: `program stalls`, `process stalls`, `slow program`, `busy program`.
         oldest_ms: of all frames.
         old: how many of them came that were older than a frame in order.
         age_ms: 50th, 95th and 99th percentile.
@@ -80,11 +81,11 @@ def measurement(work: str, kind: str, over_time: list[list[float]], age_ms: list
     )
 
 
-def slow(kind: str, seconds: float) -> Measurement:
+def slow(work: str, kind: str, seconds: float) -> Measurement:
     """Let a program take its time for each frame of eight cameras."""
-    with running(kind, 8, FPS, work_s=WORK_S) as (hub, _):
+    with running(kind, 8, FPS, how="compute" if work == "busy program" else "take", work_s=WORK_S) as (hub, _):
         (seen,) = record([hub], seconds + 2)
-    return measurement("slow program", kind, seen["over_time"], seen["age_ms"])
+    return measurement(work, kind, seen["over_time"], seen["age_ms"])
 
 
 def run(options: Options) -> list[Row]:
@@ -95,9 +96,10 @@ def run(options: Options) -> list[Row]:
         for work in ("program stalls", "process stalls"):
             progress(f"round {number + 1} of {options.rounds}: {work}")
             done += stall(work, options.seconds)
-        for kind in KINDS:
-            progress(f"round {number + 1} of {options.rounds}: slow program: {TITLES[kind]}")
-            done.append(slow(kind, options.seconds))
+        for work in ("slow program", "busy program"):
+            for kind in KINDS:
+                progress(f"round {number + 1} of {options.rounds}: {work}: {TITLES[kind]}")
+                done.append(slow(work, kind, options.seconds))
     rows: list[Row] = []
     for short, work in (
         ("program stalls", f"the program that reads stalls for {STALL_S:g} s, {FPS} frames/s"),
@@ -112,16 +114,19 @@ def run(options: Options) -> list[Row]:
             else:
                 rows.append(Row(work, what, f"{spread(old, 0)} frames"))
             rows.append(Row(work, "  the oldest of all", f"{median(each.oldest_ms for each in those) / 1000:.2f} s"))
-    work = f"eight cameras, {FPS} frames/s each, the program takes {1000 * WORK_S:g} ms a frame"
-    for kind in KINDS:
-        those = [each for each in done if (each.work, each.kind) == ("slow program", kind)]
-        what = f"{TITLES[kind]}: age of what it takes, p95"
-        p95 = [each.age_ms[1] for each in those]
-        if kind == "streamer":
-            rows.append(judge(work, what, p95, "<= 35", "ms"))
-        else:
-            growth = median(grows(each.over_time) for each in those)
-            rows.append(Row(work, what, f"{spread(p95, 0)} ms, grows by {growth:.2f} s a second"))
+    for short, work in (
+        ("slow program", f"eight cameras, {FPS} frames/s each, the program takes {1000 * WORK_S:g} ms a frame"),
+        ("busy program", f"eight cameras, {FPS} frames/s each, the program computes {1000 * WORK_S:g} ms a frame"),
+    ):
+        for kind in KINDS:
+            those = [each for each in done if (each.work, each.kind) == (short, kind)]
+            what = f"{TITLES[kind]}: age of what it takes, p95"
+            p95 = [each.age_ms[1] for each in those]
+            if kind == "streamer":
+                rows.append(judge(work, what, p95, "<= 35", "ms"))
+            else:
+                growth = median(grows(each.over_time) for each in those)
+                rows.append(Row(work, what, f"{spread(p95, 0)} ms, grows by {growth:.2f} s a second"))
     keep("stall", options, done, rows)
     return rows
 
