@@ -61,8 +61,7 @@ class Window:
 
     def has_room(self, now_ns: int) -> bool:
         """Whether one more may be sent."""
-        under_way = len(self._under_way)
-        return under_way < self._size and (not under_way or not self._is_old(now_ns))
+        return len(self._under_way) < self.size(now_ns)
 
     def size(self, now_ns: int) -> int:
         """Return how many may be under way: 1 while a request is awaited that had the way to itself, to measure it."""

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,13 @@ def picture(value: int, side: int = 2) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def header(message: object = "pi1", **fields: object) -> bytes:
     """Write a header as a stock sender does."""
     return json.dumps({"msg": message, **fields}).encode()
+
+
+def compute(for_s: float) -> None:
+    """Compute in Python for so many seconds, as a program that gives no other thread of its process a chance."""
+    end = time.monotonic() + for_s
+    while time.monotonic() < end:
+        pass
 
 
 class Program:

@@ -59,11 +59,7 @@ def send(peer: zmq.Socket[bytes], name: str, value: int | None = None) -> None:
 BUSY_HUB = """
 import sys, time
 from streamer import Hub
-
-def compute(for_s):
-    end = time.monotonic() + for_s
-    while time.monotonic() < end:
-        pass
+from tests.peers import compute
 
 with Hub("tcp://127.0.0.1:*") as hub:
     print(hub.endpoint, flush=True)

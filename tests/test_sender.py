@@ -431,12 +431,7 @@ while True:
 BUSY_SENDER = """
 import sys, time
 from streamer import Sender
-from tests.peers import JPEG
-
-def compute(for_s):
-    end = time.monotonic() + for_s
-    while time.monotonic() < end:
-        pass
+from tests.peers import JPEG, compute
 
 with Sender(sys.argv[1], "pi1", source=lambda: JPEG) as sender:
     while not sender.statistics.answered:

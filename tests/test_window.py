@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from streamer.window import FORGET_NS, FORGET_SMALLEST_NS, SMALLEST, Window
+from tests.bench.measure import jain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,7 +190,7 @@ def test_senders_that_share_a_quick_hub_get_the_same_share(frame_us: int) -> Non
         windows[sender].answered(now_ns)
         taken[sender] += now_ns > 2 * S
         asking = range(sender, sender + 1)
-    assert sum(taken) ** 2 / len(taken) / sum(each**2 for each in taken) >= 0.99  # Jain's index
+    assert jain(taken) >= 0.99
 
 
 def test_a_reply_that_nobody_waits_for_is_none_s() -> None:

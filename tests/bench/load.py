@@ -27,6 +27,7 @@ from tests.bench.measure import (
     keep,
     program,
     progress,
+    ratios,
     spread,
 )
 from tests.bench.peers import TITLES, make_keys, ports_of
@@ -146,8 +147,8 @@ def rows_of(done: list[Measurement]) -> list[Row]:
             for kind in ("streamer", "imagezmq", "bare")
         )
         for field, what in (("fps", "frames/s"), ("hub_us", "hub CPU a frame")):
-            floor = [mine / other for mine, other in zip(values(load, BARE[1], field), stock[field], strict=True)]
-            rows.append(Row(load, f"{TITLES[BARE[1]]}: {what}", f"{spread(floor, 2)} x imagezmq's"))
+            floor = ratios(values(load, "bare-replies", field), stock[field])
+            rows.append(Row(load, f"{TITLES['bare-replies']}: {what}", f"{spread(floor, 2)} x imagezmq's"))
         if fps:
             ages = {kind: [each.age_ms for each in done if (each.load, each.kind) == (load, kind)] for kind in kinds}
             for kind in kinds:

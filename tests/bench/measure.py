@@ -181,6 +181,11 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Divide the values of each round by those of others in the same round."""
+    return [mine / other if other else float("inf") for mine, other in zip(ours, theirs, strict=True)]
+
+
 def compare(  # noqa: PLR0917 - in the order in which the row reads
     work: str, what: str, ours: Sequence[float], theirs: Sequence[float], aim: str, whose: str
 ) -> Row:
@@ -191,8 +196,7 @@ def compare(  # noqa: PLR0917 - in the order in which the row reads
         theirs: of the same rounds.
         whose: theirs are, in words.
     """
-    ratios = [mine / other if other else float("inf") for mine, other in zip(ours, theirs, strict=True)]
-    return judge(work, what, ratios, aim, f"x {whose}", 2)
+    return judge(work, what, ratios(ours, theirs), aim, f"x {whose}", 2)
 
 
 def judge(  # noqa: PLR0917 - in the order in which the row reads

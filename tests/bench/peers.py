@@ -215,11 +215,12 @@ def hub(kind: str, ports: list[int], cameras: int, how: str, work_s: float, *, r
             seen.add(name)
             if len(seen) == cameras:
                 print("all", flush=True)
-        if work_s or stall_s[0]:
-            done_s = time.thread_time() + (work_s if how == "compute" else 0)
+        if how == "compute":
+            done_s = time.thread_time() + work_s
             while time.thread_time() < done_s:
                 pass
-            time.sleep(stall_s[0] + (0 if how == "compute" else work_s))
+        elif work_s or stall_s[0]:
+            time.sleep(work_s + stall_s[0])
             stall_s[0] = 0.0
     print("ended", flush=True)  # NetGear gives up
 
@@ -260,14 +261,15 @@ def sender(kind: str, port: int, name: str, source: Callable[[], Any] | None = N
         dealer.setsockopt(zmq.SNDHWM, BARE_HWM)
         dealer.connect(f"tcp://127.0.0.1:{port}")
 
-        empty = [b""] if kind == "bare-replies" else []
+        replies = kind == "bare-replies"
+        delimiter = [b""] if replies else []
         under_way = 0
 
         def send_bare(picture: Any, captured_ns: int) -> None:
             nonlocal under_way
             header = b"%b %d" % (name.encode(), captured_ns)
-            dealer.send_multipart([*empty, header, picture], copy=memoryview(picture).nbytes < COPY_MAX_BYTES)
-            under_way += kind == "bare-replies"
+            dealer.send_multipart([*delimiter, header, picture], copy=memoryview(picture).nbytes < COPY_MAX_BYTES)
+            under_way += replies
             if under_way == BARE_WINDOW:
                 dealer.recv_multipart()
                 under_way -= 1
