@@ -16,7 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from streamer import clock, keys, wire
+from streamer import clock, codec, keys, wire
 from streamer.errors import CameraError, ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
 from streamer.transport import Poller, Publisher, Requester, Waker, share_interpreter
@@ -46,7 +46,7 @@ class _Outgoing(NamedTuple):
     dtype: str | None
     shape: tuple[int, ...] | None
     captured_ns: int
-    wall: clock.Offset  # how far the wall clock, by which it was captured, is ahead of the monotonic one
+    wall: tuple[int, int]  # the Offset of the wall clock, by which it was captured, from the monotonic one
 
 
 class _Headers:
@@ -58,7 +58,7 @@ class _Headers:
         self._form: tuple[str | None, tuple[int, ...] | None] = (None, None)
         self._common = wire.make_header(camera, extras=extras)
 
-    def write(self, outgoing: _Outgoing, seq: int, dropped: int, offset: clock.Offset | None) -> bytes:
+    def write(self, outgoing: _Outgoing, seq: int, dropped: int, offset: tuple[int, int] | None) -> bytes:
         form = outgoing.dtype, outgoing.shape
         if form != self._form:
             self._form = form
@@ -135,8 +135,8 @@ class _Link:
 
     def send(self, outgoing: _Outgoing, dropped: int, now: float) -> bool:
         sent_ns = time.monotonic_ns()
-        hub, wall = self._hub_clock.read(sent_ns), outgoing.wall
-        offset = clock.Offset(hub.ns - wall.ns, hub.error_ns + wall.error_ns) if hub else None
+        hub, (wall_ns, error_ns) = self._hub_clock.read(sent_ns), outgoing.wall
+        offset = (hub.ns - wall_ns, hub.error_ns + error_ns) if hub else None
         if not self.end.send(self._headers.write(outgoing, self._seq, dropped, offset), outgoing.payload):
             return False
         self._seq += 1
@@ -252,6 +252,7 @@ class Sender:
         self._reply_timeout_s = reply_timeout_s
         self._waker = Waker()
         self._mailbox: Mailbox[_Outgoing] = Mailbox(on_ready=None if publish else self._wake)
+        self._sizes = codec.JpegSizes()
         self._is_full = False  # as much is under way as may be: no picture need wake the thread, only a reply
         self._closing = False
         self._failure: Exception | None = None
@@ -304,7 +305,7 @@ class Sender:
         if hasattr(picture, "dtype"):
             payload, dtype, shape = wire.array_to_send(cast("npt.NDArray[Any]", picture))
             return _Outgoing(payload, dtype, shape, captured_ns, wall)
-        return _Outgoing(wire.jpeg_to_send(picture), None, None, captured_ns, wall)
+        return _Outgoing(wire.jpeg_to_send(picture, self._sizes.read), None, None, captured_ns, wall)
 
     @property
     def statistics(self) -> SenderStatistics:

@@ -30,13 +30,14 @@ from streamer.errors import CodecError, WireError
 from streamer.frame import Frame
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     import numpy.typing as npt
     from typing_extensions import Buffer
 
-    from streamer.clock import Offset
+    _ReadSize = Callable[[bytes | memoryview], tuple[int, int]]
+
 
 HEADER_MAX_BYTES = 4 * 1024
 PAYLOAD_MAX_BYTES = 32 * 1024 * 1024
@@ -65,6 +66,14 @@ _write_json = json.JSONEncoder(separators=(",", ":")).encode
 _INT_MAX = 2**63 - 1
 _INT_DIGITS = len(str(_INT_MAX))
 _DIMENSIONS_MAX = 8
+# What `add_counts` adds, as far as its numbers are under the limit for sure.
+_FIRST_COUNT = b',"seq":'
+_COUNTS = re.compile(
+    rb',"seq":(N),"captured":(N),"dropped":(N)(?:,"offset":(-?N),"offset_error":(N))?}'.replace(
+        b"N", rb"(?:0|[1-9][0-9]{0,17}|[1-8][0-9]{18})"
+    )
+)
+_COMMON_KEPT = 1024  # of as many senders as a hub has cameras
 
 
 def is_camera_name(text: object) -> bool:
@@ -125,8 +134,8 @@ def make_header(
     return packed
 
 
-def add_counts(header: bytes, seq: int, captured_ns: int, dropped: int, offset: Offset | None) -> bytes:
-    """Add to a header what is new in each frame's, while the rest was written once."""
+def add_counts(header: bytes, seq: int, captured_ns: int, dropped: int, offset: tuple[int, int] | None) -> bytes:
+    """Add to a header what is new in each frame's, while the rest was written once; `offset` is (ns, error_ns)."""
     counts = b'%b,"seq":%d,"captured":%d,"dropped":%d' % (header[:-1], seq, captured_ns, dropped)
     return b'%b,"offset":%d,"offset_error":%d}' % (counts, *offset) if offset else counts + b"}"
 
@@ -166,6 +175,12 @@ def check_array(fields: Mapping[str, Any], length: int) -> tuple[str, tuple[int,
     Raises:
         WireError: the fields have wrong types, or do not add up to `length`.
     """
+    dtype, shape = _read_form(fields)
+    _check_form(dtype, shape, length)
+    return dtype, shape
+
+
+def _read_form(fields: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
     dtype, shape = fields["dtype"], fields["shape"]
     if not isinstance(dtype, str):
         raise WireError("dtype is no string")
@@ -173,15 +188,22 @@ def check_array(fields: Mapping[str, Any], length: int) -> tuple[str, tuple[int,
         raise WireError(f"shape is no list of 1 to {_DIMENSIONS_MAX} sizes")
     if not all(type(size) is int and 0 < size <= PAYLOAD_MAX_BYTES for size in shape):
         raise WireError("shape has a size that is no positive integer")
+    return dtype, tuple(shape)
+
+
+def _check_form(dtype: str, shape: tuple[int, ...], length: int) -> None:
     expected = math.prod(shape) * item_bytes(dtype)
     if expected != length:
         raise WireError(f"dtype and shape make {expected} bytes, the payload has {length}")
     check_length(length)
-    return dtype, tuple(shape)
 
 
-def check_jpeg(payload: bytes | memoryview) -> tuple[int, int]:
+def check_jpeg(payload: bytes | memoryview, read_size: _ReadSize = codec.jpeg_size) -> tuple[int, int]:
     """Check that a payload starts and ends as a JPEG, and that its length and size are sane.
+
+    Args:
+        payload: one byte an item.
+        read_size: reads its width and height, or raises CodecError; that of a `codec.JpegSizes` where many are alike.
 
     Returns:
         (width, height) in pixels.
@@ -193,7 +215,7 @@ def check_jpeg(payload: bytes | memoryview) -> tuple[int, int]:
     if len(payload) < 4 or payload[0] != 0xFF or payload[1] != 0xD8 or payload[-2] != 0xFF or payload[-1] != 0xD9:
         raise WireError("payload is no whole JPEG: it must start with FF D8 and end with FF D9")
     try:
-        width, height = codec.jpeg_size(payload)
+        width, height = read_size(payload)
     except CodecError as error:
         raise WireError(str(error)) from error
     if not width * height:
@@ -233,14 +255,14 @@ def _form(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[str, tuple[int,
     return check_array({"dtype": str(dtype), "shape": list(shape)}, math.prod(shape) * dtype.itemsize)
 
 
-def jpeg_to_send(jpeg: Buffer) -> memoryview:
-    """Return a view of a JPEG that may be sent.
+def jpeg_to_send(jpeg: Buffer, read_size: _ReadSize = codec.jpeg_size) -> memoryview:
+    """Return a view of a JPEG that may be sent; `read_size` is that of `check_jpeg`.
 
     Raises:
         WireError: it is too large, or no JPEG.
     """
     payload = memoryview(jpeg).cast("B")
-    check_jpeg(payload)
+    check_jpeg(payload, read_size)
     return payload
 
 
@@ -264,6 +286,46 @@ def parse(header: bytes, payload: bytes | memoryview, received_ns: int) -> Frame
     Raises:
         WireError: any rule of the format or limit is broken; the text says which.
     """
+    attributes, read_size = _read_attributes(header)
+    dtype, shape = attributes["dtype"], attributes["shape"]
+    if dtype is None:
+        attributes["width"], attributes["height"] = check_jpeg(payload, read_size)
+    else:
+        _check_form(dtype, shape, len(payload))
+        attributes["height"], attributes["width"] = shape[:2]
+    attributes["payload"] = payload
+    attributes["received_ns"] = received_ns
+    return Frame.of(attributes)
+
+
+def _read_attributes(header: bytes) -> tuple[dict[str, Any], _ReadSize]:
+    """Read the attributes of a Frame that its header gives, and how the size of its JPEG is read.
+
+    What `add_counts` wrote is read each time; the rest, which all headers of a sender have, the first time.
+    """
+    at = header.rfind(_FIRST_COUNT)
+    counts = _COUNTS.fullmatch(header, at) if at >= 0 and len(header) <= HEADER_MAX_BYTES else None
+    if counts is None:
+        return _read_whole(header), codec.jpeg_size
+    try:
+        common, sizes = _read_common(header[:at])
+    except WireError:  # which says what is wrong with a part
+        return _read_whole(header), codec.jpeg_size
+    attributes = common.copy()
+    seq, captured, dropped, offset, offset_error = counts.groups()
+    attributes["seq"], attributes["captured_ns"], attributes["dropped"] = int(seq), int(captured), int(dropped)
+    if offset:
+        attributes["offset_ns"], attributes["offset_error_ns"] = int(offset), int(offset_error)
+    return attributes, sizes.read
+
+
+@lru_cache(_COMMON_KEPT)
+def _read_common(header: bytes) -> tuple[dict[str, Any], codec.JpegSizes]:
+    """Read a header without its end: an object, if it is closed here, and what comes then are more of its members."""
+    return _read_whole(header + b"}"), codec.JpegSizes()
+
+
+def _read_whole(header: bytes) -> dict[str, Any]:
     fields = read_header(header)
     camera = fields["msg"]
     if not is_camera_name(camera):
@@ -271,12 +333,9 @@ def parse(header: bytes, payload: bytes | memoryview, received_ns: int) -> Frame
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
     if "dtype" in fields:
-        dtype, shape = check_array(fields, len(payload))
+        dtype, shape = _read_form(fields)
         if len(shape) not in (2, 3):
             raise WireError(f"an image has 2 or 3 dimensions, this array has {len(shape)}")
-        height, width = shape[0], shape[1]
-    else:
-        width, height = check_jpeg(payload)
     start = fields.get("start")
     if start is not None and not is_camera_name(start):
         raise WireError("start must be 1 to 64 of A-Z a-z 0-9 . _ -")
@@ -296,26 +355,20 @@ def parse(header: bytes, payload: bytes | memoryview, received_ns: int) -> Frame
     offset_error_ns = _count(fields, "offset_error")
     if (offset_ns is None) != (offset_error_ns is None):
         raise WireError("header has only one of 'offset' and 'offset_error'")
-    return Frame.of(
-        {
-            "camera": camera,
-            "payload": payload,
-            "width": width,
-            "height": height,
-            "received_ns": received_ns,
-            "dtype": dtype,
-            "shape": shape,
-            "seq": _count(fields, "seq"),
-            "start": start,
-            "captured_ns": _count(fields, "captured"),
-            "dropped": _count(fields, "dropped"),
-            "every_s": every_s,
-            "release": release,
-            "offset_ns": offset_ns,
-            "offset_error_ns": offset_error_ns,
-            "wants_clock": wants_clock,
-        }
-    )
+    return {
+        "camera": camera,
+        "dtype": dtype,
+        "shape": shape,
+        "seq": _count(fields, "seq"),
+        "start": start,
+        "captured_ns": _count(fields, "captured"),
+        "dropped": _count(fields, "dropped"),
+        "every_s": every_s,
+        "release": release,
+        "offset_ns": offset_ns,
+        "offset_error_ns": offset_error_ns,
+        "wants_clock": wants_clock,
+    }
 
 
 def reply_to(frame: Frame) -> bytes:

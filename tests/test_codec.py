@@ -4,6 +4,7 @@ import struct
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -105,6 +106,47 @@ def test_a_picture_with_a_large_profile_has_a_size() -> None:
     jpeg = (DATA / "colour.jpg").read_bytes()
     profile = b"\xff\xe2\xff\xff" + bytes(65533)
     assert codec.jpeg_size(jpeg[:2] + 255 * profile + jpeg[2:]) == (24, 16)
+
+
+def test_size_of_a_picture_that_begins_as_the_last_is_the_lasts() -> None:
+    small, large = (DATA / "colour.jpg").read_bytes(), (DATA / "huge.jpg").read_bytes()
+    sizes = codec.JpegSizes()
+    with mock.patch.object(codec, "_find", wraps=codec._find) as read:
+        assert [sizes.read(memoryview(jpeg)) for jpeg in (small, small + b"other", large, small)] == [
+            (24, 16),
+            (24, 16),
+            (8001, 8000),
+            (24, 16),
+        ]
+    assert read.call_count == 3
+
+
+@pytest.mark.parametrize("before", ["colour.jpg", "progressive.jpg", "turned.jpg"])
+def test_size_of_a_picture_that_begins_almost_as_the_last(before: str) -> None:
+    jpeg = (DATA / before).read_bytes()
+    frame = codec._find(jpeg, codec._START_OF_FRAME)
+    assert frame
+    for at in range(2, frame + 9):
+        other = jpeg[:at] + bytes([jpeg[at] ^ 1]) + jpeg[at + 1 :]
+        sizes = codec.JpegSizes()
+        sizes.read(jpeg)
+        try:
+            expected = codec.jpeg_size(other)
+        except CodecError:
+            with pytest.raises(CodecError):
+                sizes.read(other)
+        else:
+            assert sizes.read(other) == expected
+        assert sizes.read(jpeg) == (24, 16)
+
+
+def test_a_long_beginning_is_not_kept() -> None:
+    jpeg = (DATA / "colour.jpg").read_bytes()
+    long = jpeg[:2] + b"\xff\xe2\xff\xff" + bytes(65533) + jpeg[2:]
+    sizes = codec.JpegSizes()
+    with mock.patch.object(codec, "_find", wraps=codec._find) as read:
+        assert [sizes.read(long) for _ in range(3)] == 3 * [(24, 16)]
+    assert read.call_count == 3
 
 
 # -- encoding and decoding, by each library

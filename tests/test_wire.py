@@ -91,6 +91,58 @@ def test_broken_header(header: bytes, error: str) -> None:
     assert str(refused.value) == error
 
 
+COMMON = wire.make_header("pi1", extras={"start": "a", "clock": True, "every": 0.5, "offset": 1, "offset_error": 2})
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param(wire.add_counts(COMMON, 7, 8, 9, None), id="counts"),
+        pytest.param(wire.add_counts(COMMON, 7, 8, 9, (-3, 4)), id="counts and offset"),
+        pytest.param(wire.add_counts(COMMON, 2**63 - 1, 9 * 10**18, 0, (-(2**63) + 1, 0)), id="the largest counts"),
+        pytest.param(wire.add_counts(b'{"seq":1,"offset":5,"msg":"pi1"}', 7, 8, 9, (3, 4)), id="half an offset before"),
+        pytest.param(COMMON[:-1] + b',"seq":7,"captured":8,"dropped":9,"offset":3}', id="half an offset after"),
+        pytest.param(wire.add_counts(wire.add_counts(COMMON, 1, 2, 3, None), 7, 8, 9, None), id="counts twice"),
+        pytest.param(wire.add_counts(b'{"msg":"pi1" }', 7, 8, 9, None), id="white space before"),
+        pytest.param(wire.add_counts(COMMON, 7, 8, 9, None) + b" ", id="white space after"),
+    ],
+)
+def test_a_header_that_begins_as_one_before_is_read_like_the_first(header: bytes) -> None:
+    expected = wire._read_whole(header)
+    for counts in ((0, 0, 0, None), (5, 6, 7, (8, 9))):  # what is remembered is of other counts
+        with contextlib.suppress(WireError):
+            wire.parse(wire.add_counts(header[: header.rfind(b',"seq"')] + b"}", *counts), JPEG, 0)
+    frame = wire.parse(header, JPEG, RECEIVED_NS)
+    assert {name: value for name, value in vars(frame).items() if name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "error"),
+    [
+        pytest.param(wire.add_counts(COMMON, 2**63, 8, 9, None), "seq must be an integer from 0", id="too large"),
+        pytest.param(wire.add_counts(COMMON, 7, -8, 9, None), "captured must be an integer from 0", id="negative"),
+        pytest.param(wire.add_counts(COMMON, 7, 8, 9, (0, -1)), "offset_error must be an integer from 0", id="error"),
+        pytest.param(wire.add_counts(COMMON, 7, 8, 9, None)[:-1], "header is not JSON", id="no end"),
+        pytest.param(wire.add_counts(COMMON, 7, 8, 9, None) + b"}", "header is not JSON", id="two ends"),
+        pytest.param(COMMON[:-1] + b',"seq":07,"captured":8,"dropped":9}', "header is not JSON", id="leading zero"),
+        pytest.param(b'{"a":' + wire.add_counts(COMMON, 7, 8, 9, None), "header is not JSON", id="open before"),
+        pytest.param(wire.add_counts(b'{"msg":"p"i}', 7, 8, 9, None), "header is not JSON", id="broken before"),
+        pytest.param(wire.add_counts(b'{"msg":"pi1', 7, 8, 9, None), "header is not JSON", id="in a string"),
+        pytest.param(wire.add_counts(b"{}", 7, 8, 9, None), "header is not JSON", id="nothing before"),
+        pytest.param(
+            wire.add_counts(b'{"msg":"pi1","x":"%b"}' % (4050 * b"x"), 7, 8, 9, None),
+            "header of 4103 bytes, at most 4096 are allowed",
+            id="too long",
+        ),
+    ],
+)
+def test_a_broken_header_is_refused_whatever_it_begins_with(header: bytes, error: str) -> None:
+    wire.parse(wire.add_counts(COMMON, 0, 0, 0, None), JPEG, 0)
+    with pytest.raises(WireError) as refused:
+        wire.parse(header, JPEG, RECEIVED_NS)
+    assert str(refused.value) == error
+
+
 # -- replies
 
 

@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 JPEG = (ROOT / "tests/data/colour.jpg").read_bytes()
-EXTRAS = {"seq": 7, "start": "0123456789abcdef", "captured": 1793500000123456789, "dropped": 0, "clock": True,
-          "every": 1 / 30, "release": "1.0.0+0123abcd", "offset": 12345, "offset_error": 50000}  # fmt: skip
-HEADER = wire.make_header("pi1", extras=EXTRAS)
+EXTRAS = {"start": "0123456789abcdef", "clock": True, "every": 1 / 30, "release": "1.0.0+0123abcd"}
+HEADER = wire.add_counts(wire.make_header("pi1", extras=EXTRAS), 7, 1793500000123456789, 0, (12345, 50000))
 LOCAL = "tcp://127.0.0.1:*"
 VIEWERS = 8
 N = 100

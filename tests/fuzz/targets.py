@@ -145,6 +145,11 @@ def check_jpeg(data: bytes) -> None:
         assert_line(str(error))
         return
     assert 0 < width * height <= wire.PIXELS_MAX
+    for before in PICTURES:
+        sizes = codec.JpegSizes()
+        with contextlib.suppress(CodecError):
+            sizes.read(before)
+        assert sizes.read(data) == (width, height)
     with contextlib.suppress(ValueError, KeyError):  # the latter: of a sampling that the library has no name for
         assert simplejpeg.decode_jpeg_header(data, strict=False)[:2] == (height, width)
     if width * height > DECODED_MAX:
@@ -183,13 +188,27 @@ def messages(draw: st.DrawFn) -> bytes:
     }
     keys = draw(st.sets(st.sampled_from(sorted(good)), max_size=5)) | {"msg"}
     header = {key: draw(good[key] if draw(st.integers(0, 3)) else JSON) for key in sorted(keys)}
+    packed = as_json(header)
+    if draw(st.booleans()):  # as our senders write it
+        offset = draw(st.none() | st.tuples(st.integers(), st.integers()))
+        packed = wire.add_counts(packed, draw(st.integers()), draw(st.integers()), draw(st.integers()), offset)
     payload = draw(st.sampled_from(PICTURES[:2]) | jpegs() | st.integers(0, 600).map(bytes))
-    return as_json(header) + b"\0" + payload
+    return packed + b"\0" + payload
+
+
+def attributes_of(header: bytes, read: Callable[[bytes], Any]) -> object:
+    try:
+        return read(header)
+    except WireError as error:
+        return str(error)
 
 
 def check_message(data: bytes) -> None:
     """A message is refused by a line that can be sent, or becomes a frame whose row is JSON and of true numbers."""
     header, _, payload = data.partition(b"\0")  # JSON has no NUL
+    assert attributes_of(header, lambda whole: wire._read_attributes(whole)[0]) == attributes_of(
+        header, wire._read_whole
+    )
     try:
         frame = wire.parse(header, memoryview(payload), 1_793_500_000_000_000_000)
     except WireError as error:
