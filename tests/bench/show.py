@@ -2,14 +2,15 @@
 
 Decoded: a program that wants the pictures of many cameras as arrays, on one core and on two. By `cv2.imdecode` in the
 thread that takes the frames, as most programs do; by `frame.image` there; by `Pictures`; and by `Pictures` at half the
-size. The hub is in the same process, its thread on the same cores. How many cameras of 30 frames a second it has time
+size; and, as the floor, by the JPEG library alone, of pictures that are there already. The hub is in the same process,
+its thread on the same cores. How many cameras of 30 frames a second it has time
 for is told by the processor time that a picture takes it, receiving included, while it gets less than that: no core is
 left for the senders, so that two cores full of pictures cannot be had on a machine of two. A machine busy with other
 things makes every figure smaller; what `cv2.imdecode` comes to in the same rounds says by how much.
 
 Windows: eight cameras of 30 frames a second into windows on a virtual screen, by this package and by the loop of
 imagezmq's example: receive, decode, `imshow`, `waitKey(1)`, reply. Then the same with a ninth camera, whose pictures of
-24 megapixels take long to decode.
+24 megapixels take long to decode. The floor is a program that receives nothing, and draws as this package does.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import cv2
 import numpy as np
 
 import streamer
-from streamer.codec import encode_jpeg
+from streamer.codec import decode_jpeg, encode_jpeg
 from tests.bench import pictures
 from tests.bench.measure import (
     Options,
@@ -44,8 +45,10 @@ from tests.bench.measure import (
     percentiles,
     program,
     progress,
+    ratios,
     spread,
 )
+from tests.bench.peers import KEPT_BYTES
 from tests.screen import virtual_screen
 
 FORMAT = "640x480 q95"
@@ -54,10 +57,16 @@ HALF = (320, 240)
 CAMERAS = [f"pi{number}" for number in range(1, 9)]
 SCREEN = (1920, 1080)
 HUGE = (6000, 4000)
+WINDOW = (480, 360)
+PAINTED_TOGETHER = 4  # pictures, 60 times a second
 WARM_UP_S = 2.5
-WAYS = {1: ("imdecode", "image", "pictures", "half"), 2: ("pictures", "half")}  # by cores: one thread has use for one
-PROGRAMS = ("imagezmq", "streamer", "grid")
+# By cores: one thread has use for one.
+WAYS = {1: ("jpeg", "jpeg-half", "imdecode", "image", "pictures", "half"), 2: ("pictures", "half")}
+# By whether there is the ninth camera too.
+PROGRAMS = {False: ("imagezmq", "streamer", "grid", "alone"), True: ("imagezmq", "streamer", "grid")}
 NAMES = {
+    "jpeg": "simplejpeg alone",
+    "jpeg-half": "simplejpeg alone, half the size",
     "imdecode": "cv2.imdecode where frames are taken",
     "image": "frame.image where frames are taken",
     "pictures": "Pictures",
@@ -65,9 +74,11 @@ NAMES = {
     "imagezmq": "the example's loop",
     "streamer": "windows",
     "grid": "one window with all",
+    "alone": "simplejpeg and imshow alone",
 }
 AIMS = {"pictures": 32, "half": 44}
 LOAD = 12  # cameras for each core while that is measured
+ALONE = ("jpeg", "jpeg-half", "alone")  # who receive nothing
 
 
 @dataclass(frozen=True)
@@ -166,10 +177,17 @@ def decode(way: str, cores: int, seconds: float) -> None:
     """Decode all that comes; print the endpoint, then for a line of input what was done meanwhile."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     counted = 0
+    ended = threading.Event()
 
     def count() -> None:
         nonlocal counted
-        if way in ("imdecode", "image"):
+        if way in ALONE:
+            for jpeg in itertools.cycle(pictures.load(FORMAT)):
+                if ended.is_set():
+                    break
+                decode_jpeg(jpeg, HALF if way == "jpeg-half" else None)
+                counted += 1
+        elif way in ("imdecode", "image"):
             for frame in hub:
                 if way == "image":
                     _ = frame.image
@@ -190,6 +208,7 @@ def decode(way: str, cores: int, seconds: float) -> None:
             time.sleep(seconds)
             elapsed, spent = time.monotonic() - began, time.process_time() - spent
             print(json.dumps([(counted - before) / elapsed, spent / elapsed]), flush=True)
+        ended.set()
     counting.join()
 
 
@@ -197,7 +216,7 @@ def measure_decoding(way: str, cores: int, seconds: float) -> Decoded:
     """Let a program decode, and see what it takes."""
     with Part("show", "decode", way, cores, seconds) as decoding:
         endpoint = decoding.hear()
-        with Part("show", "send", "streamer", endpoint, LOAD * cores, 0):
+        with Part("show", "send", "streamer", endpoint, 0 if way in ALONE else LOAD * cores, 0):
             time.sleep(WARM_UP_S)
             decoding.say("")
             done, used = json.loads(decoding.hear(seconds + 30))
@@ -249,6 +268,30 @@ def show_example(endpoint: str) -> None:
     os._exit(0)
 
 
+def show_alone() -> None:
+    """Decode and draw pictures that are there already, as often as eight cameras would send them."""
+    ended = ended_by_input()
+    bytes(KEPT_BYTES)
+    cv2.setNumThreads(1)
+    for at, name in enumerate(CAMERAS):
+        cv2.namedWindow(name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+        cv2.resizeWindow(name, *WINDOW)
+        cv2.moveWindow(name, at % 4 * WINDOW[0], at // 4 * SCREEN[1] // 2)
+    print("-", flush=True)
+    began = time.monotonic()
+    stamps = []
+    for at, jpeg in enumerate(itertools.cycle(pictures.load(FORMAT)), 1):
+        stamps.append(time.time())
+        cv2.imshow(CAMERAS[at % len(CAMERAS)], decode_jpeg(jpeg))
+        if at % PAINTED_TOGETHER == 0:
+            rest_s = began + at / FPS / len(CAMERAS) - time.monotonic()
+            cv2.waitKey(max(1, int(1000 * rest_s)))
+            painted(stamps)
+            if ended.is_set():
+                break
+    os._exit(0)
+
+
 _painted: list[tuple[float, float]] = []  # when, and how long after it was sent
 
 
@@ -274,18 +317,20 @@ def ended_by_input() -> threading.Event:
     return ended
 
 
-def measure_windows(whose: str, huge: int, seconds: float) -> Shown:
+def measure_windows(whose: str, huge: bool, seconds: float) -> Shown:
     """Show eight cameras, and perhaps the huge one."""
     with virtual_screen(*SCREEN) as display:
         os.environ["DISPLAY"] = display
         server = x_server()
         if whose == "imagezmq":
             part = Part("show", "example", f"tcp://127.0.0.1:{free_ports(1)[0]}")
+        elif whose in ALONE:
+            part = Part("show", whose)
         else:
             part = Part("show", "ours", *[whose] * (whose == "grid"))
         with part as showing:
             endpoint = showing.hear()
-            with Part("show", "send", whose, endpoint, len(CAMERAS), huge):
+            with Part("show", "send", whose, endpoint, 0 if whose in ALONE else len(CAMERAS), int(huge)):
                 time.sleep(2 * WARM_UP_S)
                 showing.say("")
                 showing.hear()
@@ -297,7 +342,7 @@ def measure_windows(whose: str, huge: int, seconds: float) -> Shown:
     shown = max(1, len(latencies))
     return Shown(
         whose,
-        bool(huge),
+        huge,
         shown / seconds / len(CAMERAS),
         1e6 * spent / shown,
         1e6 * spent_screen / shown,
@@ -324,8 +369,8 @@ def run(options: Options) -> list[Row]:
             for way in ways:
                 decoded.append(measure_decoding(way, cores, options.seconds))
                 progress(f"show, round {number + 1} of {options.rounds}: {way}, {cores} cores")
-        for huge in (0, 1):
-            for whose in PROGRAMS:
+        for huge in (False, True):
+            for whose in PROGRAMS[huge]:
                 shown.append(measure_windows(whose, huge, options.seconds))
                 progress(f"show, round {number + 1} of {options.rounds}: windows of {whose}, huge: {huge}")
     rows = [*decoding_rows(decoded), *window_rows(shown)]
@@ -353,7 +398,7 @@ def window_rows(shown: list[Shown]) -> list[Row]:
     rows = []
     for huge in (False, True):
         work = f"{len(CAMERAS)} x {FPS}/s of {FORMAT} into windows{', and one of 24 megapixels' * huge}"
-        of = {whose: [each for each in shown if (each.program, each.huge) == (whose, huge)] for whose in PROGRAMS}
+        of = {whose: [each for each in shown if (each.program, each.huge) == (whose, huge)] for whose in PROGRAMS[huge]}
         for whose, each in of.items():
             frames = spread([one.frames for one in each])
             rows.append(Row(work, f"{NAMES[whose]}: frames/s a camera", frames))
@@ -364,7 +409,9 @@ def window_rows(shown: list[Shown]) -> list[Row]:
             late = " ".join(f"{statistics.median(one.latency_ms[at] for one in each):.0f}" for at in range(3))
             rows.append(Row(work, f"{NAMES[whose]}: age when painted, p50 p95 p99", f"{late} ms"))
         if not huge:
-            ours, theirs = ([one.cost_us for one in of[whose]] for whose in ("streamer", "imagezmq"))
+            ours, theirs, floor = ([one.cost_us for one in of[whose]] for whose in ("streamer", "imagezmq", "alone"))
+            figure = f"{spread(ratios(floor, theirs), 2)} x the example's"
+            rows.append(Row(work, f"{NAMES['alone']}: processor time a frame", figure))
             rows.append(compare(work, "windows: processor time a frame", ours, theirs, "<= 0.7", "the example's"))
         else:
             alone = [one for one in shown if one.program == "streamer" and not one.huge]
@@ -383,5 +430,7 @@ if __name__ == "__main__":
             show_ours("".join(layout))
         case ["example", endpoint]:
             show_example(endpoint)
+        case ["alone"]:
+            show_alone()
         case _:
             sys.exit(program(run, __doc__))
