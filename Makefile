@@ -53,7 +53,7 @@ lab:                        ## nine Debian hosts on this machine, to deploy to; 
 lab-down:
 	@$(PYTHON) tests/lab/lab.py down
 
-bench: $(VENV)/bench        ## this package and its peers side by side, tables and plots; a quarter of an hour
+bench: $(VENV)/bench        ## this package and its peers side by side, tables and plots; half an hour
 	@$(BIN)/python -m tests.bench
 
 bench-check: $(VENV)/test   ## whether the hot paths still cost what they did, in instructions; also part of `test`

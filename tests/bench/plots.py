@@ -133,7 +133,7 @@ def _cameras(figure: Figure, done: list[dict[str, Any]]) -> None:
     counts = sorted(rates)
     titles = {"hub_us": "hub's processor time a frame, µs", "memory_mb": "hub's memory, MB"}
     for panel, (field, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        for kind in ("streamer", "bare"):
+        for kind in [kind for kind in TITLES if any(each["kind"] == kind for each in done)]:
             values = [
                 [
                     each[field]
