@@ -26,6 +26,7 @@ PORT = 5555
 PASSWORD_CHARACTERS = 8  # at least
 _HOST = r"(?:\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]|[A-Za-z0-9._-]+)"
 _CAMERA = re.compile(r"picamera2|pattern|usb:(?:[0-9]{1,9}|/dev/.+)|file:.+")
+_CONTROL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _CONTROL_ITEMS_MAX = 256
 # Flags that are not called as their key is.
 _FLAGS = {
@@ -242,7 +243,7 @@ def _rotation(value: Any) -> int:
 def _controls(value: Any) -> tuple[tuple[str, Control], ...]:
     if value is None:
         return ()
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, dict) or not all(isinstance(name, str) and _CONTROL.fullmatch(name) for name in value):
         raise ValueError("names of libcamera's controls, each with its value, as in AfMode: Continuous")
     return tuple((name, _control(name, setting)) for name, setting in value.items())
 
@@ -252,7 +253,7 @@ def _control(name: str, value: Any, depth: int = 0) -> Control:
     if isinstance(value, list) and depth < 2 and 0 < len(value) <= _CONTROL_ITEMS_MAX:
         return tuple(_control(name, each, depth + 1) for each in value)
     if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"of {name[:40]} true, false, a number, a word, or a list of those")
+        raise ValueError(f"of {name} true, false, a number, a word, or a list of those")
     return value
 
 
