@@ -99,7 +99,11 @@ class Trial:
             outcome.broken.append(f"{outcome.stale} stale frames")
         for unit, count in fleet.starts().items():
             if count - starts[unit] != (restarts or {}).get(unit, 0):
-                outcome.broken.append(f"{unit} was started {count - starts[unit]} times")
+                ended = fleet.units()[unit]
+                times, said = count - starts[unit], " | ".join(ended.said().splitlines()[-6:])
+                outcome.broken.append(
+                    f"{unit} was started {times} times, ended with {ended.statuses[-1:]}, says: {said}"
+                )
         for name in fleet.cameras:
             gap_s = fleet.longest_gap_s(name, began)
             if self.is_timed and cameras is not None and name not in cameras and gap_s > UNDISTURBED_S:
