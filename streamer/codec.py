@@ -26,7 +26,7 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _NO_FRAME_YET = frozenset({0x00, 0x01, *range(0xD0, 0xDB)})
 # Fill bytes included. A real picture has some ten, at worst a few hundred when it carries a large colour profile.
 _MARKERS_MAX = 1024
-_HEAD_MAX = 4096  # to keep and compare more would take longer than to walk over it
+_HEAD_MAX = 4096  # bytes that are kept of a picture's beginning: a hub has many senders'
 _START_OF_SCAN = frozenset({0xDA})
 _SEQUENTIAL = (0xC0, 0xC1)
 # Ten bytes make a scan, and each scan goes over the whole picture. Real progressive pictures have some ten.

@@ -19,6 +19,7 @@ from tests.bench.measure import (
     Options,
     Part,
     Row,
+    beside,
     compare,
     cpu_s,
     free_ports,
@@ -27,7 +28,6 @@ from tests.bench.measure import (
     keep,
     program,
     progress,
-    ratios,
     spread,
 )
 from tests.bench.peers import TITLES, make_keys, ports_of
@@ -147,8 +147,8 @@ def rows_of(done: list[Measurement]) -> list[Row]:
             for kind in ("streamer", "imagezmq", "bare")
         )
         for field, what in (("fps", "frames/s"), ("hub_us", "hub CPU a frame")):
-            floor = ratios(values(load, "bare-replies", field), stock[field])
-            rows.append(Row(load, f"{TITLES['bare-replies']}: {what}", f"{spread(floor, 2)} x imagezmq's"))
+            floor = values(load, "bare-replies", field)
+            rows.append(beside(load, f"{TITLES['bare-replies']}: {what}", floor, stock[field], "imagezmq's"))
         if fps:
             ages = {kind: [each.age_ms for each in done if (each.load, each.kind) == (load, kind)] for kind in kinds}
             for kind in kinds:

@@ -199,6 +199,11 @@ def compare(  # noqa: PLR0917 - in the order in which the row reads
     return judge(work, what, ratios(ours, theirs), aim, f"x {whose}", 2)
 
 
+def beside(work: str, what: str, ours: Sequence[float], theirs: Sequence[float], whose: str) -> Row:
+    """Make the row of a ratio, as `compare`, that has no aim."""
+    return Row(work, what, f"{spread(ratios(ours, theirs), 2)} x {whose}")
+
+
 def judge(  # noqa: PLR0917 - in the order in which the row reads
     work: str, what: str, values: Sequence[float], aim: str, unit: str, digits: int = 1
 ) -> Row:

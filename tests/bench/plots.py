@@ -132,8 +132,9 @@ def _cameras(figure: Figure, done: list[dict[str, Any]]) -> None:
         rates[each["cameras"]] = min(each["wanted"], rates.get(each["cameras"], each["wanted"]))
     counts = sorted(rates)
     titles = {"hub_us": "hub's processor time a frame, µs", "memory_mb": "hub's memory, MB"}
+    kinds = [kind for kind in TITLES if any(each["kind"] == kind for each in done)]
     for panel, (field, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        for kind in [kind for kind in TITLES if any(each["kind"] == kind for each in done)]:
+        for kind in kinds:
             values = [
                 [
                     each[field]

@@ -3,10 +3,10 @@
 Decoded: a program that wants the pictures of many cameras as arrays, on one core and on two. By `cv2.imdecode` in the
 thread that takes the frames, as most programs do; by `frame.image` there; by `Pictures`; and by `Pictures` at half the
 size; and, as the floor, by the JPEG library alone, of pictures that are there already. The hub is in the same process,
-its thread on the same cores. How many cameras of 30 frames a second it has time
-for is told by the processor time that a picture takes it, receiving included, while it gets less than that: no core is
-left for the senders, so that two cores full of pictures cannot be had on a machine of two. A machine busy with other
-things makes every figure smaller; what `cv2.imdecode` comes to in the same rounds says by how much.
+its thread on the same cores. How many cameras of 30 frames a second it has time for is told by the processor time that
+a picture takes it, receiving included, while it gets less than that: no core is left for the senders, so that two cores
+full of pictures cannot be had on a machine of two. A machine busy with other things makes every figure smaller; what
+`cv2.imdecode` comes to in the same rounds says by how much.
 
 Windows: eight cameras of 30 frames a second into windows on a virtual screen, by this package and by the loop of
 imagezmq's example: receive, decode, `imshow`, `waitKey(1)`, reply. Then the same with a ninth camera, whose pictures of
@@ -37,6 +37,7 @@ from tests.bench.measure import (
     Options,
     Part,
     Row,
+    beside,
     compare,
     cpu_s,
     free_ports,
@@ -45,7 +46,6 @@ from tests.bench.measure import (
     percentiles,
     program,
     progress,
-    ratios,
     spread,
 )
 from tests.bench.peers import KEPT_BYTES
@@ -410,8 +410,7 @@ def window_rows(shown: list[Shown]) -> list[Row]:
             rows.append(Row(work, f"{NAMES[whose]}: age when painted, p50 p95 p99", f"{late} ms"))
         if not huge:
             ours, theirs, floor = ([one.cost_us for one in of[whose]] for whose in ("streamer", "imagezmq", "alone"))
-            figure = f"{spread(ratios(floor, theirs), 2)} x the example's"
-            rows.append(Row(work, f"{NAMES['alone']}: processor time a frame", figure))
+            rows.append(beside(work, f"{NAMES['alone']}: processor time a frame", floor, theirs, "the example's"))
             rows.append(compare(work, "windows: processor time a frame", ours, theirs, "<= 0.7", "the example's"))
         else:
             alone = [one for one in shown if one.program == "streamer" and not one.huge]
