@@ -249,6 +249,12 @@ def test_form_that_is_none_is_a_wrong_password(wall: Wall, body: bytes) -> None:
         assert connection.getresponse().status == 403
 
 
+def test_form_that_is_too_large_is_refused_in_a_line(wall: Wall) -> None:
+    answer = log_in(wall, "a" * 20_000)
+    assert answer.status == 413
+    assert re.fullmatch(r"Maximum request body size 16384 exceeded.*", answer.text)
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -389,6 +395,17 @@ def test_tools_and_forms_are_counted_together_and_requests_without_a_password_ar
     for _ in range(3):
         assert ask(wall, "/api/cameras", basic("wrong password")).status == 401
     assert fail(wall, 3) == [403, 403, 429]
+
+
+def test_who_has_to_wait_is_told_before_the_form_is_read(wall: Wall) -> None:
+    fail(wall, 5)
+    with closing(http.client.HTTPConnection("127.0.0.1", wall.port, timeout=5)) as connection:
+        connection.putrequest("POST", "/login?next=/numbers")
+        connection.putheader("Content-Length", "99")
+        connection.endheaders(b"password=")
+        answer = connection.getresponse()
+        assert answer.status == 429
+        assert b'name="next" value="/numbers"' in answer.read()
 
 
 def test_waiting_ends(wall: Wall, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,6 +316,35 @@ def test_a_form_without_an_end_is_ended(wall: Wall, monkeypatch: pytest.MonkeyPa
         assert loris.recv(1000).startswith(b"HTTP/1.1 408")
 
 
+def test_forms_of_a_megabyte_hold_up_nobody(wall: Wall) -> None:
+    form = b"a=b&" * 250_000
+    head = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(form)
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(dial(wall.port)) for _ in range(30)]
+        for stranger in crowd:
+            with contextlib.suppress(ConnectionError):  # it may have been refused already
+                stranger.sendall(head + form[:-1])
+        began = time.monotonic()
+        for stranger in crowd:
+            with contextlib.suppress(ConnectionError):
+                stranger.sendall(form[-1:])
+        assert is_let_in(wall)
+        assert time.monotonic() - began < 1
+        assert crowd[0].recv(1000).startswith(b"HTTP/1.1 413")
+
+
+def test_guesses_that_come_all_at_once_are_no_more(wall: Wall) -> None:
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(dial(wall.port)) for _ in range(access.TRIES + 10)]
+        for number, guesser in enumerate(crowd):
+            guesser.sendall(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\npassword=%c" % (65 + number))
+        time.sleep(0.2)  # for all to have been found to have no need to wait
+        for guesser in crowd:
+            guesser.sendall(b"x")
+        told = [guesser.recv(4000)[9:12] for guesser in crowd]
+        assert sorted(told) == [b"403"] * access.TRIES + [b"429"] * 10
+
+
 def test_an_address_has_so_many_connections_and_the_socket_any_number(
     wall: Wall, good: Good, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

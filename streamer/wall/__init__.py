@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("the hub's page", "hub", "python3-aiohttp") from error
 
-from streamer.wall.access import Access, unix_socket
+from streamer.wall.access import BODY_MAX_BYTES, Access, unix_socket
 from streamer.wall.door import Door
 from streamer.wall.history import EVERY_S, History
 from streamer.wall.metrics import Metrics
@@ -117,7 +117,9 @@ class Wall:
     async def _serve(self) -> None:
         self._fan_out = FanOut(self._hub)
         self._door = Door()
-        app = web.Application(middlewares=[self._door.middleware, self._access.middleware])
+        app = web.Application(
+            middlewares=[self._door.middleware, self._access.middleware], client_max_size=BODY_MAX_BYTES
+        )
         app.add_routes(
             [
                 *(web.get(path, self._page) for path in _PAGES),

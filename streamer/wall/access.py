@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import contextlib
 import hashlib
 import hmac
 import html
@@ -41,8 +42,10 @@ COOKIE_LIFETIME_S = 30 * 24 * 3600
 TRIES = 5
 TRIES_WITHIN_S = 60.0
 CLIENTS = 1024
+BODY_MAX_BYTES = 16 * 1024  # of a request; only the form has one
 _SOCKET_MODE = 0o660
 _FORM_WITHIN_S = 10.0
+_FIELDS_MAX = 16  # of the form, which has three
 # By route, not by path: what is open is decided by the handler that will run. The static files are in every release.
 _OPEN = {"/healthz", "/login", "/logout", "/static/{file}"}
 _PICTURES = {"/snapshot/{name}.jpg", "/stream/{name}.mjpg"}
@@ -177,13 +180,17 @@ class Access:
         text = "the password is needed\n" if given is None else "wrong password\n"
         raise web.HTTPUnauthorized(text=text, headers=headers)
 
+    def _wait_s(self, request: web.Request) -> int:
+        """Return for how many seconds no password of a request's client is looked at."""
+        return math.ceil(self._throttle.wait_s(_client(request.remote or ""), time.monotonic()))
+
     def _try(self, request: web.Request, password: bytes) -> tuple[bool, int]:
         """Return whether a password is right, and for how many seconds none is looked at."""
-        client, now = _client(request.remote or ""), time.monotonic()
-        if wait_s := self._throttle.wait_s(client, now):
-            return False, math.ceil(wait_s)
+        if wait_s := self._wait_s(request):
+            return False, wait_s
         if hmac.compare_digest(self._sign(b"password", password), self._signed):
             return True, 0
+        client, now = _client(request.remote or ""), time.monotonic()
         self._throttle.failed(client, now)
         if self._throttle.wait_s(client, now):
             _log.warning("%d wrong passwords from %s; it has to wait", TRIES, client)
@@ -198,11 +205,8 @@ class Access:
         return self._login_page(wanted)
 
     async def _log_in(self, request: web.Request) -> web.Response:
-        try:
-            async with asyncio.timeout(_FORM_WITHIN_S):
-                form = dict(parse_qsl((await request.read()).decode(errors="replace")))
-        except TimeoutError:
-            raise web.HTTPRequestTimeout(text=f"no whole form within {_FORM_WITHIN_S:g} s\n") from None
+        # Whoever has to wait is told so before the form is read; it was sent to the address that the page has.
+        form = {"next": request.query.get("next", "")} if self._wait_s(request) else await _form(request)
         wanted = _local_path(form.get("next", ""))
         if not self._asks:
             raise _SeeOther(wanted)
@@ -243,6 +247,22 @@ class _SeeOther(web.HTTPException):
 
     def __init__(self, path: str) -> None:
         super().__init__(headers={"Location": path})
+
+
+async def _form(request: web.Request) -> dict[str, str]:
+    """Read the login's form; what is none has no fields.
+
+    Raises:
+        HTTPRequestTimeout, HTTPRequestEntityTooLarge: it does not end.
+    """
+    try:
+        async with asyncio.timeout(_FORM_WITHIN_S):
+            body = await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text=f"no whole form within {_FORM_WITHIN_S:g} s\n") from None
+    with contextlib.suppress(ValueError):  # thousands of fields would be taken apart in the event loop
+        return dict(parse_qsl(body.decode(errors="replace"), max_num_fields=_FIELDS_MAX))
+    return {}
 
 
 def _route(request: web.Request) -> str:
