@@ -374,7 +374,7 @@ def test_client_with_too_many_tries_waits(wall: Wall, caplog: pytest.LogCaptureF
     cookie = cookie_of(log_in(wall))
     assert fail(wall, 5) == [403] * 5
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-        "5 wrong passwords from 127.0.0.1; it has to wait"
+        "5 different wrong passwords from 127.0.0.1; it has to wait"
     ]
     locked = log_in(wall)
     assert (locked.status, "Set-Cookie" in locked.headers) == (429, False)
@@ -392,8 +392,8 @@ def test_client_with_too_many_tries_waits(wall: Wall, caplog: pytest.LogCaptureF
 def test_tools_and_forms_are_counted_together_and_requests_without_a_password_are_not(wall: Wall) -> None:
     for _ in range(8):
         assert ask(wall, "/api/cameras").status == 401
-    for _ in range(3):
-        assert ask(wall, "/api/cameras", basic("wrong password")).status == 401
+    for number in range(3):
+        assert ask(wall, "/api/cameras", basic(f"wrong password {number}")).status == 401
     assert fail(wall, 3) == [403, 403, 429]
 
 
@@ -414,29 +414,57 @@ def test_waiting_ends(wall: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
     until(lambda: log_in(wall).status == 303)
 
 
+def test_program_with_an_old_password_locks_nobody_out(wall: Wall) -> None:
+    for _ in range(20):
+        assert ask(wall, "/api/cameras", basic("the old password")).status == 401
+    assert fail(wall, 2) == [403, 403]
+    assert log_in(wall).status == 303
+    assert ask(wall, "/api/cameras", basic(PASSWORD)).status == 200
+    assert fail(wall, 4) == [403, 403, 403, 403], "the first two once more, then two new ones"
+    assert log_in(wall).status == 429
+
+
+def many(throttle: Throttle, client: str, *tries: tuple[bytes, float]) -> None:
+    for digest, now in tries:
+        throttle.failed(client, digest, now)
+
+
 def test_throttle_looks_at_the_last_minute() -> None:
     throttle = Throttle()
-    for now in (0.0, 10.0, 20.0, 30.0):
-        throttle.failed("a", now)
+    many(throttle, "a", (b"1", 0.0), (b"2", 10.0), (b"3", 20.0), (b"4", 30.0))
     assert throttle.wait_s("a", 30.0) == 0
-    throttle.failed("a", 40.0)
+    throttle.failed("a", b"5", 40.0)
     assert throttle.wait_s("a", 40.0) == 20.0
     assert throttle.wait_s("b", 40.0) == 0
     assert throttle.wait_s("a", 60.0) == 0
-    throttle.failed("a", 60.0)  # the last five began at 10
+    throttle.failed("a", b"6", 60.0)  # the last five began at 10
     assert throttle.wait_s("a", 60.0) == 10.0
+
+
+def test_throttle_counts_the_same_again_once_and_lets_no_more_guesses_through_for_it() -> None:
+    throttle = Throttle()
+    guessed: list[float] = []
+    for now in range(600):
+        if not throttle.wait_s("a", now):
+            throttle.failed("a", b"old", now)
+        if not throttle.wait_s("a", now):
+            guessed.append(now)
+            throttle.failed("a", b"%d" % now, now)
+    assert len(guessed) >= 10 * 4, "beside an old password, whoever has another is let try"
+    assert all(sum(now <= other < now + 60 for other in guessed) <= 5 for now in guessed)
 
 
 def test_throttle_forgets_who_failed_longest_ago(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "CLIENTS", 3)
     throttle = Throttle()
     for client in ("a", "b", "c"):
-        for _ in range(5):
-            throttle.failed(client, 0.0)
-    throttle.failed("a", 1.0)
-    throttle.failed("d", 1.0)
+        many(throttle, client, *((b"%d" % number, 0.0) for number in range(6)))
+    throttle.failed("a", b"6", 1.0)
+    throttle.failed("d", b"0", 1.0)
+    throttle.failed("d", b"0", 1.0)
     assert [client for client in "abcd" if throttle.wait_s(client, 2.0)] == ["a", "c"]
     assert len(throttle._failures) == 3
+    assert all(len(failures) <= 5 for failures in throttle._failures.values())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import socket
 import ssl
 import time
 from base64 import b64decode
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from importlib import resources
 from string import Template
 from typing import TYPE_CHECKING
@@ -67,22 +67,28 @@ _log = logging.getLogger(__name__)
 class Throttle:
     """Counts the wrong passwords of each client, and says how long one that gave too many has to wait.
 
-    A right password does not clear the count: behind one router a guesser would profit from everybody who knows it.
+    The same one again is no further guess: a program that still has the password of before must not lock out everybody
+    at its address. A right password does not clear the count: behind one router a guesser would profit from everybody
+    who knows it.
     """
 
     def __init__(self) -> None:
-        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+        self._failures: OrderedDict[str, dict[bytes, float]] = OrderedDict()  # of the last TRIES: when it was given
 
     def wait_s(self, client: str, now: float) -> float:
         """Return the seconds until the client may try again; 0 when it may now."""
-        failures = self._failures.get(client)
-        if failures is None or len(failures) < TRIES:
+        failures = self._failures.get(client, {})
+        if len(failures) < TRIES:
             return 0.0
-        return max(0.0, failures[0] + TRIES_WITHIN_S - now)
+        return max(0.0, next(iter(failures.values())) + TRIES_WITHIN_S - now)
 
-    def failed(self, client: str, now: float) -> None:
-        """Note a wrong password; of too many clients the one that failed longest ago is forgotten."""
-        self._failures.setdefault(client, deque(maxlen=TRIES)).append(now)
+    def failed(self, client: str, digest: bytes, now: float) -> None:
+        """Note a wrong password, by its digest; of too many clients the one that failed longest ago is forgotten."""
+        failures = self._failures.setdefault(client, {})
+        failures.pop(digest, None)
+        failures[digest] = now
+        if len(failures) > TRIES:
+            del failures[next(iter(failures))]
         self._failures.move_to_end(client)
         if len(self._failures) > CLIENTS:
             self._failures.popitem(last=False)
@@ -188,12 +194,13 @@ class Access:
         """Return whether a password is right, and for how many seconds none is looked at."""
         if wait_s := self._wait_s(request):
             return False, wait_s
-        if hmac.compare_digest(self._sign(b"password", password), self._signed):
+        given = self._sign(b"password", password)
+        if hmac.compare_digest(given, self._signed):
             return True, 0
         client, now = _client(request.remote or ""), time.monotonic()
-        self._throttle.failed(client, now)
+        self._throttle.failed(client, given, now)
         if self._throttle.wait_s(client, now):
-            _log.warning("%d wrong passwords from %s; it has to wait", TRIES, client)
+            _log.warning("%d different wrong passwords from %s; it has to wait", TRIES, client)
         return False, 0
 
     # -- the login page
