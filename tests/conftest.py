@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pytest
 
@@ -73,3 +74,21 @@ class Keys:
 @pytest.fixture
 def curve(tmp_path: Path) -> Keys:
     return Keys(tmp_path)
+
+
+class Certificate(NamedTuple):
+    certificate: Path
+    key: Path
+
+
+def make_certificate(place: Path, *options: str) -> Certificate:
+    made = Certificate(place / "cert.pem", place / "key.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2"]
+    command += ["-subj", "/CN=wall", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", *options]
+    subprocess.run([*command, "-out", made.certificate, "-keyout", made.key], check=True, capture_output=True)
+    return made
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("certificate"), "-nodes")

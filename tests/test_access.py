@@ -7,7 +7,6 @@ import http.client
 import re
 import ssl
 import stat
-import subprocess
 import time
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -24,10 +23,12 @@ from streamer.errors import ConfigError, TransportError
 from streamer.page import UnixConnection
 from streamer.wall import Wall, access
 from streamer.wall.access import Access, Throttle, tls_context, unix_socket
-from tests.conftest import until
+from tests.conftest import make_certificate, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.conftest import Certificate
 
 PASSWORD = "correct horse ä"
 BROWSER = {
@@ -606,24 +607,6 @@ def test_pictures_may_stand_in_pages_that_may_see_them(
 
 
 # -- TLS
-
-
-class Certificate(NamedTuple):
-    certificate: Path
-    key: Path
-
-
-def make_certificate(place: Path, *options: str) -> Certificate:
-    made = Certificate(place / "cert.pem", place / "key.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2"]
-    command += ["-subj", "/CN=wall", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", *options]
-    subprocess.run([*command, "-out", made.certificate, "-keyout", made.key], check=True, capture_output=True)
-    return made
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    return make_certificate(tmp_path_factory.mktemp("certificate"), "-nodes")
 
 
 def test_tls(hub: streamer.Hub, certificate: Certificate) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import resource
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -30,6 +32,8 @@ from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.conftest import Certificate
 
 STRANGER = "127.0.0.2"
 NULL_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
@@ -210,7 +214,7 @@ def test_a_stranger_who_takes_all_connections_gets_nobody_elses(
 
 HUB_OF_FEW_DESCRIPTORS = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[1])))
 from streamer.cli import main
 sys.exit(main(["hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]))
 """
@@ -225,7 +229,7 @@ def processor_s(pid: int) -> float:
 def test_ten_thousand_connections_to_a_hub_of_few_descriptors() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 11_000 if hard == resource.RLIM_INFINITY else min(11_000, hard)
-    with Program("-c", HUB_OF_FEW_DESCRIPTORS) as program, ExitStack() as stack:
+    with Program("-c", HUB_OF_FEW_DESCRIPTORS, "300") as program, ExitStack() as stack:
         endpoint, page = (program.line(number).partition(": ")[2].strip("/") for number in range(2))
         peer = stack.enter_context(raw(zmq.REQ, connect=endpoint))
         peer.send_multipart([header("good"), JPEG])
@@ -246,6 +250,25 @@ def test_ten_thousand_connections_to_a_hub_of_few_descriptors() -> None:
         until(lambda: time.monotonic() - began > 2)
         assert processor_s(program.process.pid) - before < 1.5
         assert program.process.poll() is None
+
+
+def test_a_page_without_descriptors_says_so_once_a_second(capfd: pytest.CaptureFixture[str]) -> None:
+    told = ""
+    with Program("-c", HUB_OF_FEW_DESCRIPTORS, "80") as program, ExitStack() as stack:
+        port = int(program.line(1).strip("/").rpartition(":")[2])
+        for _ in range(120):
+            stack.enter_context(dial(port))
+
+        def is_told() -> bool:
+            nonlocal told
+            told += capfd.readouterr().err
+            return "from ?: the page cannot take a connection: Too many open files" in told
+
+        until(is_told)
+        assert program.process.poll() is None
+    told += capfd.readouterr().err
+    assert "Traceback" not in told
+    assert len(told.splitlines()) < 20
 
 
 # -- the page
@@ -364,6 +387,82 @@ def test_an_address_has_so_many_connections_and_the_socket_any_number(
             own.connect(str(tmp_path / "hub.sock"))
             assert health(own)
     until(lambda: is_let_in(wall))
+
+
+@pytest.fixture
+def over_tls(hub: Hub, certificate: Certificate) -> Iterator[Wall]:
+    with Wall(hub, "127.0.0.1", 0, tls=access.tls_context(*certificate)) as wall:
+        yield wall
+
+
+def trusting(certificate: Certificate) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=certificate.certificate)
+
+
+def test_who_does_not_speak_tls_is_counted_and_let_go_as_well(
+    over_tls: Wall,
+    certificate: Certificate,
+    good: Good,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(door, "CONNECTIONS_OF_ADDRESS_MAX", 20)
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(dial(over_tls.port)) for _ in range(50)]
+        assert sum(is_ended(connection) for connection in crowd[20:]) == 30
+        until(lambda: "from 127.0.0.2: has 20 connections to the page already" in caplog.text)
+        assert len(over_tls._door._connections) == 20
+        monkeypatch.setattr(door, "ASK_WITHIN_S", 0.3)
+        assert all(is_ended(connection) for connection in crowd[:20])
+        until(lambda: "refused 20 from 127.0.0.2: no request within 0.3 s" in caplog.text)
+        monkeypatch.undo()
+        with trusting(certificate).wrap_socket(dial(over_tls.port), server_hostname="localhost") as known:
+            assert health(known)
+
+
+def test_who_speaks_http_where_tls_is_asked_for_is_told(over_tls: Wall, caplog: pytest.LogCaptureFixture) -> None:
+    with dial(over_tls.port) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert is_ended(plain)
+    until(lambda: "refused 1 from 127.0.0.2: no TLS handshake" in caplog.text)
+    with dial(over_tls.port) as brief:
+        until(lambda: over_tls._door._connections)
+        brief.close()
+        until(lambda: not over_tls._door._connections)
+    assert "ERROR" not in caplog.text
+
+
+def test_request_that_comes_with_the_end_of_the_handshake_is_answered(over_tls: Wall, certificate: Certificate) -> None:
+    coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
+    session = trusting(certificate).wrap_bio(coming, going, server_hostname="localhost")
+    with dial(over_tls.port) as connection:
+        with pytest.raises(ssl.SSLWantReadError):
+            session.do_handshake()
+        connection.sendall(going.read())
+        while True:
+            coming.write(connection.recv(65536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                session.do_handshake()
+                break
+        session.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(going.read())
+        answer = b""
+        while b"ok" not in answer:
+            coming.write(connection.recv(65536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                answer += session.read()
+        assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_wall_closes_in_the_middle_of_a_handshake(
+    hub: Hub, certificate: Certificate, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Wall(hub, "127.0.0.1", 0, tls=access.tls_context(*certificate)) as wall, dial(wall.port) as silent:
+        until(lambda: wall._door._connections)
+        wall.close()
+        assert is_ended(silent)
+    gc.collect()
+    assert caplog.text == ""
 
 
 def is_let_in(wall: Wall) -> bool:

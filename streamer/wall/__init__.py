@@ -149,6 +149,7 @@ class Wall:
         for server in listening:
             server.close()
         self._fan_out.close_all()
+        await self._door.close()
         await runner.cleanup()
         if self._socket and not self._failure:
             self._socket.unlink(missing_ok=True)

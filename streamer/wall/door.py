@@ -8,7 +8,9 @@ hub gets in when strangers hold all that there are.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import ssl
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,6 @@ from aiohttp.http_exceptions import HttpProcessingError
 from streamer.refusals import Refusals
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Awaitable, Callable
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -27,6 +28,7 @@ CONNECTIONS_MAX = 1024
 CONNECTIONS_OF_ADDRESS_MAX = 128  # a proxy, or a company's router, is one address for many
 ASK_WITHIN_S = 20.0  # from connecting, or from the last answer, to the end of a request's head
 READ_WITHIN_S = 60.0  # from when a peer reads no more until it reads again
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _log = logging.getLogger(__name__)
 
 
@@ -47,13 +49,16 @@ class Door:
 
     async def listen(self, server: web.Server, host: str, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
         """Let the web library's `server` serve whoever gets in."""
-        return await asyncio.get_running_loop().create_server(
-            lambda: _Connection(self, server()),
-            host,
-            port,
-            ssl=tls,
-            ssl_handshake_timeout=ASK_WITHIN_S if tls else None,
-        )
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._tell_failure)
+        return await loop.create_server(lambda: _Connection(self, server(), tls), host, port)
+
+    async def close(self) -> None:
+        """End the connections that have not come to speak TLS, of which the web library knows nothing."""
+        handshakes = [connection.handshake for connection in self._connections.values() if connection.handshake]
+        for handshake in handshakes:
+            handshake.cancel()
+        await asyncio.gather(*handshakes, return_exceptions=True)
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -81,6 +86,10 @@ class Door:
             connection.transport.abort()
         self._refusals.tell(now)
 
+    def refuse(self, connection: _Connection, why: str) -> None:
+        """Count what was refused."""
+        self._refusals.add(connection.address, why)
+
     def let_in(self, connection: _Connection) -> bool:
         """Say whether there is room for a connection."""
         if self._of_address[connection.address] >= CONNECTIONS_OF_ADDRESS_MAX:
@@ -93,14 +102,20 @@ class Door:
             return True
         return False
 
-    def let_out(self, connection: _Connection) -> bool:
-        """Take note that a connection has ended; say whether it was let in."""
-        if self._connections.pop(connection.inner, None) is None:
-            return False
-        self._of_address[connection.address] -= 1
-        if not self._of_address[connection.address]:
-            del self._of_address[connection.address]
-        return True
+    def let_out(self, connection: _Connection) -> None:
+        """Take note that a connection has ended, if it was let in."""
+        if self._connections.pop(connection.inner, None):
+            self._of_address[connection.address] -= 1
+            if not self._of_address[connection.address]:
+                del self._of_address[connection.address]
+
+    def _tell_failure(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Count who cannot be let in for want of descriptors, of whom the loop would log a hundred a second."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+            self._refusals.add(None, f"the page cannot take a connection: {error.strerror}")
+        else:
+            loop.default_exception_handler(context)
 
     def _is_own_fault(self, record: logging.LogRecord) -> bool:
         """Count what the web library logs of a request that was none, and let it log the rest."""
@@ -114,13 +129,20 @@ class Door:
 
 
 class _Connection(asyncio.Protocol):
-    """Stands between a transport and the web library's protocol, which it calls by the same names."""
+    """Stands between a transport and the web library's protocol, which it calls by the same names.
 
-    transport: asyncio.Transport
+    Over TLS too it is there from the first packet on: who never completes the handshake is counted and watched as well.
+    """
 
-    def __init__(self, door: Door, inner: Any) -> None:
+    transport: asyncio.Transport  # what goes over the network, encrypted or not
+
+    def __init__(self, door: Door, inner: Any, tls: ssl.SSLContext | None) -> None:
         self._door = door
+        self._tls = tls
+        self._early = b""  # what came before the web library was told of the connection
+        self._is_open = False  # it was told
         self.inner = inner
+        self.handshake: asyncio.Task[None] | None = None
         self.address = "?"
         self.idle_since: float | None = None
         self.stuck_since: float | None = None
@@ -131,18 +153,47 @@ class _Connection(asyncio.Protocol):
         self.transport = transport
         peer = transport.get_extra_info("peername")
         self.address = peer[0].removeprefix("::ffff:") if peer else "?"
-        self.idle_since = asyncio.get_running_loop().time()
-        if self._door.let_in(self):
-            self.inner.connection_made(transport)
-        else:
+        loop = asyncio.get_running_loop()
+        self.idle_since = loop.time()
+        if not self._door.let_in(self):
             transport.abort()
+        elif self._tls:
+            self.handshake = loop.create_task(self._shake_hands(self._tls))
+        else:
+            self._open(transport)
+
+    async def _shake_hands(self, tls: ssl.SSLContext) -> None:
+        """Go on over TLS. Who takes too long is ended as one who asks nothing."""
+        encrypted = None
+        try:
+            encrypted = await asyncio.get_running_loop().start_tls(self.transport, self, tls, server_side=True)
+        except ssl.SSLError:
+            self._door.refuse(self, "no TLS handshake")
+        except OSError:  # it has left
+            pass
+        finally:
+            self.handshake = None
+            if not encrypted:
+                self._door.let_out(self)
+        if encrypted:
+            self._open(encrypted)
+
+    def _open(self, transport: asyncio.Transport) -> None:
+        self._is_open = True
+        self.inner.connection_made(transport)
+        if self._early:
+            self.inner.data_received(self._early)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._door.let_out(self):
+        self._door.let_out(self)
+        if self._is_open:
             self.inner.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self.inner.data_received(data)
+        if self._is_open:
+            self.inner.data_received(data)
+        else:
+            self._early += data
 
     def eof_received(self) -> bool | None:
         return self.inner.eof_received()  # type: ignore[no-any-return]
