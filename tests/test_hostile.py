@@ -314,22 +314,70 @@ def test_who_has_asked_is_let_go_in_silence(
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "READ_WITHIN_S", 0.5)
+def large(hub: Hub) -> bytes:
+    """The picture, of 16 MB, that the camera of this name has sent."""
+    assert hub.endpoint
+    jpeg = JPEG[:-2].ljust(16_000_000, b"\0") + JPEG[-2:]
+    with raw(zmq.REQ, connect=hub.endpoint) as peer:
+        peer.send_multipart([header("large"), jpeg])
+        assert peer.recv() == b"OK"
+    return jpeg
+
+
+def dialled(wall: Wall, certificate: Certificate | None) -> socket.socket:
+    """Open a connection of which the kernel keeps little, over TLS if there is a certificate."""
+    connection = dial(wall.port)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+    return trusting(certificate).wrap_socket(connection, server_hostname="localhost") if certificate else connection
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "TLS"])
+def either(request: pytest.FixtureRequest, certificate: Certificate) -> tuple[Wall, Certificate | None]:
+    """A wall that asks nobody, and the certificate that it has."""
+    if request.param:
+        return request.getfixturevalue("over_tls"), certificate
+    return request.getfixturevalue("unlocked"), None
+
+
+@pytest.fixture
+def unlocked(hub: Hub) -> Iterator[Wall]:
+    with Wall(hub, "127.0.0.1", 0) as wall:
+        yield wall
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body")
-@pytest.mark.usefixtures("good", "impatient")
+@pytest.mark.usefixtures("good", "large")
 @pytest.mark.parametrize("path", ["/snapshot/large.jpg", "/stream/large.mjpg"])
 def test_who_asks_and_reads_nothing_is_let_go_and_told(
-    hub: Hub, wall: Wall, caplog: pytest.LogCaptureFixture, path: str
+    either: tuple[Wall, Certificate | None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
 ) -> None:
-    assert hub.endpoint
-    with raw(zmq.REQ, connect=hub.endpoint) as peer, dial(wall.port) as deaf:
-        peer.send_multipart([header("large"), JPEG[:-2].ljust(16_000_000, b"\0") + JPEG[-2:]])
-        assert peer.recv() == b"OK"
-        deaf.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic OmNhbWVyYXMh\r\n\r\n".encode())
+    monkeypatch.setattr(door, "READ_WITHIN_S", 0.5)
+    with dialled(*either) as deaf:
+        deaf.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         until(lambda: "refused 1 from 127.0.0.2: reads nothing for 0.5 s" in caplog.text)
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body")
+def test_who_reads_slowly_gets_all_of_a_picture(
+    either: tuple[Wall, Certificate | None],
+    large: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(door, "ASK_WITHIN_S", 0.3)
+    monkeypatch.setattr(door, "READ_WITHIN_S", 2)
+    with dialled(*either) as slow:
+        slow.sendall(b"GET /snapshot/large.jpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        began, answer = time.monotonic(), b""
+        while got := slow.recv(100_000):  # until the hub ends the connection, for having been asked nothing more
+            answer += got
+            time.sleep(max(0, began + len(answer) / 4e6 - time.monotonic()))
+        assert time.monotonic() - began > 3
+        assert answer.partition(b"\r\n\r\n")[2] == large
+    assert "refused" not in caplog.text
 
 
 def test_a_form_without_an_end_is_ended(wall: Wall, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CONNECTIONS_MAX = 1024
 CONNECTIONS_OF_ADDRESS_MAX = 128  # a proxy, or a company's router, is one address for many
-ASK_WITHIN_S = 20.0  # from connecting, or from the last answer, to the end of a request's head
+ASK_WITHIN_S = 20.0  # from connecting, or from when the last answer has gone, to the end of a request's head
 READ_WITHIN_S = 60.0  # from when a peer reads no more until it reads again
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _log = logging.getLogger(__name__)
@@ -66,20 +66,25 @@ class Door:
         connection = self._connections.get(request.protocol)
         if connection is None:  # the Unix socket's, or it has left
             return await handler(request)
-        connection.idle_since, connection.has_asked = None, True
+        connection.is_answered, connection.has_asked = True, True
         try:
             return await handler(request)
         finally:
-            connection.idle_since = asyncio.get_running_loop().time()
+            connection.is_answered = False
+            connection.moved = asyncio.get_running_loop().time()
 
     def watch(self, now: float) -> None:
         """End the connections that have had their time, and tell what was refused; `now` is the loop's time."""
         for connection in [*self._connections.values()]:
-            if connection.stuck_since is not None:
-                if now - connection.stuck_since <= READ_WITHIN_S:
-                    continue
+            unread = connection.transport.get_write_buffer_size()
+            if unread < connection.unread or (unread and not connection.unread):
+                connection.moved = now
+            connection.unread = unread
+            if now - connection.moved <= (READ_WITHIN_S if unread else ASK_WITHIN_S):
+                continue
+            if unread:
                 self._refusals.add(connection.address, f"reads nothing for {READ_WITHIN_S:g} s")
-            elif connection.idle_since is None or now - connection.idle_since <= ASK_WITHIN_S:
+            elif connection.is_answered:
                 continue
             elif not connection.has_asked:
                 self._refusals.add(connection.address, f"no request within {ASK_WITHIN_S:g} s")
@@ -144,8 +149,9 @@ class _Connection(asyncio.Protocol):
         self.inner = inner
         self.handshake: asyncio.Task[None] | None = None
         self.address = "?"
-        self.idle_since: float | None = None
-        self.stuck_since: float | None = None
+        self.moved = 0.0  # when it came, had its answer, or was last seen to read
+        self.unread = 0  # bytes that were waiting for it then
+        self.is_answered = False  # now
         self.has_asked = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -154,7 +160,7 @@ class _Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.address = peer[0].removeprefix("::ffff:") if peer else "?"
         loop = asyncio.get_running_loop()
-        self.idle_since = loop.time()
+        self.moved = loop.time()
         if not self._door.let_in(self):
             transport.abort()
         elif self._tls:
@@ -199,9 +205,8 @@ class _Connection(asyncio.Protocol):
         return self.inner.eof_received()  # type: ignore[no-any-return]
 
     def pause_writing(self) -> None:
-        self.stuck_since = asyncio.get_running_loop().time()
         self.inner.pause_writing()
 
     def resume_writing(self) -> None:
-        self.stuck_since = None
+        self.moved = asyncio.get_running_loop().time()
         self.inner.resume_writing()
