@@ -300,12 +300,20 @@ def test_many_viewers_leave_nothing_behind(hub: streamer.Hub, wall: Wall, sender
     assert len(viewers(wall)) == 8
     for stream in streams:
         stream.close()
+    until(lambda: not viewers(wall) and not hub._mailboxes)  # though no picture goes out
 
-    def nobody_is_left() -> bool:
-        send_one(hub, sender, picture())  # a viewer who left is noticed when a picture goes out
-        return not viewers(wall) and not hub._mailboxes
 
-    until(nobody_is_left)
+@pytest.mark.parametrize("by_socket", [False, True], ids=["TCP", "socket"])
+def test_viewers_of_a_camera_that_never_came_leave_nothing_behind(
+    hub: streamer.Hub, tmp_path: Path, by_socket: bool
+) -> None:
+    with Wall(hub, "127.0.0.1", 0, socket=tmp_path / "hub.sock") as wall:
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX if by_socket else socket.AF_INET) as client:
+                client.connect(str(tmp_path / "hub.sock") if by_socket else ("127.0.0.1", wall.port))
+                client.sendall(b"GET /stream/pi9.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert client.recv(12) == b"HTTP/1.1 200"
+        until(lambda: not viewers(wall) and not hub._mailboxes and not wall._streams)
 
 
 def test_hub_that_closes_first_ends_the_streams() -> None:

@@ -91,6 +91,7 @@ class Wall:
         self._failure: TransportError | None = None
         self._history = History()
         self._pages: set[_Page] = set()
+        self._streams: dict[Viewer, web.Request] = {}
         self._table = ""
         self.port = port
         self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
@@ -188,6 +189,9 @@ class Wall:
             if now - sampled >= EVERY_S:
                 sampled = now
                 self._history.add(statuses)
+            # The web library does not tell a handler that its peer has left, and a silent camera's waits for a picture.
+            for viewer in [each for each, request in self._streams.items() if request.transport is None]:
+                self._fan_out.close(viewer)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), _TURN_S)
 
@@ -346,6 +350,7 @@ class Wall:
             return response
         newest: asyncio.Queue[Picture | None] = asyncio.Queue()
         viewer = self._fan_out.open(newest.put_nowait, "stream", *_who(request))
+        self._streams[viewer] = request
         viewer.closed.add_done_callback(lambda _: newest.put_nowait(None))
         try:
             await response.write(f"--{BOUNDARY}\r\n".encode())
@@ -356,6 +361,7 @@ class Wall:
         except ConnectionError:  # the viewer has left
             pass
         finally:
+            del self._streams[viewer]
             self._fan_out.close(viewer)
         return response
 
