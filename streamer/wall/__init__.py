@@ -339,9 +339,9 @@ class Wall:
             headers={
                 "Content-Type": f"multipart/x-mixed-replace; boundary={BOUNDARY}",
                 "Cache-Control": "no-store",
-                "Connection": "close",
             }
         )
+        response.force_close()
         try:
             await response.prepare(request)
         except ConnectionError:  # it has left already
