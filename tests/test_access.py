@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import re
+import socket
 import ssl
 import stat
 import time
@@ -586,6 +587,27 @@ def test_headers_of_what_goes_wrong_inside(hub: streamer.Hub, opened: Wall, monk
     assert answer.status == 500
     assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
     assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize("request_", [b"GET / \x00HTTP/1.1\r\n\r\n", b"\x16\x03\x01\r\n\r\n"])
+@pytest.mark.parametrize("by_socket", [False, True], ids=["TCP", "socket"])
+def test_headers_of_the_answer_to_no_request(
+    hub: streamer.Hub, tmp_path: Path, request_: bytes, by_socket: bool
+) -> None:
+    with (
+        serving(hub, socket=tmp_path / "hub.sock") as wall,
+        socket.socket(socket.AF_UNIX if by_socket else socket.AF_INET) as client,
+    ):
+        client.connect(str(tmp_path / "hub.sock") if by_socket else ("127.0.0.1", wall.port))
+        client.sendall(request_)
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        with answer:
+            assert answer.status == 400
+            assert answer.headers["Server"] == "streamer"
+            assert answer.headers["Content-Security-Policy"] == "default-src 'none'"
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert answer.headers["Cache-Control"] == "no-store"
 
 
 @pytest.mark.parametrize(

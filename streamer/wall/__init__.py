@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("the hub's page", "hub", "python3-aiohttp") from error
 
-from streamer.wall.access import BODY_MAX_BYTES, Access, unix_socket
+from streamer.wall.access import BODY_MAX_BYTES, Access, Protocol, unix_socket
 from streamer.wall.door import Door
 from streamer.wall.history import EVERY_S, History
 from streamer.wall.metrics import Metrics
@@ -137,11 +137,11 @@ class Wall:
             ]
         )
         app.on_response_prepare.append(self._access.add_headers)
-        runner = web.AppRunner(app, access_log=None, logger=self._door.logger)
+        runner = web.AppRunner(app)
         await runner.setup()
         listening: list[asyncio.Server] = []
         try:
-            listening.append(await self._listen(runner))
+            await self._listen(runner, listening)
         except TransportError as error:
             self._failure = error
             self._ending.set()
@@ -155,21 +155,23 @@ class Wall:
         if self._socket and not self._failure:
             self._socket.unlink(missing_ok=True)
 
-    async def _listen(self, runner: web.AppRunner) -> asyncio.Server:
+    async def _listen(self, runner: web.AppRunner, listening: list[asyncio.Server]) -> None:
         assert runner.server  # noqa: S101 - it is set up
+        protocol = functools.partial(
+            Protocol,
+            runner.server,
+            loop=self._loop,
+            access_log=None,  # type: ignore[arg-type] # what the library calls none
+            logger=self._door.logger,
+        )
         host, port = self._address
         try:
-            server = await self._door.listen(runner.server, host, port, self._tls)
+            listening.append(await self._door.listen(protocol, host, port, self._tls))
         except OSError as error:
             raise TransportError(f"cannot listen on http {host}:{port}: {error.strerror}") from error
-        self.port = server.sockets[0].getsockname()[1]
-        try:
-            if self._socket:
-                await web.SockSite(runner, unix_socket(self._socket)).start()
-        except TransportError:
-            server.close()
-            raise
-        return server
+        self.port = listening[0].sockets[0].getsockname()[1]
+        if self._socket:
+            listening.append(await self._loop.create_server(protocol, sock=unix_socket(self._socket)))
 
     async def _watch(self) -> None:
         """Until the end, look at the cameras: for the pages at once when a state changes, and for the curves."""

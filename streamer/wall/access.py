@@ -58,6 +58,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_SERVER = {"Server": "streamer"}  # the web library would name its version and Python's
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 # A browser takes `//host` and `/\host` for another site, and leaves out tabs and line ends before it looks.
 _LOCAL_PATH = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")
@@ -166,7 +167,7 @@ class Access:
         response.headers.setdefault("Cross-Origin-Resource-Policy", policy)
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
-        response.headers["Server"] = "streamer"  # aiohttp would name its version and Python's
+        response.headers.update(_SERVER)
 
     def _see_password(self, request: web.Request) -> None:
         """Raise what asks for the password, unless the request brings it as basic authentication."""
@@ -245,6 +246,22 @@ class Access:
         # With no-referrer a browser sends the form with the origin `null`.
         headers = {"Referrer-Policy": "same-origin"} | ({"Retry-After": str(wait_s)} if wait_s else {})
         return web.Response(text=text, status=status, content_type="text/html", headers=headers)
+
+
+class Protocol(web.RequestHandler):
+    """The web library's, but for its answers to what is no request: they pass no middleware, and no `add_headers`."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer as the library does, with the headers that every answer has."""
+        response = super().handle_error(request, status, exc, message)
+        response.headers.update(_HEADERS | _SERVER | {"Content-Security-Policy": "default-src 'none'"})
+        return response
 
 
 class _SeeOther(web.HTTPException):

@@ -47,11 +47,13 @@ class Door:
         self.logger.setLevel(logging.DEBUG)  # some of them are logged as no more than that
         self.logger.addFilter(self._is_own_fault)
 
-    async def listen(self, server: web.Server, host: str, port: int, tls: ssl.SSLContext | None) -> asyncio.Server:
-        """Let the web library's `server` serve whoever gets in."""
+    async def listen(
+        self, protocol: Callable[[], web.RequestHandler], host: str, port: int, tls: ssl.SSLContext | None
+    ) -> asyncio.Server:
+        """Let the web library's `protocol` serve whoever gets in."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._tell_failure)
-        return await loop.create_server(lambda: _Connection(self, server(), tls), host, port)
+        return await loop.create_server(lambda: _Connection(self, protocol(), tls), host, port)
 
     async def close(self) -> None:
         """End the connections that have not come to speak TLS, of which the web library knows nothing."""
