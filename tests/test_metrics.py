@@ -18,9 +18,11 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 import yaml
 import zmq
+from hypothesis import strategies as st
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -265,11 +267,39 @@ def test_viewers_and_what_they_are_sent_count(hub: streamer.Hub, wall: Wall) -> 
             assert scrape(wall)["streamer_hub_viewers"] == 1
 
 
-@pytest.mark.parametrize("accept", ["", "*/*", "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"])
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "",
+        "*/*",
+        "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+        f"{OPENMETRICS};version=x",
+        "text/plain;version=1.x",
+        ";;,",
+    ],
+)
 def test_prometheus_text_unless_asked_otherwise(wall: Wall, accept: str) -> None:
     content_type, text = get(f"http://127.0.0.1:{wall.port}/metrics", accept)
     assert content_type == "text/plain; version=0.0.4; charset=utf-8"
     assert "# TYPE streamer_camera_frames_total counter\n" in text
+
+
+@hypothesis.settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@hypothesis.given(
+    kind=st.sampled_from([OPENMETRICS, "text/plain"]),
+    version=st.text("019.x² -", max_size=6),
+    escaping=st.sampled_from(["", ";escaping", ";escaping=allow-utf-8", ";escaping=x"]),
+)
+def test_any_accept_header_has_an_answer(metrics: Metrics, kind: str, version: str, escaping: str) -> None:
+    body, content_type = metrics.text(f"{kind};version={version}{escaping}")
+    assert b"streamer_build" in body
+    assert content_type.startswith((OPENMETRICS, "text/plain"))
+
+
+@pytest.fixture(scope="module")
+def metrics() -> Iterator[Metrics]:
+    with streamer.Hub(LOCAL) as hub:
+        yield Metrics(hub, viewers=lambda: 0, viewer_frames=lambda: 0)
 
 
 def test_openmetrics_when_asked_for(hub: streamer.Hub, wall: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
