@@ -6,8 +6,11 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
+import streamer
+from streamer.codec import encode_jpeg
 from tests.browser import Fleet, SlowLine, chromium, needs_chromium
 from tests.conftest import until
 
@@ -100,10 +103,10 @@ def contents(page: Page) -> dict[str, str]:
     return pixels
 
 
-def all_drawn(page: Page, names: Any, times: int = 2) -> None:
+def all_drawn(page: Page, names: Any, times: int = 2, within_s: float = 15) -> None:
     """Wait until each canvas was drawn so many times more."""
     before = drawings(page)
-    until(lambda: all(drawings(page).get(name, 0) >= before.get(name, 0) + times for name in names), 15)
+    until(lambda: all(drawings(page).get(name, 0) >= before.get(name, 0) + times for name in names), within_s)
 
 
 def test_all_eight_pictures_move(browser: Browser, eight: Fleet) -> None:
@@ -204,6 +207,25 @@ def test_page_says_that_the_hub_is_away_and_comes_back_by_itself(browser: Browse
         all_drawn(page, ["pi1", "pi2"])
         until(lambda: not notice.is_visible())
         says(page, "pi1", "^pi1 ● LIVE")
+
+
+def test_picture_that_takes_longer_than_the_page_s_patience_is_shown(browser: Browser) -> None:
+    noise = encode_jpeg(np.random.default_rng(1).integers(0, 255, (700, 1000, 3), np.uint8), 85)
+    with (
+        Fleet({"pi1": None}, stale_after_s=600, gone_after_s=900) as fleet,
+        streamer.Sender(fleet.endpoint, "pi1") as sender,
+        SlowLine(fleet.url, len(noise) / 7.5) as line,
+    ):
+        sender.send(noise)
+        until(fleet.live)
+        with looking(browser, line.url) as page:
+            all_drawn(page, ["pi1"], 1, 60)  # the first connection ends too soon
+            assert len(fleet.ask("api/viewers")) == 1
+            number = fleet.ask("api/viewers")[0]["id"]
+            for _ in range(2):
+                sender.send(noise)
+                all_drawn(page, ["pi1"], 1, 60)
+            assert [row["id"] for row in fleet.ask("api/viewers")] == [number], "the connection is the same"
 
 
 def test_two_senders_of_one_name_are_named(browser: Browser) -> None:

@@ -8,6 +8,7 @@
 const VERSION = 1;
 const HEAD_BYTES = 10;
 const SILENCE_MS = 5000; // the table comes every second
+const PATIENCE_MAX_MS = 60000; // but on a slow line it waits behind a picture
 const RETRY_FIRST_MS = 500;
 const RETRY_MAX_MS = 5000;
 
@@ -19,6 +20,8 @@ export function openFeed(post) {
   let socket = null;
   let wanted; // undefined until the page has said it; null while nobody sees the page
   let heard = 0;
+  let patienceMs = SILENCE_MS;
+  let slowAt = -Infinity; // when something last took long
   let retryMs = RETRY_FIRST_MS;
   let retry = 0;
 
@@ -37,7 +40,9 @@ export function openFeed(post) {
       if (wanted !== undefined) say({ want: wanted });
     };
     opened.onmessage = ({ data }) => {
-      heard = performance.now();
+      const now = performance.now();
+      if (now - heard > SILENCE_MS / 2) slowAt = now;
+      heard = now;
       if (typeof data === "string") post(JSON.parse(data));
       else show(data);
     };
@@ -67,10 +72,17 @@ export function openFeed(post) {
     }
   }
 
-  // A connection may die without a word: then it is the silence that tells.
+  // A connection may die without a word: then it is the silence that tells. A slow line is silent too while a picture
+  // comes: each time that ends a connection, the next has twice as long, until nothing has taken long for a minute.
   setInterval(() => {
-    const silentMs = performance.now() - heard;
-    if (!socket || silentMs < SILENCE_MS || (wanted === null && socket.readyState === WebSocket.OPEN)) return;
+    const now = performance.now();
+    const open = socket?.readyState === WebSocket.OPEN;
+    if (now - slowAt > PATIENCE_MAX_MS) patienceMs = SILENCE_MS;
+    if (!socket || now - heard < patienceMs || (wanted === null && open)) return;
+    if (open) {
+      patienceMs = Math.min(PATIENCE_MAX_MS, patienceMs * 2);
+      slowAt = now;
+    }
     const dead = socket;
     lose("");
     dead.close();
