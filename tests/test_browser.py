@@ -13,6 +13,7 @@ import streamer
 from streamer.codec import encode_jpeg
 from tests.browser import Fleet, SlowLine, chromium, needs_chromium
 from tests.conftest import until
+from tests.peers import JPEG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -278,6 +279,29 @@ def test_numbers(browser: Browser, eight: Fleet) -> None:
         link.click()
         all_drawn(numbers, ["pi1"])
         until(lambda: [name for name in EIGHT if tile(numbers, name).is_visible()] == ["pi1"])
+
+
+def test_numbers_take_neither_the_keyboard_nor_a_selection_away(browser: Browser) -> None:
+    with (
+        Fleet({"pi1": "pattern", "pi2": None, "pi3": "pattern"}) as fleet,
+        streamer.Sender(fleet.endpoint, "pi2a") as another,
+        looking(browser, f"{fleet.url}numbers") as page,
+    ):
+        page.locator("#cameras tbody a").nth(2).focus()
+        script = "getSelection().selectAllChildren(document.querySelector('#cameras tbody td:nth-child(12)'))"
+        page.evaluate(script)
+
+        def frames() -> str:
+            return page.locator("#cameras tbody tr").nth(2).locator("td").nth(6).inner_text()
+
+        for _ in range(2):
+            before = frames()
+            until(lambda before=before: frames() != before)  # type: ignore[misc]
+        another.send(JPEG)
+        until(lambda: page.locator("#cameras tbody tr").count() == 4)
+        assert page.evaluate("document.activeElement.textContent") == "pi3"
+        assert page.evaluate("getSelection().toString()") == "127.0.0.1"
+        assert page.locator("#cameras tbody th").all_inner_texts() == ["pi1", "pi2", "pi2a", "pi3"]
 
 
 @pytest.fixture(scope="module")

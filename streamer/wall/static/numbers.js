@@ -49,21 +49,32 @@ function cell(tag, content, name = "") {
   return element;
 }
 
+// A row is [key, class, cells]. Only what differs is replaced: the keyboard and a selection stay where they are.
 function fill(table, heads, rows, none) {
-  const head = document.createElement("thead");
-  head.append(document.createElement("tr"));
-  head.firstChild.append(...heads.map(([title, name]) => Object.assign(cell("th", title, name), { scope: "col" })));
-  const body = document.createElement("tbody");
-  for (const row of rows) {
-    const line = document.createElement("tr");
-    line.append(...row);
-    body.append(line);
+  if (!table.tHead) {
+    const titles = heads.map(([title, name]) => Object.assign(cell("th", title, name), { scope: "col" }));
+    table.createTHead().append(cell("tr", titles));
+    table.createTBody();
   }
-  if (!rows.length) {
-    body.append(document.createElement("tr"));
-    body.firstChild.append(Object.assign(cell("td", none, "words soft"), { colSpan: heads.length }));
+  const body = table.tBodies[0];
+  if (!rows.length) rows = [["", "", [Object.assign(cell("td", none, "words soft"), { colSpan: heads.length })]]];
+  for (const line of [...body.rows]) {
+    if (!rows.some(([key]) => key === line.dataset.key)) line.remove();
   }
-  table.replaceChildren(head, body);
+  rows.forEach(([key, name, cells], at) => {
+    let line = [...body.rows].find((row) => row.dataset.key === key);
+    if (!line) {
+      line = cell("tr", []);
+      line.dataset.key = key;
+    }
+    line.className = name;
+    cells.forEach((fresh, column) => {
+      const old = line.cells[column];
+      if (!old) line.append(fresh);
+      else if (!old.isEqualNode(fresh)) old.replaceWith(fresh);
+    });
+    if (body.rows[at] !== line) body.insertBefore(line, body.rows[at] ?? null);
+  });
 }
 
 const CAMERA_HEADS = [
@@ -77,9 +88,8 @@ function cameraRow(row) {
   const odd = row.state === "LIVE" && oddity(row) ? `, ${oddity(row)}` : "";
   const state = cell("td", `${SHAPES[row.state]} ${row.state}${silent}${odd}`, "state");
   const link = Object.assign(document.createElement("a"), { href: `/#${encodeURIComponent(row.name)}`, textContent: row.name });
-  const name = Object.assign(cell("th", link), { scope: "row" });
-  return [
-    name,
+  return [row.name, row.state.toLowerCase(), [
+    Object.assign(cell("th", link), { scope: "row" }),
     state,
     cell("td", [row.fps.toFixed(1), curve(past.fps, `frames per second of ${row.name}`)]),
     cell("td", known(row.wanted_fps, (fps) => `${+fps.toFixed(1)}`)),
@@ -92,7 +102,7 @@ function cameraRow(row) {
     cell("td", known(row.reconnects)),
     cell("td", known(row.address)),
     cell("td", known(row.release)),
-  ];
+  ]];
 }
 
 const VIEWER_HEADS = [
@@ -101,7 +111,7 @@ const VIEWER_HEADS = [
 
 function viewerRow(row) {
   const agent = Object.assign(cell("td", row.agent || "–", "words agent"), { title: row.agent });
-  return [
+  return [`${row.id}`, "", [
     Object.assign(cell("th", known(row.address)), { scope: "row" }),
     cell("td", row.kind, "words"),
     cell("td", row.cameras ? String(row.cameras) : "not looking"),
@@ -110,7 +120,7 @@ function viewerRow(row) {
     cell("td", size(row.bytes)),
     cell("td", known(row.delay_ms, (delay) => `${delay.toFixed(0)} ms`)),
     agent,
-  ];
+  ]];
 }
 
 async function ask(path) {
@@ -126,9 +136,7 @@ async function watch() {
       try {
         const [rows, viewers, past] = await Promise.all(["/api/cameras", "/api/viewers", "/api/history"].map(ask));
         history = past;
-        const cameras = document.getElementById("cameras");
-        fill(cameras, CAMERA_HEADS, rows.map(cameraRow), "No camera has come yet.");
-        rows.forEach((row, at) => cameras.tBodies[0].rows[at].classList.add(row.state.toLowerCase()));
+        fill(document.getElementById("cameras"), CAMERA_HEADS, rows.map(cameraRow), "No camera has come yet.");
         fill(document.getElementById("viewers"), VIEWER_HEADS, viewers.map(viewerRow), "Nobody looks now.");
         document.getElementById("summary").textContent = summary(rows);
         notice.textContent = "";
