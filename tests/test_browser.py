@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import streamer
 from streamer.codec import encode_jpeg
@@ -160,6 +162,16 @@ def test_one_camera_by_keyboard_and_back(browser: Browser, eight: Fleet) -> None
         assert all(tile(page, name).is_visible() for name in EIGHT)
         page.go_back()
         until(lambda: page.evaluate("location.hash") == "#pi9")
+
+
+def test_tile_that_has_the_keyboard_has_a_ring_around_its_picture(browser: Browser, eight: Fleet) -> None:
+    with looking(browser, eight.url, color_scheme="light") as page:
+        all_drawn(page, EIGHT, 1)
+        page.keyboard.press("ArrowRight")
+        image = Image.open(io.BytesIO(tile(page, "pi1").screenshot())).convert("RGB")
+        middle, low = image.width // 2, image.height // 2
+        for place in ((middle, 1), (1, low), (image.width - 2, low), (middle, image.height - 2)):
+            assert image.getpixel(place) == (0x0B, 0x63, 0xCE), place
 
 
 def test_link_to_one_camera_and_saving_its_picture(browser: Browser, eight: Fleet, tmp_path: Path) -> None:
