@@ -174,6 +174,19 @@ def test_tile_that_has_the_keyboard_has_a_ring_around_its_picture(browser: Brows
             assert image.getpixel(place) == (0x0B, 0x63, 0xCE), place
 
 
+def test_browser_s_own_way_back_leads_to_where_one_was(browser: Browser, eight: Fleet) -> None:
+    with looking(browser, eight.url) as page:
+        all_drawn(page, EIGHT, 1)
+        tile(page, "pi1").click()
+        until(lambda: page.evaluate("location.hash") == "#pi1")
+        page.keyboard.press("Escape")
+        until(lambda: page.evaluate("document.activeElement.dataset.name") == "pi1")
+        tile(page, "pi4").click()
+        until(lambda: page.evaluate("location.hash") == "#pi4")
+        page.go_back()
+        until(lambda: page.evaluate("document.activeElement.dataset.name") == "pi4")
+
+
 def test_link_to_one_camera_and_saving_its_picture(browser: Browser, eight: Fleet, tmp_path: Path) -> None:
     with looking(browser, f"{eight.url}#pi5") as page:
         all_drawn(page, ["pi5"])
@@ -189,6 +202,9 @@ def test_link_to_one_camera_and_saving_its_picture(browser: Browser, eight: Flee
         notice = page.locator("#notice")
         until(lambda: "no camera pi77; there are: pi1, pi2," in notice.inner_text(), 15)
         assert tile(page, "pi1").is_visible()
+    with looking(browser, f"{eight.url}#100%") as page:  # not what a name is encoded as
+        until(lambda: "no camera 100%; there are: pi1, pi2," in page.locator("#notice").inner_text(), 15)
+        all_drawn(page, EIGHT)
 
 
 def test_tab_that_nobody_sees_costs_nothing(browser: Browser, eight: Fleet) -> None:

@@ -280,7 +280,17 @@ function look() {
 
 // -- one camera
 
-const chosenName = () => decodeURIComponent(location.hash.slice(1));
+// The camera that a URL names; what is no encoding is the name of none.
+function nameIn(url) {
+  const name = new URL(url).hash.slice(1);
+  try {
+    return decodeURIComponent(name);
+  } catch {
+    return name;
+  }
+}
+
+const chosenName = () => nameIn(location.href);
 
 function choose() {
   const name = chosenName();
@@ -297,13 +307,6 @@ function go(name) {
 function step(by) {
   const names = [...tiles.keys()];
   go(names[(names.indexOf(chosenName()) + by + names.length) % names.length]);
-}
-
-let cameFrom = ""; // gets the keyboard when all are shown again, once the browser has gone there
-
-function back() {
-  cameFrom = chosenName();
-  go("");
 }
 
 function save() {
@@ -334,7 +337,7 @@ document.addEventListener("keydown", (event) => {
     ArrowRight: () => (single ? step(1) : move(1)),
     ArrowUp: () => !single && move(-columns),
     ArrowDown: () => !single && move(columns),
-    Escape: () => single && back(),
+    Escape: () => single && go(""),
     s: save,
     f: toggleFull,
   };
@@ -357,12 +360,12 @@ wall.addEventListener("click", (event) => {
   // In the large picture a click leads back.
   if (wall.classList.contains("one") && event.target.closest(".tile")) {
     event.preventDefault();
-    back();
+    go("");
   }
 });
 document.getElementById("previous").onclick = () => step(-1);
 document.getElementById("next").onclick = () => step(1);
-document.getElementById("back").onclick = back;
+document.getElementById("back").onclick = () => go("");
 document.getElementById("save").onclick = save;
 document.getElementById("full").onclick = toggleFull;
 if (!document.fullscreenEnabled) document.getElementById("full").hidden = true;
@@ -375,10 +378,11 @@ const sight = new IntersectionObserver((entries) => {
   want();
 }, { root: wall, rootMargin: "100px" });
 
-addEventListener("hashchange", () => {
+addEventListener("hashchange", ({ oldURL }) => {
   choose();
   look();
-  if (!chosenName()) tiles.get(cameFrom)?.element.focus();
+  // Whichever way it went back: the camera that was alone has the keyboard, and is in sight.
+  if (!chosenName()) tiles.get(nameIn(oldURL))?.element.focus();
 });
 addEventListener("resize", look);
 document.addEventListener("visibilitychange", want);
