@@ -44,6 +44,17 @@ ImageBitmapRenderingContext.prototype.transferFromImageBitmap = function (bitmap
 """
 
 
+# Collects what an element says whenever that changes.
+CHANGES = """selector => {
+  const said = [];
+  const element = document.querySelector(selector);
+  new MutationObserver(() => said.push(element.textContent)).observe(element, {
+    childList: true, characterData: true, subtree: true,
+  });
+  return said;
+}"""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as browser:
@@ -229,12 +240,17 @@ def test_page_says_that_the_hub_is_away_and_comes_back_by_itself(browser: Browse
         all_drawn(page, ["pi1", "pi2"])
         fleet.hub.process.kill()
         notice = page.locator("#notice")
-        until(lambda: notice.inner_text().startswith("The hub does not answer for "), 15)
+        until(lambda: notice.inner_text() == "The hub does not answer. Trying again …", 15)
+        said = page.evaluate_handle(CHANGES, "#notice")
         says(page, "pi1", "no picture for .* pi1 ▲ STALE")
+        since = page.locator("#since")
+        until(lambda: re.fullmatch(r"Last heard of ([3-9]|\d\d+) s ago\.", since.inner_text()))
+        assert said.json_value() == [], "it is read aloud once, not every second"
         assert page.title() == "Cameras: the hub does not answer"
         fleet.restart_hub()
         all_drawn(page, ["pi1", "pi2"])
         until(lambda: not notice.is_visible())
+        assert not since.is_visible()
         says(page, "pi1", "^pi1 ● LIVE")
 
 
@@ -316,6 +332,7 @@ def test_numbers_take_neither_the_keyboard_nor_a_selection_away(browser: Browser
         looking(browser, f"{fleet.url}numbers") as page,
     ):
         page.locator("#cameras tbody a").nth(2).focus()
+        said = page.evaluate_handle(CHANGES, "#summary")
         script = "getSelection().selectAllChildren(document.querySelector('#cameras tbody td:nth-child(12)'))"
         page.evaluate(script)
 
@@ -325,6 +342,7 @@ def test_numbers_take_neither_the_keyboard_nor_a_selection_away(browser: Browser
         for _ in range(2):
             before = frames()
             until(lambda before=before: frames() != before)  # type: ignore[misc]
+        assert said.json_value() == [], "what has not changed is not read aloud again"
         another.send(JPEG)
         until(lambda: page.locator("#cameras tbody tr").count() == 4)
         assert page.evaluate("document.activeElement.textContent") == "pi3"

@@ -1,6 +1,6 @@
 // The page for whoever runs the fleet: a row a camera, with curves of the last minutes, and a row a viewer.
 
-import { SHAPES, latency, oddity, span, summary } from "./states.js";
+import { SHAPES, latency, oddity, span, summary, write } from "./states.js";
 
 const RETRY_MS = 2000;
 const CURVE = { width: 80, height: 22 };
@@ -138,11 +138,11 @@ async function watch() {
         history = past;
         fill(document.getElementById("cameras"), CAMERA_HEADS, rows.map(cameraRow), "No camera has come yet.");
         fill(document.getElementById("viewers"), VIEWER_HEADS, viewers.map(viewerRow), "Nobody looks now.");
-        document.getElementById("summary").textContent = summary(rows);
-        notice.textContent = "";
+        write(document.getElementById("summary"), summary(rows));
+        write(notice, "");
         notice.classList.remove("alarm");
       } catch {
-        notice.textContent = "The hub does not answer. These numbers are old. Trying again …";
+        write(notice, "The hub does not answer. These numbers are old. Trying again …");
         notice.classList.add("alarm");
       }
     }

@@ -3,6 +3,11 @@
 // Words and shapes, so that nobody has to tell colours apart.
 export const SHAPES = { WAITING: "○", LIVE: "●", STALE: "▲", GONE: "■" };
 
+// Not again what is there already: a reader of screens would say it again.
+export function write(element, content) {
+  if (element.textContent !== content) element.textContent = content;
+}
+
 export function span(seconds) {
   const whole = Math.max(0, Math.floor(seconds));
   if (whole < 100) return `${whole} s`;

@@ -1,7 +1,7 @@
 // Every camera on one page. The feed decodes, this draws: it says of each camera how many pictures a second it can use,
 // and never shows an old picture as if it were live.
 
-import { SHAPES, latency, oddity, span, summary } from "./states.js";
+import { SHAPES, latency, oddity, span, summary, write } from "./states.js";
 
 const FULL_HZ = 60;
 const SMALL_HZ = 15; // shown narrower than SMALL_PX
@@ -16,6 +16,7 @@ const LOOK_MS = 250;
 
 const wall = document.getElementById("wall");
 const notice = document.getElementById("notice");
+const since = document.getElementById("since"); // beside the notice, which is read aloud whenever it changes
 const counts = document.getElementById("summary");
 const one = document.getElementById("one");
 const template = document.getElementById("tile");
@@ -102,10 +103,6 @@ class Tile {
     const said = `${this.name}, ${state}${word ? `, ${word}` : ""}`;
     if (this.canvas.getAttribute("aria-label") !== said) this.canvas.setAttribute("aria-label", said);
   }
-}
-
-function write(element, content) {
-  if (element.textContent !== content) element.textContent = content;
 }
 
 // -- the feed
@@ -265,12 +262,13 @@ function look() {
   const name = chosenName();
   notice.classList.toggle("alarm", lostS !== null && everConnected);
   if (lostS !== null) {
-    write(notice, everConnected ? `The hub does not answer for ${span(lostS)} now. Trying again …` : "The hub does not answer. Trying again …");
+    write(notice, "The hub does not answer. Trying again …");
   } else if (name && rows.length && !tiles.has(name)) {
     write(notice, `There is no camera ${name}; there are: ${[...tiles.keys()].join(", ")}`);
   } else if (everConnected) {
     write(notice, rows.length ? "" : "No camera has come yet.");
   }
+  write(since, lostS !== null && everConnected ? `Last heard of ${span(lostS)} ago.` : "");
   write(counts, lostS === null ? summary(rows) : "");
   const live = rows.filter((row) => row.state === "LIVE").length;
   document.title = lostS === null ? `${live} of ${rows.length} cameras live` : "Cameras: the hub does not answer";
