@@ -198,6 +198,19 @@ def test_browser_s_own_way_back_leads_to_where_one_was(browser: Browser, eight: 
         until(lambda: page.evaluate("document.activeElement.dataset.name") == "pi4")
 
 
+def test_tile_is_one_link_to_a_reader_of_screens(browser: Browser, eight: Fleet) -> None:
+    with looking(browser, eight.url) as page:
+        all_drawn(page, EIGHT, 1)
+        tree = page.locator("main").aria_snapshot().splitlines()
+        assert [line.strip() for line in tree if "link" in line] == [
+            *(f'- link "{name}, LIVE":' for name in EIGHT),
+            '- link "pi9, WAITING, waiting for its first picture":',
+        ]
+        tile(page, "pi2").click()
+        page.get_by_role("link", name="pi2, LIVE: back to all cameras", exact=True).click()
+        until(lambda: page.evaluate("location.hash") == "")
+
+
 def test_link_to_one_camera_and_saving_its_picture(browser: Browser, eight: Fleet, tmp_path: Path) -> None:
     with looking(browser, f"{eight.url}#pi5") as page:
         all_drawn(page, ["pi5"])

@@ -92,16 +92,18 @@ class Tile {
     const empty = state === "GONE" || state === "WAITING" || this.shownAt === null;
     const live = state === "LIVE";
     const ageS = state === row.state ? hubAgeS : (pictureAgeS ?? hubAgeS);
-    const chosen = this.element.classList.contains("chosen") ? " chosen" : "";
-    const classes = `tile ${state.toLowerCase()}${state === "STALE" ? " old" : ""}${empty ? " empty" : ""}${chosen}`;
+    const chosen = this.element.classList.contains("chosen");
+    const classes = ["tile", state.toLowerCase(), state === "STALE" && "old", empty && "empty", chosen && "chosen"]
+      .filter(Boolean).join(" ");
     if (this.element.className !== classes) this.element.className = classes;
     write(this.parts.word, word);
     write(this.parts.shape, SHAPES[state]);
     write(this.parts.label, state);
     write(this.parts.rate, live ? `${row.fps.toFixed(row.fps < 10 ? 1 : 0)} fps` : "");
     write(this.parts.late, live ? latency(row) : ageS === null ? "" : span(ageS));
-    const said = `${this.name}, ${state}${word ? `, ${word}` : ""}`;
-    if (this.canvas.getAttribute("aria-label") !== said) this.canvas.setAttribute("aria-label", said);
+    // All of it in one label: read from its parts, a tile would say its name twice.
+    const said = `${this.name}, ${state}${word ? `, ${word}` : ""}${chosen ? ": back to all cameras" : ""}`;
+    if (this.element.getAttribute("aria-label") !== said) this.element.setAttribute("aria-label", said);
   }
 }
 
