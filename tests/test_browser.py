@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 pytestmark = [
     needs_chromium,
@@ -265,6 +265,26 @@ def test_page_says_that_the_hub_is_away_and_comes_back_by_itself(browser: Browse
         until(lambda: not notice.is_visible())
         assert not since.is_visible()
         says(page, "pi1", "^pi1 ● LIVE")
+
+
+@pytest.mark.parametrize("missing", [["worker.js"], ["worker.js", "feed.js"]], ids=" ".join)
+def test_page_whose_parts_were_not_to_be_had_tries_again(browser: Browser, eight: Fleet, missing: list[str]) -> None:
+    with looking(browser, "about:blank") as page:
+        asked: list[str] = []
+
+        def refuse_twice(route: Route) -> None:
+            asked.append(route.request.url)
+            if asked.count(asked[-1]) <= 2:
+                route.abort()
+            else:
+                route.continue_()
+
+        for file in missing:
+            page.context.route(f"**/static/{file}", refuse_twice)
+        page.goto(eight.url)
+        tile(page, "pi1").wait_for(timeout=30_000)
+        all_drawn(page, EIGHT)
+        assert {url.rpartition("/")[2] for url in asked} == set(missing)
 
 
 def test_picture_that_takes_longer_than_the_page_s_patience_is_shown(browser: Browser) -> None:

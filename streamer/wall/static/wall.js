@@ -13,6 +13,7 @@ const FIT_MAX = 16; // up to so many cameras fit without scrolling, whatever the
 const SCROLL_PX = 200; // else no tile is narrower
 const SWIPE_PX = 60;
 const LOOK_MS = 250;
+const AGAIN_MS = 3000;
 
 const wall = document.getElementById("wall");
 const notice = document.getElementById("notice");
@@ -173,17 +174,28 @@ function want() {
 }
 
 function start() {
+  // A part was not to be had, as when the hub has just gone: once it is there, the page begins anew.
+  const again = async () => {
+    const answer = await fetch("/static/feed.js").catch(() => null);
+    if (answer?.ok) location.reload();
+    else setTimeout(again, AGAIN_MS);
+  };
   const inPage = async () => {
-    const { openFeed } = await import("./feed.js");
-    tell = openFeed(receive);
-    wantedBefore = "";
+    try {
+      const { openFeed } = await import("./feed.js");
+      tell = openFeed(receive);
+      wantedBefore = "";
+    } catch {
+      setTimeout(again, AGAIN_MS);
+    }
   };
   try {
     const worker = new Worker("/static/worker.js", { type: "module" });
     worker.onmessage = ({ data }) => receive(data);
     worker.onerror = () => {
       worker.terminate();
-      if (!everConnected) inPage();
+      if (everConnected) setTimeout(again, AGAIN_MS);
+      else inPage();
     };
     tell = (message) => worker.postMessage(message);
   } catch {
