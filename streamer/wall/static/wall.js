@@ -309,6 +309,7 @@ function choose() {
   const found = tiles.has(name);
   for (const tile of tiles.values()) tile.element.classList.toggle("chosen", tile.name === name);
   wall.classList.toggle("one", found);
+  counts.classList.toggle("one", found);
   one.hidden = !found;
 }
 
