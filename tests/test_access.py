@@ -305,6 +305,7 @@ def test_logout_takes_the_cookie_away(wall: Wall) -> None:
     answer = ask(wall, "/logout", BROWSER | cookie)
     assert (answer.status, answer.headers["Location"]) == (303, "/login")
     assert re.match(r'streamer=""; .*Max-Age=0', answer.headers["Set-Cookie"])
+    assert ask(wall, "/api/cameras", cookie).status == 200, "from the browser only, as the README says"
 
 
 def test_login_where_nobody_is_asked_leads_on(opened: Wall) -> None:
