@@ -385,18 +385,17 @@ def test_numbers_take_neither_the_keyboard_nor_a_selection_away(browser: Browser
 
 def test_one_camera_on_a_phone(browser: Browser) -> None:
     name = "a" * 64
-    with Fleet({name: "pattern", "pi2": "pattern"}) as fleet:
-        with looking(browser, fleet.url, PHONE) as page:
-            summary = page.locator("#summary")
-            all_drawn(page, ["pi2"])
-            assert summary.is_visible()
-            page.goto(f"{fleet.url}#pi2")
-            page.locator("#back").wait_for()
-            assert not summary.is_visible(), "the buttons need its place"
-            assert page.locator("header").evaluate("header => header.offsetHeight") < 80
-            page.goto(f"{fleet.url}#pi3")
-            page.get_by_text(f"There is no camera pi3; there are: {name}, pi2").wait_for()
-            assert page.evaluate("document.scrollingElement.scrollWidth") == PHONE["width"]
+    with Fleet({name: "pattern", "pi2": "pattern"}) as fleet, looking(browser, fleet.url, PHONE) as page:
+        summary = page.locator("#summary")
+        all_drawn(page, ["pi2"])
+        assert summary.is_visible()
+        page.goto(f"{fleet.url}#pi2")
+        page.locator("#back").wait_for()
+        assert not summary.is_visible(), "the buttons need its place"
+        assert page.locator("header").evaluate("header => header.offsetHeight") < 80
+        page.goto(f"{fleet.url}#pi3")
+        page.get_by_text(f"There is no camera pi3; there are: {name}, pi2").wait_for()
+        assert page.evaluate("document.scrollingElement.scrollWidth") == PHONE["width"]
 
 
 @pytest.fixture(scope="module")

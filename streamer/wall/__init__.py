@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 _TURN_S = 0.25
 _TABLE_S = 1.0
 _STUCK_S = 5.0
-# A viewer that has vanished is let go after at most one and a half of this. Half of it is for a pong, which on a slow line
-# comes behind a picture; and many a proxy ends what is silent for a minute.
+# A viewer that has vanished is let go after at most one and a half of this. Half of it is for a pong, which on a slow
+# line comes behind a picture; and many a proxy ends what is silent for a minute.
 _HEARTBEAT_S = 50.0
 _CLOSE_S = 0.5
 _COMMAND_MAX_BYTES = 128 * 1024  # of what a page may say at once: the names of 1,024 cameras
