@@ -38,7 +38,7 @@ class ImageSender:
     """
 
     def __init__(self, connect_to: str = "tcp://127.0.0.1:5555", REQ_REP: bool = True) -> None:  # noqa: FBT001, FBT002, N803
-        self._end = transport.Requester(connect_to) if REQ_REP else transport.Publisher(connect_to)
+        self._end = transport.Requester(connect_to, queues=True) if REQ_REP else transport.Publisher(connect_to)
         self._start = wire.make_start()
         self._seq = 0
 

@@ -64,6 +64,13 @@ def requester(hub: RawHub) -> Iterator[Requester]:
 
 
 @pytest.fixture
+def asker(hub: RawHub) -> Iterator[Requester]:
+    asker = Requester(hub.endpoint, queues=True)
+    yield asker
+    asker.close()
+
+
+@pytest.fixture
 def replier() -> Iterator[Replier]:
     replier = Replier(LOCAL)
     replier.socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
@@ -120,21 +127,21 @@ def test_a_reopened_socket_has_the_options_of_the_first(requester: Requester) ->
 
 
 def test_a_socket_that_ask_reopened_has_the_options_and_the_programs_own(
-    hub: RawHub, requester: Requester, pool: ThreadPoolExecutor
+    hub: RawHub, asker: Requester, pool: ThreadPoolExecutor
 ) -> None:
     own = {zmq.RCVTIMEO: 12_345, zmq.SNDTIMEO: 12_346}
     for option, value in own.items():
-        requester.socket.setsockopt(option, value)
-    first = requester.socket
-    reply = ask(pool, requester)
+        asker.socket.setsockopt(option, value)
+    first = asker.socket
+    reply = ask(pool, asker)
     hub.take()
     hub.close()
     with RawHub(hub.endpoint) as again:
         again.answer()
         assert reply.result(WAIT_S) == b"OK"
-    expected = {**ALL_OPTIONS, **REQUESTER_OPTIONS, **own}
-    assert requester.socket is not first
-    assert options(requester, expected) == expected
+    expected = {**ALL_OPTIONS, **REQUESTER_OPTIONS, zmq.IMMEDIATE: 0, **own}
+    assert asker.socket is not first
+    assert options(asker, expected) == expected
 
 
 # -- addresses
@@ -363,7 +370,7 @@ CURVE_GREETING = b"\xff" + bytes(7) + b"\1\x7f\3\0CURVE" + bytes(15) + b"\1" + b
 @pytest.mark.parametrize("rubbish", [b"\xff" * 200, CURVE_GREETING, b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
 def test_after_a_peer_that_is_no_hub_the_next_hub_is_found(rubbish: bytes, pool: ThreadPoolExecutor) -> None:
     with listener() as (server, endpoint):
-        requester = Requester(endpoint)
+        requester = Requester(endpoint, queues=True)
         reply = ask(pool, requester)
         connection, _ = server.accept()
         with connection:
@@ -394,29 +401,42 @@ def test_reopening_for_ever_leaks_no_descriptors(requester: Requester) -> None:
 def test_ask_waits_for_a_hub_and_returns_its_reply(pool: ThreadPoolExecutor) -> None:
     with listener() as (_, endpoint):
         pass  # a free port
-    requester = Requester(endpoint)
-    reply = ask(pool, requester)
+    asker = Requester(endpoint, queues=True)
+    reply = ask(pool, asker)
     with RawHub(endpoint) as hub:
         route, fields, payload = hub.take()
         hub.reply(route, b"any bytes \0\xff")
         assert reply.result(WAIT_S) == b"any bytes \0\xff"
     assert (fields, payload) == ({"msg": "pi1"}, JPEG)
-    requester.close()
+    asker.close()
 
 
-def test_ask_gives_a_slow_hub_its_time(hub: RawHub, requester: Requester, pool: ThreadPoolExecutor) -> None:
-    reply = ask(pool, requester)
+def test_ask_gives_a_slow_hub_its_time(hub: RawHub, asker: Requester, pool: ThreadPoolExecutor) -> None:
+    reply = ask(pool, asker)
     route, _, _ = hub.take()
     assert not hub.waits(0.6), "it asked again while the connection lived"
     hub.reply(route)
     assert reply.result(WAIT_S) == b"OK"
 
 
+def test_the_last_words_of_a_hub_are_heard(hub: RawHub, asker: Requester, pool: ThreadPoolExecutor) -> None:
+    asker.send(HEADER, JPEG)
+    hub.reply(hub.take()[0], b"the last")
+    hub.close()
+    until(lambda: asker.monitor.poll(0) and asker.socket.poll(0))  # both have come before either is looked at
+    until(lambda: asker.left() and asker.receive() == b"the last")
+    # And the next hub is asked afresh.
+    reply = ask(pool, asker)
+    with RawHub(hub.endpoint) as following:
+        following.answer()
+        assert reply.result(WAIT_S) == b"OK"
+
+
 def test_ask_asks_again_when_the_hub_leaves_in_between_however_soon_it_is_back(
-    hub: RawHub, requester: Requester, pool: ThreadPoolExecutor
+    hub: RawHub, asker: Requester, pool: ThreadPoolExecutor
 ) -> None:
     for number in range(3):
-        reply = ask(pool, requester, b"%d" % number)
+        reply = ask(pool, asker, b"%d" % number)
         assert hub.take()[2] == b"%d" % number
         hub.close()
         hub = RawHub(hub.endpoint)  # within the time in which libzmq does not yet connect again
@@ -439,49 +459,48 @@ def test_ask_asks_again_when_the_hub_leaves_in_between_however_soon_it_is_back(
     ],
 )
 def test_ask_keeps_to_the_programs_time_outs(
-    option: int, stage: str, hub: RawHub, requester: Requester, pool: ThreadPoolExecutor
+    option: int, stage: str, hub: RawHub, asker: Requester, pool: ThreadPoolExecutor
 ) -> None:
     if stage == "no hub":
         hub.close()
-        until(lambda: not requester.connected())
-    requester.socket.setsockopt(option, 400)
+    asker.socket.setsockopt(option, 400)
     began = time.monotonic()
-    reply = ask(pool, requester)
+    reply = ask(pool, asker)
     if stage == "hub that leaves":
         hub.take()
         hub.close()
     with pytest.raises(zmq.Again):
         reply.result(WAIT_S)
     assert 0.39 <= time.monotonic() - began < 5
-    assert requester.socket.getsockopt(option) == 400
+    assert asker.socket.getsockopt(option) == 400
 
 
 def test_after_a_time_out_the_late_reply_is_not_taken_for_the_next(
-    hub: RawHub, requester: Requester, pool: ThreadPoolExecutor
+    hub: RawHub, asker: Requester, pool: ThreadPoolExecutor
 ) -> None:
-    requester.socket.setsockopt(zmq.RCVTIMEO, 200)
+    asker.socket.setsockopt(zmq.RCVTIMEO, 200)
     with pytest.raises(zmq.Again):
-        requester.ask(HEADER, b"1")
+        asker.ask(HEADER, b"1")
     route, _, _ = hub.take()
     hub.reply(route, b"late")
-    until(lambda: requester.socket.poll(0))  # it has arrived
-    requester.socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
-    reply = ask(pool, requester, b"2")
+    until(lambda: asker.socket.poll(0))  # it has arrived
+    asker.socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+    reply = ask(pool, asker, b"2")
     route, _, payload = hub.take()
     hub.reply(route, b"in time")
     assert payload == b"2"
     assert reply.result(WAIT_S) == b"in time"
-    assert requester.socket.getsockopt(zmq.RCVTIMEO) == round(WAIT_S * 1000)
+    assert asker.socket.getsockopt(zmq.RCVTIMEO) == round(WAIT_S * 1000)
 
 
 def test_ctrl_c_ends_ask() -> None:
-    requester = Requester("tcp://127.0.0.1:1")
+    asker = Requester("tcp://127.0.0.1:1", queues=True)
     timer = threading.Timer(0.2, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        requester.ask(HEADER, JPEG)
+        asker.ask(HEADER, JPEG)
     timer.join()
-    requester.close()
+    asker.close()
 
 
 # -- replier
