@@ -38,7 +38,8 @@ _SRCFD = int(zmq.SRCFD)
 _EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
 # Over this size a copy costs more than lending libzmq the buffer, which a thread of pyzmq's, in Python, takes back.
 _COPY_MAX_BYTES = 512 * 1024
-_REPLY_MAX_BYTES = 64 * 1024
+_REPLY_MAX_BYTES = 64 * 1024  # of what a hub says to a camera
+_END_S = 0.5  # to wait for libzmq's thread
 _MEMORY_KEPT_BYTES = 8 * 1024 * 1024  # by the allocator, for the next frames
 _PARTS_MAX = 8
 _SWITCH_S = 0.0001
@@ -71,12 +72,29 @@ _OPTIONS: dict[int, int] = {
 _log = logging.getLogger(__name__)
 
 
+class AddressError(TransportError, zmq.ZMQError):
+    """An address cannot be used. It is zmq's error too: programs written for imagezmq catch that."""
+
+    def __init__(self, text: str, number: int | None) -> None:
+        zmq.ZMQError.__init__(self, number, text)
+
+
 def _context() -> zmq.Context[zmq.Socket[bytes]]:
     """Make a context: the factory of every context in this package."""
     # glibc returns what is free at its end to the kernel from 128 kB on: a frame, whose pages it then has to get again,
     # zeroed, for the next. A freed block raises that limit to twice its size, unless somebody has set it: mallopt(3).
     bytes(_MEMORY_KEPT_BYTES // 2)
     return zmq.Context()
+
+
+def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    """Close a context and what is still open of it; what takes longer than a moment ends by itself later.
+
+    libzmq's thread may be waiting for a name server that does not answer, and cannot be interrupted.
+    """
+    ending = threading.Thread(target=context.destroy, args=(0,), name="ending", daemon=True)
+    ending.start()
+    ending.join(_END_S)
 
 
 def share_interpreter() -> None:
@@ -102,7 +120,7 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
         socket.close()
-        raise TransportError(f"cannot listen on {endpoint}: {zmq.strerror(error.errno or 0)}") from error
+        raise AddressError(f"cannot listen on {endpoint}: {zmq.strerror(error.errno or 0)}", error.errno) from error
     bound = _MAPPED.sub(r"\1", socket.getsockopt_string(zmq.LAST_ENDPOINT))
     return bound.replace("[::]", "*").replace("0.0.0.0", "*")  # noqa: S104 - it is written, not bound
 
@@ -111,7 +129,7 @@ def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
     try:
         socket.connect(endpoint)
     except zmq.ZMQError as error:
-        raise TransportError(f"cannot connect to {endpoint}: {zmq.strerror(error.errno or 0)}") from error
+        raise AddressError(f"cannot connect to {endpoint}: {zmq.strerror(error.errno or 0)}", error.errno) from error
 
 
 def _option(socket: zmq.Socket[bytes], option: int) -> int:
@@ -258,11 +276,12 @@ class Requester:
             raise
 
     def _fresh(self) -> None:
-        # IMMEDIATE: without it frames queue for a hub that is not there, and are old when it comes; with it libzmq throws
-        # away what a hub replied right before it left.
+        # IMMEDIATE: without it frames queue for a hub that is not there, and are old when it comes; with it libzmq
+        # throws away what a hub replied right before it left.
         # SNDHWM: well over any window, since a pipe that is full looks as if no hub were there.
-        immediate = int(not self._queues)
-        options = {zmq.IMMEDIATE: immediate, zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: _REPLY_MAX_BYTES}
+        # MAXMSGSIZE: programs that ask reply with results, and with pictures.
+        limits = {zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES if self._queues else _REPLY_MAX_BYTES}
+        options = {zmq.IMMEDIATE: int(not self._queues), zmq.SNDHWM: 64, zmq.RCVHWM: 64, **limits}
         self.socket = _open(self.context, zmq.DEALER, {**options, zmq.RCVTIMEO: self._patience_ms, **self._curve})
         self._opened += 1
         self._handshake_failed = self._met = False
@@ -348,8 +367,8 @@ class Requester:
     def ask(self, header: bytes, payload: Buffer) -> bytes:
         """Send a request and wait for its reply, as REQ does; when the hub leaves in between, ask the next that comes.
 
-        Only for an end that queues. A hub may take its time to reply for as long as its connection lives. Time-outs that a program has set on
-        `socket` are kept: SNDTIMEO limits the wait for a hub, RCVTIMEO the whole.
+        Only for an end that queues. A hub may take its time to reply for as long as its connection lives. Time-outs
+        that a program has set on `socket` are kept: SNDTIMEO limits the wait for a hub, RCVTIMEO the whole.
 
         Raises:
             zmq.Again: such a time-out is over.
@@ -385,7 +404,7 @@ class Requester:
         """Close at once, whatever is in flight."""
         if self._opened:
             self._shut()
-        self.context.destroy(linger=0)
+        _end(self.context)
 
 
 class Replier:
@@ -492,7 +511,7 @@ class Replier:
         if self.door:
             self.door.close()
         self.socket.close()
-        self.context.term()
+        _end(self.context)
 
 
 class _Door:
@@ -566,18 +585,19 @@ class Publisher:
 
     Args:
         endpoint: to bind, `tcp://*:PORT`.
+        queue: frames that wait for a subscriber, at most; by default for one camera, of which only the newest counts.
 
     Raises:
         TransportError: it cannot be bound.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, *, queue: int = 2) -> None:
         self.context = _context()
-        self.socket = _open(self.context, zmq.PUB, {zmq.SNDHWM: 2})
+        self.socket = _open(self.context, zmq.PUB, {zmq.SNDHWM: queue})
         try:
             self.endpoint = _bind(self.socket, endpoint)
         except TransportError:
-            self.context.term()
+            _end(self.context)
             raise
 
     def send(self, header: bytes, payload: Buffer) -> None:
@@ -587,7 +607,7 @@ class Publisher:
     def close(self) -> None:
         """Close at once."""
         self.socket.close()
-        self.context.term()
+        _end(self.context)
 
 
 class Subscriber:
@@ -595,7 +615,8 @@ class Subscriber:
 
     def __init__(self) -> None:
         self.context = _context()
-        self.socket = _open(self.context, zmq.SUB, {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES})
+        # MAXMSGSIZE: as of a replier; what exceeds it would end the connection, and all that comes by it, untold.
+        self.socket = _open(self.context, zmq.SUB, {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: UNFINISHED_MAX_BYTES})
         self.socket.subscribe(b"")
 
     def connect(self, endpoint: str) -> None:
@@ -626,7 +647,7 @@ class Subscriber:
     def close(self) -> None:
         """Close at once."""
         self.socket.close()
-        self.context.term()
+        _end(self.context)
 
 
 def _receive_parts(socket: zmq.Socket[bytes], *, wait: bool = False) -> list[zmq.Frame]:

@@ -478,11 +478,14 @@ def test_published_frames_are_stored_beside_those_that_are_sent(bind: str | None
         address = publisher.getsockopt_string(zmq.LAST_ENDPOINT)
         hub = stack.enter_context(Hub(bind, subscribe=[address, "tcp://127.0.0.1:1"]))
         assert (hub.endpoint is None) == (bind is None)
+        assert len({end.context for end in hub._subscribers}) == 2, "one whose name does not resolve would stop both"
         publisher.recv()  # the subscription
         for message in RUBBISH.values():
             publisher.send_multipart(message)
             until(lambda: hub.turned)
+        publisher.send_multipart([header("pi9"), bytes(wire.PAYLOAD_MAX_BYTES + 1)])
         until(lambda: publisher.send_multipart([header("pi1"), JPEG]) or states(hub) == {"pi1": "LIVE"})
+        assert hub.refused == len(RUBBISH) + 1
         if hub.endpoint:
             send(stack.enter_context(raw(zmq.REQ, connect=hub.endpoint)), "pi2")
             assert states(hub) == {"pi1": "LIVE", "pi2": "LIVE"}
@@ -503,6 +506,26 @@ def test_a_hub_that_cannot_be_opened_says_so_and_leaves_nothing_open(
     with pytest.raises(TransportError, match=r"cannot (listen on|connect to)"):
         open_again(hub)
     until(lambda: sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"cameras": ["pi1", "a b"]},
+        {"cameras": "a b"},
+        {"stale_after_s": -1},
+        {"stale_after_s": 5, "gone_after_s": 5},
+        {"gone_after_s": float("nan")},
+    ],
+)
+def test_arguments_that_make_no_sense_are_told(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Hub(LOCAL, **arguments)
+
+
+def test_one_name_and_one_address_need_no_list() -> None:
+    with Hub(None, cameras="door", subscribe="tcp://127.0.0.1:1") as hub:
+        assert states(hub) == {"door": "WAITING"}
 
 
 def test_a_port_that_a_stock_hub_holds_is_in_use() -> None:

@@ -255,7 +255,45 @@ def test_a_hubs_time_out_is_kept(req_rep: bool, address: str) -> None:
             assert 0.19 <= time.monotonic() - began < 5
 
 
+# -- what a hub says
+
+
+@both
+def test_a_reply_may_be_a_picture(library: Any, address: str, pool: ThreadPoolExecutor) -> None:
+    with library.ImageSender(address) as sender, RawHub(address) as hub:
+        sender.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+        reply = pool.submit(sender.send_jpg, "pi1", JPEG)
+        hub.reply(hub.take()[0], bytes(200_000))
+        assert reply.result(WAIT_S) == bytes(200_000)
+        assert not hub.waits()
+
+
+@both
+def test_a_hub_that_ends_after_its_last_reply_is_heard(library: Any, address: str, pool: ThreadPoolExecutor) -> None:
+    for number in range(10):
+        with library.ImageSender(address) as sender:
+            sender.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+            reply = pool.submit(sender.send_jpg, "pi1", JPEG)
+            with ImageHub(address) as hub:
+                assert hub.recv_jpg()[0] == "pi1"
+                hub.send_reply(b"%d" % number)
+            assert reply.result(WAIT_S) == b"%d" % number
+
+
 # -- subscribing
+
+
+@both
+def test_several_cameras_that_publish_from_one_program_all_arrive(library: Any, address: str) -> None:
+    names = {f"pi{number}" for number in range(1, 9)}
+    with library.ImageSender(address, REQ_REP=False) as sender, ImageHub(address, REQ_REP=False) as hub:
+        until(lambda: sender.send_image("pi0", picture(0)) or hub.zmq_socket.poll(10))  # the subscription is there
+        for name in names:
+            sender.send_image(name, picture(1, 100))
+        seen = set()
+        hub.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+        while not names <= seen:
+            seen.add(hub.recv_image()[0])
 
 
 def test_a_hub_subscribes_to_more_senders_by_connect(pool: ThreadPoolExecutor) -> None:
@@ -297,8 +335,10 @@ def test_a_malformed_address_is_told_and_leaves_nothing_open(kind: type[Any], re
 
 
 def test_a_port_in_use_is_told(hub: ImageHub, address: str) -> None:
-    with pytest.raises(TransportError, match=f"cannot listen on {address}: Address already in use"):
+    with pytest.raises(TransportError, match=f"cannot listen on {address}: Address already in use") as caught:
         ImageHub(address)
+    assert isinstance(caught.value, zmq.ZMQError), "as old programs catch it"
+    assert caught.value.errno == zmq.EADDRINUSE
 
 
 def test_closing_waits_for_nobody(address: str) -> None:

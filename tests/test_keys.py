@@ -110,7 +110,7 @@ def test_wrong_allow_list_names_the_line(tmp_path: Path, content: str | None, co
 
 def test_a_key_sends_as_its_camera_and_no_key_as_no_camera_that_has_one(tmp_path: Path) -> None:
     path = tmp_path / "allowed"
-    path.write_text(f"# a camera may have two\npi1 {A}\npi1 {B}\n")
+    path.write_text(f"\ufeff# a camera may have two\n  # as editors write\npi1 {A}\npi1\t{B}\n", encoding="utf-8")
     allowed = AllowList(path)
     for key in (A, B):
         assert key in allowed

@@ -222,6 +222,14 @@ def test_arrays_arrive_bit_for_bit(hub: RawHub, array: np.ndarray[Any, Any]) -> 
     np.testing.assert_array_equal(came, array)
 
 
+def test_what_opencv_encodes_is_sent_as_the_jpeg_that_it_is(hub: RawHub) -> None:
+    with Sender(hub.endpoint, "pi1", every_s=np.float32(0.5)) as sender:
+        sender.send(np.frombuffer(JPEG, np.uint8))
+        _, fields, payload = hub.take()
+    assert (payload, fields["every"]) == (JPEG, 0.5)
+    assert "dtype" not in fields
+
+
 # -- the hub's clock
 
 HOUR_NS = 3600 * 10**9
@@ -684,7 +692,22 @@ def test_send_never_blocks(make: str, hub: RawHub) -> None:
         assert sender.statistics.dropped >= 1900 or make == "publish"
 
 
-@pytest.mark.parametrize("picture", [b"", b"no JPEG", JPEG[:-1], np.zeros(0, np.uint8), np.array(["text"])])
+NO_PICTURES = [
+    b"",
+    b"no JPEG",
+    JPEG[:-1],
+    memoryview(JPEG)[::-1],
+    "text",
+    None,
+    np.zeros(0, np.uint8),
+    np.zeros(9, np.uint8),
+    np.zeros((), np.uint8),
+    np.zeros((2, 2, 2, 2), np.uint8),
+    np.array([["text"]]),
+]
+
+
+@pytest.mark.parametrize("picture", NO_PICTURES, ids=lambda picture: repr(picture)[:20])
 def test_what_is_no_picture_is_refused_at_once(picture: Any) -> None:
     with Sender("tcp://127.0.0.1:1", "pi1") as sender, pytest.raises(WireError):
         sender.send(picture)
@@ -700,6 +723,12 @@ def test_what_is_no_picture_is_refused_at_once(picture: Any) -> None:
         ({"hubs": "tcp://127.0.0.1:1", "name": "a/b"}, ConfigError),
         ({"hubs": "tcp://127.0.0.1:1", "in_flight_limit": 0}, ConfigError),
         ({"hubs": "tcp://127.0.0.1:1", "in_flight_limit": 17}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "in_flight_limit": 2.5}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "reply_timeout_s": 0}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "reply_timeout_s": float("nan")}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "every_s": 0}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "every_s": -1}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "every_s": float("inf")}, ConfigError),
         ({"hubs": "tcp://127.0.0.1:1", "release": "a/b"}, ConfigError),
         ({"hubs": "tcp://127.0.0.1:1", "release": ""}, ConfigError),
         ({"hubs": "rubbish"}, TransportError),
