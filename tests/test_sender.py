@@ -223,7 +223,8 @@ def test_arrays_arrive_bit_for_bit(hub: RawHub, array: np.ndarray[Any, Any]) -> 
 
 
 def test_what_opencv_encodes_is_sent_as_the_jpeg_that_it_is(hub: RawHub) -> None:
-    with Sender(hub.endpoint, "pi1", every_s=np.float32(0.5)) as sender:
+    every_s: Any = np.float32(0.5)  # programs that compute have such numbers
+    with Sender(hub.endpoint, "pi1", every_s=every_s) as sender:
         sender.send(np.frombuffer(JPEG, np.uint8))
         _, fields, payload = hub.take()
     assert (payload, fields["every"]) == (JPEG, 0.5)
