@@ -614,10 +614,16 @@ def test_the_password_is_made_once_where_it_is_needed_and_told_nowhere(project: 
     deploy(project, **NETWORK)
     assert file.read_text() == made
 
-    file.write_text("short\n")
-    output = deploy(project, **NETWORK)
-    assert f"{file}: the password in it is shorter than 8 characters" in re.sub(r"\s+", " ", output)
-    assert REACHED not in output
+    for arguments, content, problem in (
+        ([], b"short\nwritten by anna\n", "the first line has 5 characters: it must be a password of 8"),
+        (["--check"], b"\nthe password is below\n", "the first line is empty: it must be a password of 8"),
+        ([], "geheimnißvoll\n".encode("latin-1"), "is not UTF-8 text: its first line must be the password"),
+    ):
+        file.write_bytes(content)
+        output = deploy(project, *arguments, **NETWORK)
+        assert f"{file}: {problem}" in re.sub(r"\s+", " ", output), output
+        assert REACHED not in output
+        assert file.read_bytes() == content
     file.unlink()
 
 

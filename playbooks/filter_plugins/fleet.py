@@ -596,6 +596,15 @@ def fleet_plan(groups: Groups, hostvars: Variables, defaults: Variables) -> dict
     return {"problems": problems} if problems else fleet.plan()
 
 
+def password_problem(path: str) -> str:
+    """Say why a hub would not start with the password in this file."""
+    try:
+        config.read_password(Path(path))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def sender_keys(found: list[tuple[str, Mapping[str, str]]]) -> dict[str, str]:
     """Return each camera's public key, by its name.
 
@@ -642,6 +651,7 @@ class FilterModule:
         """The filters by name."""
         return {
             "fleet_plan": fleet_plan,
+            "password_problem": password_problem,
             "sender_keys": sender_keys,
             "hub_keys": hub_keys,
             "with_keys": with_keys,
