@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -252,6 +253,14 @@ def test_what_plays_have_found_is_no_misspelt_variable(tmp_path: Path) -> None:
     (tmp_path / "twice.yml").write_text(f"{check}{found}{check}")
     status, output = play(tmp_path, GOOD, playbook=str(tmp_path / "twice.yml"))
     assert status == 0, output
+
+
+def test_a_group_s_variables_hold_unless_group_vars_sets_them(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text(GOOD.replace("cameras:", "cameras:\n  vars: {streamer_size: 1280x720}"))
+    (tmp_path / "group_vars").symlink_to(ROOT / "group_vars")
+    command = [str(PLAYBOOK.with_name("ansible-inventory")), "-i", str(tmp_path / "hosts.yml"), "--host", "pi2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["streamer_size"] == "1280x720"
 
 
 def test_the_example_inventory_passes() -> None:

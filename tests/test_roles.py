@@ -31,10 +31,17 @@ PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
 # What a unit may expose at most, on systemd's scale of 0 to 10, times ten.
 EXPOSURE = 30
 GROUP_VARS = list(ROOT.glob("group_vars/*.yml"))
+VARIABLE = re.compile(r"(?:# )?(?:streamer|node|sender|hub)_[a-z_]+:(?: |$)")
+INVENTORY_TOLD = (ROOT / "README.md").read_text().partition("\n## The inventory\n")[2].partition("\n## ")[0]
 
 
 def load(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
+
+
+def manual_of(path: Path) -> dict[str, Any]:
+    """A file of group_vars as it is with each # away from before a variable."""
+    return dict(yaml.safe_load(re.sub(r"^# (?=[a-z_]+:( |$))", "", path.read_text(), flags=re.MULTILINE)))
 
 
 def defaults_of(role: str) -> dict[str, Any]:
@@ -76,18 +83,27 @@ def test_defaults_and_argument_specs_agree(role: str) -> None:
 def test_every_variable_is_explained_by_a_comment(path: Path) -> None:
     above = ""
     for line in path.read_text().splitlines():
-        if line and not line.startswith(("#", "---", " ")):
+        if re.match(VARIABLE, line):
             # A comment may explain a few variables that stand together.
-            assert above.startswith("#") or above.split(":")[0].startswith(("streamer_", "node_", "hub_", "sender_")), (
-                line
-            )
+            assert above.startswith("#") or re.match(VARIABLE, above), line
         above = line
 
 
+def test_the_manual_has_every_variable_with_its_default() -> None:
+    defaults = {name: value for role in ROLES for name, value in defaults_of(role).items()}
+    told = {name: value for path in GROUP_VARS for name, value in manual_of(path).items()}
+    assert told == {name: defaults[name] for name in told}
+    of_one_host = {"streamer_address", "node_name", "hub_managed", "hub_key"}
+    assert told.keys() | of_one_host | set(fleet.WORKED_OUT) >= defaults.keys()
+    example = (ROOT / "inventory/hosts.yml").read_text()
+    assert all(f"# {name}: " in example for name in of_one_host)
+    for name in defaults.keys() - set(fleet.WORKED_OUT):
+        assert f"`{name}`" in INVENTORY_TOLD, name
+
+
 @pytest.mark.parametrize("path", GROUP_VARS, ids=str)
-def test_operators_set_only_what_some_role_takes(path: Path) -> None:
-    known = {name for role in ROLES for name in defaults_of(role)}
-    assert set(load(path)) <= known
+def test_group_vars_set_nothing_so_that_the_inventory_s_groups_may(path: Path) -> None:
+    assert load(path) is None
 
 
 def test_what_is_worked_out_is_given_by_the_plays() -> None:
