@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from streamer.hub import Hub
 from streamer.presence import CAMERAS_MAX
 from streamer.sender import Sender
 from tests.conftest import HubClock, Keys, until
-from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, picture, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, open_descriptors, picture, raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -502,10 +501,10 @@ def test_published_frames_are_stored_beside_those_that_are_sent(bind: str | None
 def test_a_hub_that_cannot_be_opened_says_so_and_leaves_nothing_open(
     hub: Hub, open_again: Callable[[Hub], Hub]
 ) -> None:
-    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    before = open_descriptors()
     with pytest.raises(TransportError, match=r"cannot (listen on|connect to)"):
         open_again(hub)
-    until(lambda: sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before)
+    until(lambda: open_descriptors() <= before)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from streamer.sender import Feed, Sender
 from streamer.transport import Poller, Requester
 from tests.chaos.line import Line
 from tests.conftest import Keys, until
-from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, listener, picture, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, listener, open_descriptors, picture, raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -737,10 +736,10 @@ def test_what_is_no_picture_is_refused_at_once(picture: Any) -> None:
     ],
 )
 def test_wrong_arguments_are_told_and_leave_nothing_open(arguments: dict[str, Any], error: type[Exception]) -> None:
-    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    before = open_descriptors()
     with pytest.raises(error):
         Sender(**{"name": "pi1", **arguments})
-    until(lambda: sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before)
+    until(lambda: open_descriptors() <= before)
 
 
 def test_the_thread_that_fails_says_so_to_whoever_sends(

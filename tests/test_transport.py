@@ -10,9 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,10 +20,12 @@ from streamer import wire
 from streamer.errors import TransportError
 from streamer.transport import Poller, Publisher, Replier, Requester, Subscriber, Waker
 from tests.conftest import until
-from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, open_descriptors, raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from concurrent.futures import Future, ThreadPoolExecutor
+    from pathlib import Path
 
     from typing_extensions import Buffer
 
@@ -78,22 +78,12 @@ def replier() -> Iterator[Replier]:
     replier.close()
 
 
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as pool:
-        yield pool
-
-
 def options(end: End, expected: Mapping[Any, int]) -> dict[int, Any]:
     return {option: end.socket.getsockopt(option) for option in expected}
 
 
 def ask(pool: ThreadPoolExecutor, requester: Requester, payload: bytes = JPEG) -> Future[bytes]:
     return pool.submit(requester.ask, HEADER, payload)
-
-
-def open_descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 # -- options
