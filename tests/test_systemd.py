@@ -3,6 +3,7 @@ from __future__ import annotations
 import secrets
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,6 +46,16 @@ def test_states(systemd: socket.socket, address: str) -> None:
         "WATCHDOG=1",
         "STOPPING=1",
     ]
+
+
+def test_a_systemd_that_reads_nothing_holds_nobody_up(systemd: socket.socket, address: str) -> None:
+    notifier = Notifier(address)
+    # A daemon: should one of them block, it would do so for ever. The kernel keeps some ten, or some hundred.
+    notifying = threading.Thread(target=lambda: [notifier.watchdog() for _ in range(5000)], daemon=True)
+    notifying.start()
+    notifying.join(5)
+    assert not notifying.is_alive()
+    notifier.close()
 
 
 def test_nobody_listens(address: str) -> None:
