@@ -155,6 +155,23 @@ def test_sockets_and_contexts_are_there_to_be_used(sender: ImageSender, hub: Ima
         assert end.zmq_socket.getsockopt(zmq.LINGER) == 5
 
 
+def test_a_hub_is_told_which_picture_of_which_start_it_is_and_when_it_was_sent(
+    address: str, pool: ThreadPoolExecutor
+) -> None:
+    with ImageSender(address) as sender, RawHub(address) as hub:
+        before, headers = time.time_ns(), []
+        for _ in range(3):
+            reply = pool.submit(sender.send_jpg, "pi1", JPEG)
+            route, fields, _ = hub.take()
+            hub.reply(route)
+            reply.result(WAIT_S)
+            headers.append(fields)
+    assert [fields["seq"] for fields in headers] == [0, 1, 2]
+    assert len({fields["start"] for fields in headers}) == 1
+    captured = [before, *(fields["captured"] for fields in headers), time.time_ns()]
+    assert captured == sorted(captured)
+
+
 # -- rubbish
 
 
