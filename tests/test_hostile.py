@@ -272,6 +272,23 @@ def test_who_is_one_too_many_costs_a_silent_connection_and_no_camera(doorstep: D
     assert [lives(*each) for each in (silent, camera, newcomer)] == [False, True, True]
 
 
+def test_where_all_are_cameras_the_newest_of_the_crowd_goes(doorstep: Doorstep) -> None:
+    cameras = [doorstep.begin() for _ in range(2)]
+    for _, ours in cameras:
+        doorstep.connections.heard(ours.fileno())
+    newcomer = doorstep.begin("127.0.0.3")
+    assert [lives(*each) for each in (*cameras, newcomer)] == [True, False, True]
+
+
+def test_an_end_that_was_not_told_is_noticed_when_the_descriptor_is_used_again(doorstep: Doorstep) -> None:
+    _, ours = doorstep.begin()
+    _, others = doorstep.accept("127.0.0.3")
+    os.dup2(others.fileno(), ours.fileno())
+    doorstep.connections.began(ours.fileno())
+    assert doorstep.connections.ended(ours.fileno()) == ("127.0.0.3", False)
+    assert not doorstep.connections._of_address
+
+
 def test_a_descriptor_that_is_anothers_by_now_is_left_alone(doorstep: Doorstep) -> None:
     _, (_, gone) = doorstep.begin(), doorstep.begin()
     peer, ours = doorstep.accept("127.0.0.3")

@@ -300,7 +300,7 @@ def test_several_cameras_that_publish_from_one_program_all_arrive(library: Any, 
         until(lambda: sender.send_image("pi0", picture(0)) or hub.zmq_socket.poll(10))  # the subscription is there
         for name in names:
             sender.send_image(name, picture(1, 100))
-        seen = set()
+        seen: set[object] = set()
         hub.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
         while not names <= seen:
             seen.add(hub.recv_image()[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import random
 import signal
 import threading
 import time
@@ -222,7 +223,8 @@ def test_arrays_arrive_bit_for_bit(hub: RawHub, array: np.ndarray[Any, Any]) -> 
 
 
 def test_what_opencv_encodes_is_sent_as_the_jpeg_that_it_is(hub: RawHub) -> None:
-    with Sender(hub.endpoint, "pi1", every_s=np.float32(0.5)) as sender:
+    every_s: Any = np.float32(0.5)
+    with Sender(hub.endpoint, "pi1", every_s=every_s) as sender:
         sender.send(np.frombuffer(JPEG, np.uint8))
         _, fields, payload = hub.take()
     assert (payload, fields["every"]) == (JPEG, 0.5)
@@ -541,7 +543,7 @@ def test_a_frame_that_a_leaving_hub_did_not_take_is_counted_as_dropped(
 
 
 def test_rests_grow_to_four_seconds_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
     end: Any = SimpleNamespace(left=lambda: True, reopen=lambda: None)
     link = module._Link(end, module._Headers("pi1", {}), 8, PATIENT_S)
     rests, now = [], 1000.0

@@ -50,8 +50,12 @@ def test_states(systemd: socket.socket, address: str) -> None:
 
 def test_a_systemd_that_reads_nothing_holds_nobody_up(systemd: socket.socket, address: str) -> None:
     notifier = Notifier(address)
-    # A daemon: should one of them block, it would do so for ever. The kernel keeps some ten, or some hundred.
-    notifying = threading.Thread(target=lambda: [notifier.watchdog() for _ in range(5000)], daemon=True)
+
+    def notify() -> None:
+        for _ in range(5000):  # the kernel keeps some ten, or some hundred
+            notifier.watchdog()
+
+    notifying = threading.Thread(target=notify, daemon=True)  # should it block, it would do so for ever
     notifying.start()
     notifying.join(5)
     assert not notifying.is_alive()

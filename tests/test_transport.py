@@ -612,8 +612,13 @@ def test_a_connection_too_many_is_told_once(monkeypatch: pytest.MonkeyPatch) -> 
         for _ in range(7):
             stack.enter_context(socket.create_connection(("127.0.0.1", port), WAIT_S))
         refused: list[tuple[str | None, str]] = []
-        until(lambda: refused.extend(replier.admit()) or len(refused) >= 5)
-        until(lambda: refused.extend(replier.admit()) or not ended)  # libzmq tells of their ends, too
+
+        def has_refused(most: int) -> bool:
+            refused.extend(replier.admit())
+            return len(refused) >= most
+
+        until(lambda: has_refused(5))
+        until(lambda: has_refused(5) and not ended)  # libzmq tells of their ends, too
     assert refused == [("127.0.0.1", "of 2 connections it has most")] * 5
 
 
