@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from streamer import hub, keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 Result = TypeVar("Result")
@@ -23,6 +24,12 @@ def until(condition: Callable[[], Result], within_s: float = 10.0) -> Result:
         assert time.monotonic() < deadline, f"not true within {within_s:g} s"
         time.sleep(0.01)
     return result
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as pool:
+        yield pool
 
 
 class HubClock:

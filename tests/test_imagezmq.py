@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import imagezmq as stock
@@ -18,10 +16,11 @@ import streamer
 from streamer.errors import TransportError, WireError
 from streamer.imagezmq import ImageHub, ImageSender
 from tests.conftest import until
-from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, picture, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, open_descriptors, picture, raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 both = pytest.mark.parametrize("library", [stock, streamer], ids=["stock", "ours"])
 
@@ -31,12 +30,6 @@ def address() -> str:
     """Return an address that nobody listens on."""
     with listener() as (_, endpoint):
         return endpoint
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as pool:
-        yield pool
 
 
 @pytest.fixture
@@ -160,6 +153,23 @@ def test_sockets_and_contexts_are_there_to_be_used(sender: ImageSender, hub: Ima
         assert not end.zmq_socket.closed
         end.zmq_socket.setsockopt(zmq.LINGER, 5)
         assert end.zmq_socket.getsockopt(zmq.LINGER) == 5
+
+
+def test_a_hub_is_told_which_picture_of_which_start_it_is_and_when_it_was_sent(
+    address: str, pool: ThreadPoolExecutor
+) -> None:
+    with ImageSender(address) as sender, RawHub(address) as hub:
+        before, headers = time.time_ns(), []
+        for _ in range(3):
+            reply = pool.submit(sender.send_jpg, "pi1", JPEG)
+            route, fields, _ = hub.take()
+            hub.reply(route)
+            reply.result(WAIT_S)
+            headers.append(fields)
+    assert [fields["seq"] for fields in headers] == [0, 1, 2]
+    assert len({fields["start"] for fields in headers}) == 1
+    captured = [before, *(fields["captured"] for fields in headers), time.time_ns()]
+    assert captured == sorted(captured)
 
 
 # -- rubbish
@@ -328,10 +338,10 @@ def test_connect_of_a_replying_hub_says_that_it_does_nothing(hub: ImageHub, capl
 @pytest.mark.parametrize("kind", [ImageHub, ImageSender])
 @pytest.mark.parametrize("req_rep", [True, False])
 def test_a_malformed_address_is_told_and_leaves_nothing_open(kind: type[Any], req_rep: bool) -> None:
-    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    before = open_descriptors()
     with pytest.raises(TransportError, match="rubbish"):
         kind("rubbish", REQ_REP=req_rep)
-    until(lambda: sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before)
+    until(lambda: open_descriptors() <= before)
 
 
 def test_a_port_in_use_is_told(hub: ImageHub, address: str) -> None:

@@ -10,9 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,11 +19,13 @@ import zmq
 from streamer import wire
 from streamer.errors import TransportError
 from streamer.transport import Poller, Publisher, Replier, Requester, Subscriber, Waker
-from tests.conftest import until
-from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, raw
+from tests.conftest import Keys, until
+from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, open_descriptors, raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from concurrent.futures import Future, ThreadPoolExecutor
+    from pathlib import Path
 
     from typing_extensions import Buffer
 
@@ -78,22 +78,12 @@ def replier() -> Iterator[Replier]:
     replier.close()
 
 
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as pool:
-        yield pool
-
-
 def options(end: End, expected: Mapping[Any, int]) -> dict[int, Any]:
     return {option: end.socket.getsockopt(option) for option in expected}
 
 
 def ask(pool: ThreadPoolExecutor, requester: Requester, payload: bytes = JPEG) -> Future[bytes]:
     return pool.submit(requester.ask, HEADER, payload)
-
-
-def open_descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 # -- options
@@ -397,6 +387,22 @@ def test_after_a_peer_that_is_no_hub_the_next_hub_is_found(rubbish: bytes, pool:
     requester.close()
 
 
+def test_handshakes_that_end_without_a_word_mean_something_from_the_fifth_on(
+    curve: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    with listener() as (server, endpoint):
+        requester = Requester(endpoint, curve.pairs["pi1"], curve.pairs["hub"].public)
+        for cuts in range(1, 6):
+            connection, _ = server.accept()
+            with connection:
+                assert connection.recv(10)  # the greeting
+            until(requester.left)
+            requester.reopen()
+            assert len(caplog.messages) == (cuts == 5)
+        requester.close()
+    assert caplog.messages[0].startswith(f"{endpoint} ends every handshake: it has another key than")
+
+
 def test_reopening_for_ever_leaks_no_descriptors(requester: Requester) -> None:
     def reopened() -> int:
         for _ in range(50):
@@ -595,6 +601,25 @@ def test_a_message_that_is_quicker_than_the_news_of_its_connection_is_followed_b
             until(lambda: replier.admit() or known)
         (connection,) = known.values()
         assert connection.has_sent
+
+
+def test_a_connection_too_many_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.connections.CONNECTIONS_MAX", 2)
+    with closing(Replier(LOCAL, guarded=True)) as replier, ExitStack() as stack:
+        assert replier.door
+        ended = replier.door.connections._cut
+        port = int(replier.endpoint.rpartition(":")[2])
+        for _ in range(7):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), WAIT_S))
+        refused: list[tuple[str | None, str]] = []
+
+        def has_refused(most: int) -> bool:
+            refused.extend(replier.admit())
+            return len(refused) >= most
+
+        until(lambda: has_refused(5))
+        until(lambda: has_refused(5) and not ended)  # libzmq tells of their ends, too
+    assert refused == [("127.0.0.1", "of 2 connections it has most")] * 5
 
 
 def test_replies_that_nobody_reads_or_can_get_do_not_block(replier: Replier) -> None:
