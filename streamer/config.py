@@ -327,25 +327,47 @@ def load(cls: type[Config], path: Path | None, flags: Mapping[str, Any]) -> Conf
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong; the text names file, line and key.
     """
-    settings = {setting.name: setting.metadata["check"] for setting in fields(cls)}
+    settings = [setting.name for setting in fields(cls)]
     values: dict[str, Any] = {}
     for key, (value, place) in (_read(path) if path else {}).items():
         if key not in settings:
             near = difflib.get_close_matches(str(key), settings, 1, 0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"the keys are: {', '.join(settings)}"
             raise ConfigError(f"{place}: unknown key {_shown(key)}; {hint}")
-        values[key] = _setting_value(settings[key], value, f"{place}: {key}")
+        values[key] = check(cls, key, value, f"{place}: {key}")
     for key, value in flags.items():
         if value is not None:
-            values[key] = _setting_value(settings[key], value, f"--{_FLAGS.get(key, key)}")
+            values[key] = check(cls, key, value, f"--{_FLAGS.get(key, key)}")
     config = cls(**values)
-    if problem := _hub_contradiction(config) if isinstance(config, HubConfig) else _sender_contradiction(config):
+    if problem := contradiction(config):
         raise ConfigError(f"{path}: {problem}" if path else problem)
     return config
 
 
-def _sender_contradiction(config: SenderConfig) -> str:
+def check(cls: type[Config], key: str, value: Any, place: str) -> Any:
+    """Return the value of a key as a configuration holds it.
+
+    Args:
+        cls: `SenderConfig` or `HubConfig`.
+        key: one of its fields.
+        value: as YAML or the command line has it.
+        place: where it stands.
+
+    Raises:
+        ConfigError: it is wrong; the text begins with the place.
+    """
+    try:
+        return _checked(cls.__dataclass_fields__[key].metadata["check"], value)
+    except _RejectedError as error:
+        raise ConfigError(f"{place} {error}") from error
+
+
+def contradiction(config: SenderConfig | HubConfig) -> str:
     """Say which values, each good in itself, do not go together."""
+    return _hub_contradiction(config) if isinstance(config, HubConfig) else _sender_contradiction(config)
+
+
+def _sender_contradiction(config: SenderConfig) -> str:
     if config.camera == "picamera2":
         return ""
     # To turn a USB camera's JPEG it would have to be decoded, which its sender is spared.
@@ -358,7 +380,6 @@ def _sender_contradiction(config: SenderConfig) -> str:
 
 
 def _hub_contradiction(config: HubConfig) -> str:
-    """Say which values, each good in itself, do not go together."""
     if config.gone_after_s <= config.stale_after_s:
         return (
             f"gone_after_s is {config.gone_after_s:g}: it must be greater than stale_after_s, which is "
@@ -411,13 +432,6 @@ def _checked(check: Callable[[Any], Any], value: Any) -> Any:
         return check(value)
     except ValueError as error:
         raise _RejectedError(f"is {_shown(value)}: it must be {error}") from error
-
-
-def _setting_value(check: Callable[[Any], Any], value: Any, place: str) -> Any:
-    try:
-        return _checked(check, value)
-    except _RejectedError as error:
-        raise ConfigError(f"{place} {error}") from error
 
 
 def _read(path: Path) -> dict[Any, tuple[Any, str]]:

@@ -106,5 +106,6 @@ class Frame:
             return codec.decode_jpeg(self.payload)
         import numpy as np
 
-        image: Image = np.frombuffer(self.payload, self.dtype).reshape(self.shape or ())
+        payload = memoryview(self.payload).toreadonly()  # others have it too
+        image: Image = np.frombuffer(payload, self.dtype).reshape(self.shape or ())
         return image

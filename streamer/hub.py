@@ -20,7 +20,7 @@ from streamer.refusals import Refusals
 from streamer.transport import Poller, Replier, Subscriber, Waker, share_interpreter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from streamer.frame import Frame
     from streamer.presence import Notice, Status
@@ -54,7 +54,7 @@ class Hub:
 
     Raises:
         TransportError: `bind` cannot be bound, or an address is malformed.
-        ConfigError: a key file is not what it must be, or is set without the other.
+        ConfigError: a key file is not what it must be, or is set without the other; a camera's name or a time is none.
     """
 
     def __init__(
@@ -76,8 +76,17 @@ class Hub:
             raise ConfigError("plain_bind is set, but without curve_key_file bind is for senders without encryption")
         pair = keys.read_pair(Path(curve_key_file)) if curve_key_file else None
         self._allowed = keys.AllowList(Path(curve_allowed_file)) if curve_allowed_file else None
+        if not 0 < stale_after_s < gone_after_s:
+            raise ConfigError(
+                f"stale_after_s is {stale_after_s:g} and gone_after_s {gone_after_s:g}: both must be positive, and the "
+                "second the greater"
+            )
+        expected = [cameras] if isinstance(cameras, str) else list(cameras)
+        for name in expected:
+            if not wire.is_camera_name(name):
+                raise ConfigError(f"{name!r} is no camera name: 1 to 64 of A-Z a-z 0-9 . _ -")
         self.stale_after_s, self.gone_after_s = stale_after_s, gone_after_s
-        self._presence = Presence(cameras, stale_after_s=stale_after_s, gone_after_s=gone_after_s)
+        self._presence = Presence(expected, stale_after_s=stale_after_s, gone_after_s=gone_after_s)
         self._lock = threading.Lock()  # of the presence table and the list of mailboxes
         self._mailboxes: list[tuple[Mailbox[Frame], frozenset[str] | None]] = []
         self._refusals = Refusals(_log)
@@ -86,15 +95,16 @@ class Hub:
         self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
         self._first = self._last = 0.0
         self._replier = Replier(bind, pair, self._allowed, plain_bind, guarded=True) if bind else None
-        self._subscriber: Subscriber | None = None
+        self._subscribers: list[Subscriber] = []
         try:
-            for endpoint in subscribe:
-                self._subscriber = self._subscriber or Subscriber()
-                self._subscriber.connect(endpoint)
-        except TransportError:
+            for endpoint in [subscribe] if isinstance(subscribe, str) else subscribe:
+                # Each has a context: libzmq resolves a context's names one after the other, and may wait long for one.
+                self._subscribers.append(Subscriber())
+                self._subscribers[-1].connect(endpoint)
+            self._waker = Waker()
+        except BaseException:
             self._close_ends()
             raise
-        self._waker = Waker()
         share_interpreter()
         self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
         self._thread.start()
@@ -204,8 +214,8 @@ class Hub:
     def _close_ends(self) -> None:
         if self._replier:
             self._replier.close()
-        if self._subscriber:
-            self._subscriber.close()
+        for subscriber in self._subscribers:
+            subscriber.close()
 
     def _run(self) -> None:
         """Be the receiving thread, the only one that touches the sockets."""
@@ -223,10 +233,10 @@ class Hub:
 
     def _receive(self) -> None:
         poller = Poller(self._waker)
-        for end in (self._replier, self._subscriber):
-            if end:
-                poller.watch(end)
-        alone = self._replier if not self._subscriber else None
+        ends: list[Replier | Subscriber] = [*([self._replier] if self._replier else []), *self._subscribers]
+        for end in ends:
+            poller.watch(end)
+        alone = self._replier if not self._subscribers else None
         if alone:
             alone.wait_at_most(_LOOK_S)
         flowing = False
@@ -243,7 +253,7 @@ class Hub:
             else:
                 poller.wait(_TICK_S)
                 now = self.turned = time.monotonic()
-                flowing = self._receive_waiting(now)
+                flowing = self._receive_waiting(ends, now)
                 looked = 0.0
             if now - looked >= _LOOK_S:
                 looked = now
@@ -253,12 +263,12 @@ class Hub:
                 ticked = now
                 self._tick(now)
 
-    def _receive_waiting(self, now: float) -> bool:
+    def _receive_waiting(self, ends: Sequence[Replier | Subscriber], now: float) -> bool:
         """Take the messages that are there, of each end at most a batch; whether there were any."""
         some = False
-        for end in (self._replier, self._subscriber):
-            for _ in range(_BATCH if end else 0):
-                received = end.receive() if end else None
+        for end in ends:
+            for _ in range(_BATCH):
+                received = end.receive()
                 if received is None:
                     break
                 self._accept(received, now)

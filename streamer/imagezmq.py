@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     AnyImage = npt.NDArray[Any]
 
+_PUBLISHED = 16  # a program may publish several cameras one right after the other
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +39,11 @@ class ImageSender:
     """
 
     def __init__(self, connect_to: str = "tcp://127.0.0.1:5555", REQ_REP: bool = True) -> None:  # noqa: FBT001, FBT002, N803
-        self._end = transport.Requester(connect_to) if REQ_REP else transport.Publisher(connect_to)
+        self._end: transport.Requester | transport.Publisher
+        if REQ_REP:
+            self._end = transport.Requester(connect_to, queues=True)
+        else:
+            self._end = transport.Publisher(connect_to, queue=_PUBLISHED)
         self._start = wire.make_start()
         self._seq = 0
 
@@ -108,6 +113,7 @@ class ImageHub:
     """
 
     def __init__(self, open_port: str = "tcp://*:5555", REQ_REP: bool = True) -> None:  # noqa: FBT001, FBT002, N803
+        self.REQ_REP = REQ_REP
         self._end: transport.Replier | transport.Subscriber
         if REQ_REP:
             self._end = transport.Replier(open_port)

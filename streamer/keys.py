@@ -192,17 +192,17 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 def _read_names(path: Path) -> dict[str, str]:
     """Read an allow-list: camera by key."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text: lines 'NAME {_PUBLIC}…' are right") from error
     names: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
+        if not line.strip() or line.lstrip().startswith("#"):
             continue
         place = f"{path}:{number}"
-        name, _, key = line.strip().partition(" ")
+        name, key = [*line.split(maxsplit=1), ""][:2]
         if not is_camera_name(name):
             raise ConfigError(f"{place}: does not begin with a camera's name: lines 'NAME {_PUBLIC}…' are right")
         try:

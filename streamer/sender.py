@@ -7,6 +7,7 @@ and makes a new one; nothing that waited for the old one is ever sent again.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import socket
 import threading
@@ -216,7 +217,7 @@ class Sender:
     Raises:
         TransportError: an endpoint is malformed, or cannot be bound.
         ConfigError: no endpoint, or both kinds; a source and nobody who replies; a name that is no camera name, a
-            release that is none; a limit out of range.
+            release that is none; a limit, time or interval out of range.
     """
 
     def __init__(
@@ -243,8 +244,13 @@ class Sender:
         self.name = name or socket.gethostname()
         if not wire.is_camera_name(self.name):
             raise ConfigError(f"{self.name!r} is no camera name: 1 to 64 of A-Z a-z 0-9 . _ -")
-        if not 1 <= in_flight_limit <= wire.IN_FLIGHT_MAX:
+        if in_flight_limit not in range(1, wire.IN_FLIGHT_MAX + 1):
             raise ConfigError(f"in_flight_limit is {in_flight_limit}: it must be from 1 to {wire.IN_FLIGHT_MAX}")
+        if not 0 < reply_timeout_s < math.inf:
+            raise ConfigError(f"reply_timeout_s is {reply_timeout_s}: it must be a positive number of seconds")
+        every_s = every_s if every_s is None else float(every_s)
+        if every_s is not None and not wire.is_interval(every_s):
+            raise ConfigError(f"every_s is {every_s}: it must be a positive number of seconds")
         if release is not None and not wire.is_release(release):
             raise ConfigError(f"{release!r} is no release: 1 to 64 of A-Z a-z 0-9 . _ + -")
         pair = _read_keys(curve_key_file, hub_keys, endpoints)
@@ -273,7 +279,7 @@ class Sender:
                 self._links.append(_Link(requester, _Headers(self.name, extras), in_flight_limit, reply_timeout_s))
             if publish:
                 self._publisher = Publisher(publish)
-        except TransportError:
+        except BaseException:
             self._close_ends()
             self._waker.close()
             raise
@@ -285,8 +291,8 @@ class Sender:
         """Make `picture` the next to be sent, in place of one that still waits; returns at once.
 
         Args:
-            picture: a whole JPEG as bytes, or an array of shape (height, width) or (height, width, channels). It is
-                kept, not copied: it must not be changed afterwards.
+            picture: a whole JPEG as bytes or an array of them, or an array of shape (height, width) or (height, width,
+                channels). It is kept, not copied: it must not be changed afterwards.
             captured_ns: wall clock when the sensor was read, in ns since 1970; by default now.
 
         Raises:
@@ -302,10 +308,11 @@ class Sender:
         before_ns, wall_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
         wall = clock.measure(before_ns, wall_ns, after_ns)
         captured_ns = captured_ns or wall_ns
-        if hasattr(picture, "dtype"):
-            payload, dtype, shape = wire.array_to_send(cast("npt.NDArray[Any]", picture))
+        array = cast("npt.NDArray[Any]", picture)
+        if hasattr(picture, "dtype") and array.ndim != 1:  # of one dimension are the bytes that cv2.imencode returns
+            payload, dtype, shape = wire.image_to_send(array)
             return _Outgoing(payload, dtype, shape, captured_ns, wall)
-        return _Outgoing(wire.jpeg_to_send(picture, self._sizes.read), None, None, captured_ns, wall)
+        return _Outgoing(wire.jpeg_to_send(cast("Buffer", picture), self._sizes.read), None, None, captured_ns, wall)
 
     @property
     def statistics(self) -> SenderStatistics:

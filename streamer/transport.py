@@ -38,7 +38,8 @@ _SRCFD = int(zmq.SRCFD)
 _EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
 # Over this size a copy costs more than lending libzmq the buffer, which a thread of pyzmq's, in Python, takes back.
 _COPY_MAX_BYTES = 512 * 1024
-_REPLY_MAX_BYTES = 64 * 1024
+_REPLY_MAX_BYTES = 64 * 1024  # of what a hub says to a camera
+_END_S = 0.5  # to wait for libzmq's thread
 _MEMORY_KEPT_BYTES = 8 * 1024 * 1024  # by the allocator, for the next frames
 _PARTS_MAX = 8
 _SWITCH_S = 0.0001
@@ -50,6 +51,7 @@ _HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 _ENDED = zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
+_MET = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _CUTS = 5  # handshakes that end without a word, one after the other, before that means something
 _MAPPED = re.compile(r"\[::ffff:([\d.]+)\]")  # an IPv4 address as an IPv6 socket writes it
 _OPTIONS: dict[int, int] = {
@@ -70,12 +72,29 @@ _OPTIONS: dict[int, int] = {
 _log = logging.getLogger(__name__)
 
 
+class AddressError(TransportError, zmq.ZMQError):
+    """An address cannot be used. It is zmq's error too: programs written for imagezmq catch that."""
+
+    def __init__(self, text: str, number: int | None) -> None:
+        zmq.ZMQError.__init__(self, number, text)
+
+
 def _context() -> zmq.Context[zmq.Socket[bytes]]:
     """Make a context: the factory of every context in this package."""
     # glibc returns what is free at its end to the kernel from 128 kB on: a frame, whose pages it then has to get again,
     # zeroed, for the next. A freed block raises that limit to twice its size, unless somebody has set it: mallopt(3).
     bytes(_MEMORY_KEPT_BYTES // 2)
     return zmq.Context()
+
+
+def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    """Close a context and what is still open of it; what takes longer than a moment ends by itself later.
+
+    libzmq's thread may be waiting for a name server that does not answer, and cannot be interrupted.
+    """
+    ending = threading.Thread(target=context.destroy, args=(0,), name="ending", daemon=True)
+    ending.start()
+    ending.join(_END_S)
 
 
 def share_interpreter() -> None:
@@ -101,7 +120,7 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
         socket.close()
-        raise TransportError(f"cannot listen on {endpoint}: {zmq.strerror(error.errno or 0)}") from error
+        raise AddressError(f"cannot listen on {endpoint}: {zmq.strerror(error.errno or 0)}", error.errno) from error
     bound = _MAPPED.sub(r"\1", socket.getsockopt_string(zmq.LAST_ENDPOINT))
     return bound.replace("[::]", "*").replace("0.0.0.0", "*")  # noqa: S104 - it is written, not bound
 
@@ -110,7 +129,7 @@ def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
     try:
         socket.connect(endpoint)
     except zmq.ZMQError as error:
-        raise TransportError(f"cannot connect to {endpoint}: {zmq.strerror(error.errno or 0)}") from error
+        raise AddressError(f"cannot connect to {endpoint}: {zmq.strerror(error.errno or 0)}", error.errno) from error
 
 
 def _option(socket: zmq.Socket[bytes], option: int) -> int:
@@ -218,15 +237,23 @@ class Requester:
         pair: this end's keys, for CURVE; None does without.
         hub_key: the hub's public key; needed with `pair`.
         patience_s: how long `receive` waits when it is to; by default for ever.
+        queues: what is sent while no hub is there waits for one, as `ask` needs it; by default it is not taken.
 
     Raises:
         TransportError: the endpoint is malformed.
     """
 
     def __init__(
-        self, endpoint: str, pair: KeyPair | None = None, hub_key: str | None = None, patience_s: float | None = None
+        self,
+        endpoint: str,
+        pair: KeyPair | None = None,
+        hub_key: str | None = None,
+        patience_s: float | None = None,
+        *,
+        queues: bool = False,
     ) -> None:
         self.endpoint = endpoint
+        self._queues = queues
         self._patience_ms = -1 if patience_s is None else round(patience_s * 1000)
         # Why no hub is reached, as far as handshakes tell: libzmq says nothing.
         self._refusal: str | None = None
@@ -241,7 +268,7 @@ class Requester:
         self._cuts = 0
         self.context = _context()
         self._opened = 0
-        self._unanswered = False  # what was asked last
+        self._unanswered = False  # what was asked last, or the hub has left since
         try:
             self._fresh()
         except TransportError:
@@ -249,26 +276,33 @@ class Requester:
             raise
 
     def _fresh(self) -> None:
-        # IMMEDIATE: without it frames queue for a hub that is not there, and are old when it comes.
+        # IMMEDIATE: without it frames queue for a hub that is not there, and are old when it comes; with it libzmq
+        # throws away what a hub replied right before it left.
         # SNDHWM: well over any window, since a pipe that is full looks as if no hub were there.
-        options = {zmq.IMMEDIATE: 1, zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: _REPLY_MAX_BYTES}
+        # MAXMSGSIZE: programs that ask reply with results, and with pictures.
+        limits = {zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES if self._queues else _REPLY_MAX_BYTES}
+        options = {zmq.IMMEDIATE: int(not self._queues), zmq.SNDHWM: 64, zmq.RCVHWM: 64, **limits}
         self.socket = _open(self.context, zmq.DEALER, {**options, zmq.RCVTIMEO: self._patience_ms, **self._curve})
         self._opened += 1
-        self._handshake_failed = False
-        self.monitor = _monitor(self.socket, _ENDED, f"inproc://left-{self._opened}")
+        self._handshake_failed = self._met = False
+        events = _MET | _ENDED if self._queues else _ENDED
+        self.monitor = _monitor(self.socket, events, f"inproc://left-{self._opened}")
         _connect(self.socket, self.endpoint)
 
     def reopen(self) -> None:
-        """Throw the socket away, with all that is queued or in flight, and open a fresh one.
+        """Throw the socket away, with all that is queued or in flight, and open a fresh one with the same time-outs.
 
         Why the handshake has failed, if it has, is logged once.
         """
         if self._refusal and self._refusal != self._refusal_told:
             _log.warning("%s %s", self.endpoint, self._refusal)
         self._refusal_told = self._refusal
+        own = [(option, _option(self.socket, option)) for option in (zmq.SNDTIMEO, zmq.RCVTIMEO)]
         self._shut()
         self._unanswered = False
         self._fresh()
+        for option, value in own:
+            self.socket.setsockopt(option, value)
 
     def _shut(self) -> None:
         # First of all no more events: libzmq's thread waits for ever to tell one to a monitor that is closed, and no
@@ -287,6 +321,9 @@ class Requester:
         left = False
         while _option(self.monitor, _EVENTS) & _POLLIN:
             event, value = _event(self.monitor)
+            if event == _MET:
+                self._met = True
+                continue
             left = True
             if event != zmq.EVENT_DISCONNECTED:
                 self._handshake_failed = True
@@ -330,37 +367,35 @@ class Requester:
     def ask(self, header: bytes, payload: Buffer) -> bytes:
         """Send a request and wait for its reply, as REQ does; when the hub leaves in between, ask the next that comes.
 
-        A hub may take its time to reply for as long as its connection lives. Time-outs that a program has set on
-        `socket` are kept: SNDTIMEO limits the wait for a hub, RCVTIMEO the whole.
+        Only for an end that queues. A hub may take its time to reply for as long as its connection lives. Time-outs
+        that a program has set on `socket` are kept: SNDTIMEO limits the wait for a hub, RCVTIMEO the whole.
 
         Raises:
             zmq.Again: such a time-out is over.
         """
         send_within_ms, receive_within_ms = _option(self.socket, zmq.SNDTIMEO), _option(self.socket, zmq.RCVTIMEO)
         replied_by = _deadline(receive_within_ms)
-        if self.left():
-            self._unanswered = True
         while True:
-            if self._unanswered:  # the hub has left, or the last call did not end: no late reply may be taken for this
+            if self.left() or self._unanswered:  # no late reply may be taken for this
                 self.reopen()
-                self.socket.setsockopt(zmq.SNDTIMEO, send_within_ms)
-                self.socket.setsockopt(zmq.RCVTIMEO, receive_within_ms)
             self._unanswered = True
-            sent_by = min(_deadline(send_within_ms), replied_by)
-            sent = False
-            while not self.left():
-                if not sent:
-                    sent = self.send(header, payload)
-                elif (reply := self.receive()) is not None:
-                    self._unanswered = False
+            met_by = min(_deadline(send_within_ms), replied_by)
+            self.send(header, payload)
+            left = False
+            while not left:
+                left = self.left()
+                if (reply := self.receive()) is not None:
+                    self._unanswered = left  # and then the next is asked afresh
                     return reply
-                self._await(zmq.POLLIN if sent else zmq.POLLOUT, replied_by if sent else sent_by)
+                if not left:
+                    self._await(replied_by if self._met else met_by)
+            self.reopen()  # at once: libzmq would connect again by itself, and ask a second time
             time.sleep(_PAUSE_S)
 
-    def _await(self, event: int, deadline: float) -> None:
-        """Wait for an event of the socket, or for the hub to leave; zmq.Again when neither comes in time."""
+    def _await(self, deadline: float) -> None:
+        """Wait for a reply, or for a hub to come or leave; zmq.Again when neither happens in time."""
         poller = zmq.Poller()
-        poller.register(self.socket, event)
+        poller.register(self.socket, zmq.POLLIN)
         poller.register(self.monitor, zmq.POLLIN)
         if not poller.poll(_remaining_ms(deadline)):
             raise zmq.Again
@@ -369,7 +404,7 @@ class Requester:
         """Close at once, whatever is in flight."""
         if self._opened:
             self._shut()
-        self.context.destroy(linger=0)
+        _end(self.context)
 
 
 class Replier:
@@ -476,7 +511,7 @@ class Replier:
         if self.door:
             self.door.close()
         self.socket.close()
-        self.context.term()
+        _end(self.context)
 
 
 class _Door:
@@ -550,18 +585,19 @@ class Publisher:
 
     Args:
         endpoint: to bind, `tcp://*:PORT`.
+        queue: frames that wait for a subscriber, at most; by default for one camera, of which only the newest counts.
 
     Raises:
         TransportError: it cannot be bound.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, *, queue: int = 2) -> None:
         self.context = _context()
-        self.socket = _open(self.context, zmq.PUB, {zmq.SNDHWM: 2})
+        self.socket = _open(self.context, zmq.PUB, {zmq.SNDHWM: queue})
         try:
             self.endpoint = _bind(self.socket, endpoint)
         except TransportError:
-            self.context.term()
+            _end(self.context)
             raise
 
     def send(self, header: bytes, payload: Buffer) -> None:
@@ -571,7 +607,7 @@ class Publisher:
     def close(self) -> None:
         """Close at once."""
         self.socket.close()
-        self.context.term()
+        _end(self.context)
 
 
 class Subscriber:
@@ -579,7 +615,8 @@ class Subscriber:
 
     def __init__(self) -> None:
         self.context = _context()
-        self.socket = _open(self.context, zmq.SUB, {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES})
+        # MAXMSGSIZE: as of a replier; what exceeds it would end the connection, and all that comes by it, untold.
+        self.socket = _open(self.context, zmq.SUB, {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: UNFINISHED_MAX_BYTES})
         self.socket.subscribe(b"")
 
     def connect(self, endpoint: str) -> None:
@@ -610,7 +647,7 @@ class Subscriber:
     def close(self) -> None:
         """Close at once."""
         self.socket.close()
-        self.context.term()
+        _end(self.context)
 
 
 def _receive_parts(socket: zmq.Socket[bytes], *, wait: bool = False) -> list[zmq.Frame]:

@@ -86,6 +86,12 @@ def is_release(text: object) -> bool:
     return isinstance(text, str) and _RELEASE.fullmatch(text) is not None
 
 
+def is_interval(seconds: object) -> bool:
+    """Say whether it can be the interval between a camera's frames."""
+    # Its inverse, frames per second, has to be a number too.
+    return type(seconds) in (int, float) and 1 / _INT_MAX < cast("float", seconds) < _INT_MAX
+
+
 def make_start() -> str:
     """Make the random id of a sender's start."""
     return os.urandom(8).hex()  # the module secrets would load OpenSSL for it, 4 MB
@@ -250,6 +256,17 @@ def array_to_send(array: npt.NDArray[Any]) -> tuple[memoryview, str, tuple[int, 
     return memoryview(cast("Buffer", array)), dtype, shape
 
 
+def image_to_send(image: npt.NDArray[Any]) -> tuple[memoryview, str, tuple[int, ...]]:
+    """Do as `array_to_send` for an array that has to be an image, of two or three dimensions."""
+    _check_dimensions(image.shape)
+    return array_to_send(image)
+
+
+def _check_dimensions(shape: tuple[int, ...]) -> None:
+    if len(shape) not in (2, 3):
+        raise WireError(f"an image has 2 or 3 dimensions, this array has {len(shape)}")
+
+
 @lru_cache  # a camera's pictures are all alike, and to ask numpy for a dtype's name takes longer than the rest
 def _form(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     return check_array({"dtype": str(dtype), "shape": list(shape)}, math.prod(shape) * dtype.itemsize)
@@ -261,7 +278,10 @@ def jpeg_to_send(jpeg: Buffer, read_size: _ReadSize = codec.jpeg_size) -> memory
     Raises:
         WireError: it is too large, or no JPEG.
     """
-    payload = memoryview(jpeg).cast("B")
+    try:
+        payload = memoryview(jpeg).cast("B")
+    except TypeError as error:
+        raise WireError(f"neither the bytes of a JPEG nor an array: {type(jpeg).__name__}") from error
     check_jpeg(payload, read_size)
     return payload
 
@@ -334,14 +354,12 @@ def _read_whole(header: bytes) -> dict[str, Any]:
     shape: tuple[int, ...] | None = None
     if "dtype" in fields:
         dtype, shape = _read_form(fields)
-        if len(shape) not in (2, 3):
-            raise WireError(f"an image has 2 or 3 dimensions, this array has {len(shape)}")
+        _check_dimensions(shape)
     start = fields.get("start")
     if start is not None and not is_camera_name(start):
         raise WireError("start must be 1 to 64 of A-Z a-z 0-9 . _ -")
     every_s = fields.get("every")
-    # Its inverse, frames per second, has to be a number too.
-    if every_s is not None and not (type(every_s) in (int, float) and 1 / _INT_MAX < every_s < _INT_MAX):
+    if every_s is not None and not is_interval(every_s):
         raise WireError("every must be a positive number of seconds")
     release = fields.get("release")
     if release is not None and not is_release(release):

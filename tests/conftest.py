@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from streamer import hub, keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 Result = TypeVar("Result")
@@ -24,6 +25,12 @@ def until(condition: Callable[[], Result], within_s: float = 10.0) -> Result:
         assert time.monotonic() < deadline, f"not true within {within_s:g} s"
         time.sleep(0.01)
     return result
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as pool:
+        yield pool
 
 
 class HubClock:

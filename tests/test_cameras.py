@@ -30,6 +30,7 @@ from streamer.cameras.pattern import Pattern
 from streamer.cameras.video import VideoFile
 from streamer.errors import CameraError, CodecError, ConfigError, MissingExtraError
 from tests.conftest import until
+from tests.peers import open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -193,6 +194,9 @@ def test_card_catches_up_over_a_short_delay_and_not_over_a_long_one(clock: Clock
 
 LEVELS = [20, 60, 100, 140, 180, 220]
 INVALID = "Invalid data found when processing input"
+# A WAVE file: 8000 samples a second, of 8 bits.
+SOUND = b"RIFF" + struct.pack("<I4s4sIHHIIHH4sI", 136, b"WAVE", b"fmt ", 16, 1, 1, 8000, 8000, 1, 8, b"data", 100)
+SOUND += bytes(100)
 
 
 def write_video(path: Path, rate: float = 10, size: tuple[int, int] = (64, 48)) -> str:
@@ -236,6 +240,16 @@ def test_video_plays_at_its_own_speed(rate: float, fps: float, expected: float, 
     assert 30 / (moments[-1] - moments[0]) == pytest.approx(expected, rel=0.05)
     # Each picture is the one that is on at its moment.
     assert levels == [LEVELS[round((moment - moments[0]) * rate) % len(LEVELS)] for moment in moments]
+
+
+def test_video_of_a_rate_that_none_has_plays_at_the_wanted_one(tmp_path: Path, clock: Clock) -> None:
+    file = Path(write_video(tmp_path))
+    content = file.read_bytes()
+    at = content.index(b"strh") + 28  # of dwScale and dwRate: the latter by the former is the rate
+    file.write_bytes(content[:at] + struct.pack("<II", 1, 5000) + content[at + 8 :])
+    with VideoFile(str(file), (64, 48), 10, 85) as camera:
+        assert [level(camera.read()[0]) for _ in LEVELS] == LEVELS
+    assert clock.now - 1000 == pytest.approx(0.5)
 
 
 def test_video_does_not_catch_up_over_a_long_delay(tmp_path: Path, clock: Clock) -> None:
@@ -320,6 +334,7 @@ def test_video_stamps_the_moment_of_each_picture(tmp_path: Path, clock: Clock) -
         pytest.param(None, "there is no such file", id="missing"),
         pytest.param(b"", f"is no video that FFmpeg can read: {INVALID}", id="empty"),
         pytest.param(b"no video at all\n" * 99, f"is no video that FFmpeg can read: {INVALID}", id="garbage"),
+        pytest.param(SOUND, "has no video in it", id="sound"),
     ],
 )
 def test_file_that_is_no_video(
@@ -438,6 +453,12 @@ def test_usb_camera(device: Device, clock: Clock, caplog: pytest.LogCaptureFixtu
         assert not device.released
     assert device.released
     assert caplog.messages == ["usb:3: YUYV, encoded at quality 85"]
+
+
+@pytest.mark.parametrize(("fps", "asked"), [(0.1, 1), (0.5, 1), (29.97, 30)])
+def test_usb_camera_is_asked_for_a_whole_rate(fps: float, asked: int, device: Device) -> None:
+    UsbCamera(3, (64, 48), fps, 85)
+    assert device.asked[-1] == (cv2.CAP_PROP_FPS, asked)
 
 
 @pytest.mark.parametrize("transit_s", [-0.5, 11, 1e9])
@@ -582,11 +603,13 @@ def test_device_that_answers(
         return argument
 
     monkeypatch.setattr(fcntl, "ioctl", answer)
+    before = open_descriptors()
     if said is None:
         v4l2.check("usb:0", "/dev/null")
     else:
         with pytest.raises(CameraError, match=re.escape(f"usb:0: {said}")):
             v4l2.check("usb:0", "/dev/null")
+    until(lambda: open_descriptors() <= before)  # a camera that is away is tried for ever
 
 
 # -- motion JPEG
@@ -1162,6 +1185,21 @@ def test_pi_camera_that_does_not_work(
         open_pi_camera()
     assert str(refused.value) == error
     assert all(device.closed and not device.started for device in Picamera2.opened)
+
+
+@pytest.mark.usefixtures("board")
+def test_pi_camera_whose_encoder_cannot_be_stopped_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = Picamera2.stop_recording
+
+    def fail(device: Picamera2) -> None:
+        stop(device)
+        raise RuntimeError("Encoder already stopped")
+
+    monkeypatch.setattr(Picamera2, "starts", False)
+    monkeypatch.setattr(Picamera2, "stop_recording", fail)
+    with pytest.raises(CameraError, match="picamera2: Failed to start camera"):
+        open_pi_camera()
+    assert [device.closed for device in Picamera2.opened] == [True]
 
 
 @pytest.mark.usefixtures("board")

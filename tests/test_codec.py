@@ -293,6 +293,20 @@ def test_what_cannot_be_encoded(library: str, image: Image, error: str) -> None:
 # -- which library
 
 
+def test_a_library_that_does_not_load_is_told_and_the_next_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: object) -> None:
+        raise ValueError("numpy.dtype size changed,\n may indicate binary incompatibility")
+
+    monkeypatch.setattr(codec._SimpleJpeg, "__init__", fail)
+    assert isinstance(codec._library.__wrapped__(), codec._OpenCv)
+    assert caplog.messages == [
+        "_SimpleJpeg does not load, another JPEG library is tried: numpy.dtype size changed, may indicate binary "
+        "incompatibility"
+    ]
+
+
 @pytest.mark.usefixtures("no_library")
 def test_without_a_library() -> None:
     with pytest.raises(MissingExtraError, match="'opencv'"):

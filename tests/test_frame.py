@@ -20,7 +20,8 @@ JPEG = (DATA / "colour.jpg").read_bytes()
 
 def of_array(array: np.ndarray[Any, Any]) -> Frame:
     height, width = array.shape[:2]
-    return Frame("pi1", memoryview(array.tobytes()), width, height, 0, str(array.dtype), array.shape)
+    # The memory of what zmq receives can be written to.
+    return Frame("pi1", memoryview(bytearray(array.tobytes())), width, height, 0, str(array.dtype), array.shape)
 
 
 def of_jpeg(jpeg: bytes = JPEG) -> Frame:

@@ -212,6 +212,95 @@ def test_a_stranger_who_takes_all_connections_gets_nobody_elses(
         good.goes_on()
 
 
+class Doorstep:
+    """Accepts TCP connections as libzmq does, under the eyes of a Connections."""
+
+    def __init__(self) -> None:
+        self.stack = ExitStack()
+        self._listener = self.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.connections = connections.Connections()
+
+    def accept(self, source: str = STRANGER) -> tuple[socket.socket, socket.socket]:
+        """Have a peer connect; returns its end, and ours."""
+        peer = self.stack.enter_context(dial(self._listener.getsockname()[1], source))
+        return peer, self.stack.enter_context(self._listener.accept()[0])
+
+    def begin(self, source: str = STRANGER) -> tuple[socket.socket, socket.socket]:
+        """Have a peer connect whose connection is noted."""
+        peer, ours = self.accept(source)
+        self.connections.began(ours.fileno())
+        return peer, ours
+
+
+@pytest.fixture
+def doorstep(monkeypatch: pytest.MonkeyPatch) -> Iterator[Doorstep]:
+    monkeypatch.setattr(connections, "CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(connections, "UNFINISHED_MAX_BYTES", 100_000)
+    doorstep = Doorstep()
+    with doorstep.stack:
+        yield doorstep
+
+
+def hand_over(peer: socket.socket, ours: socket.socket, size: int = 60_000) -> None:
+    peer.sendall(bytes(size))
+    while size:
+        size -= len(ours.recv(size))
+
+
+def lives(peer: socket.socket, ours: socket.socket) -> bool:
+    """Whether a connection was not shut down."""
+    with contextlib.suppress(OSError):
+        hand_over(peer, ours, 1)
+        return True
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what was received")
+def test_of_a_camera_only_what_came_after_its_last_whole_message_is_unfinished(doorstep: Doorstep) -> None:
+    camera, ours = doorstep.begin()
+    for _ in range(5):
+        hand_over(camera, ours)
+        assert doorstep.connections.heard(ours.fileno())
+        for _ in range(3):
+            assert list(doorstep.connections.look()) == []
+    hand_over(camera, ours, 120_000)
+    assert list(doorstep.connections.look()) == [(STRANGER, "its message had no end after 0 MB")]
+    assert not lives(camera, ours)
+
+
+def test_who_is_one_too_many_costs_a_silent_connection_and_no_camera(doorstep: Doorstep) -> None:
+    silent = doorstep.begin()
+    camera = doorstep.begin()  # the newer one
+    doorstep.connections.heard(camera[1].fileno())
+    newcomer = doorstep.begin("127.0.0.3")
+    assert [lives(*each) for each in (silent, camera, newcomer)] == [False, True, True]
+
+
+def test_where_all_are_cameras_the_newest_of_the_crowd_goes(doorstep: Doorstep) -> None:
+    cameras = [doorstep.begin() for _ in range(2)]
+    for _, ours in cameras:
+        doorstep.connections.heard(ours.fileno())
+    newcomer = doorstep.begin("127.0.0.3")
+    assert [lives(*each) for each in (*cameras, newcomer)] == [True, False, True]
+
+
+def test_an_end_that_was_not_told_is_noticed_when_the_descriptor_is_used_again(doorstep: Doorstep) -> None:
+    _, ours = doorstep.begin()
+    _, others = doorstep.accept("127.0.0.3")
+    os.dup2(others.fileno(), ours.fileno())
+    doorstep.connections.began(ours.fileno())
+    assert doorstep.connections.ended(ours.fileno()) == ("127.0.0.3", False)
+    assert not doorstep.connections._of_address
+
+
+def test_a_descriptor_that_is_anothers_by_now_is_left_alone(doorstep: Doorstep) -> None:
+    _, (_, gone) = doorstep.begin(), doorstep.begin()
+    peer, ours = doorstep.accept("127.0.0.3")
+    os.dup2(ours.fileno(), gone.fileno())
+    doorstep.begin("127.0.0.3")  # one too many, for which the newest of 127.0.0.2 has to go
+    assert lives(peer, ours)
+
+
 HUB_OF_FEW_DESCRIPTORS = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[1])))
@@ -310,7 +399,10 @@ def test_who_has_asked_is_let_go_in_silence(
         assert health(browser)
         monkeypatch.setattr(door, "ASK_WITHIN_S", 0.3)
         assert is_ended(browser)
-    assert caplog.text == ""
+    with dial(wall.port, "127.0.0.3") as silent:
+        assert is_ended(silent)
+    until(lambda: caplog.messages)  # all that was refused is told together
+    assert caplog.messages == ["refused 1 from 127.0.0.3: no request within 0.3 s"]
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +23,11 @@ from streamer import wire
 from streamer.errors import ConfigError, TransportError
 from streamer.hub import Hub
 from streamer.presence import CAMERAS_MAX
+from streamer.refusals import Refusals
 from streamer.sender import Sender
+from streamer.transport import Replier
 from tests.conftest import HubClock, Keys, until
-from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, picture, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, open_descriptors, picture, raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,6 +72,10 @@ with Hub("tcp://127.0.0.1:*") as hub:
         print(hub.cameras()[0].frames - before, flush=True)
     sys.stdin.read()
 """
+
+
+def frames(hub: Hub) -> int:
+    return sum(status.frames for status in hub.cameras())
 
 
 def states(hub: Hub) -> dict[str, str]:
@@ -284,6 +289,39 @@ def test_a_stranger_who_varies_his_rubbish_fills_neither_memory_nor_journal(
     assert len(caplog.records) <= 201
 
 
+def test_refusals_are_told_once_a_second_and_beyond_a_hundred_kinds_by_their_number(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    refusals, began = Refusals(logging.getLogger(__name__)), time.monotonic()
+    for number in range(103):
+        refusals.add("192.0.2.1", f"rubbish {number}")
+    refusals.tell(began + 0.9)
+    assert caplog.messages == []
+    refusals.tell(began + 1.5)
+    assert len(caplog.messages) == 101
+    assert caplog.messages[99:] == ["refused 1 from 192.0.2.1: rubbish 99", "refused 3 more"]
+    caplog.clear()
+    refusals.add(None, "rubbish")
+    refusals.tell(began + 2.4)
+    assert caplog.messages == []
+    refusals.tell(began + 2.6)
+    assert caplog.messages == ["refused 1 from ?: rubbish"]
+    assert refusals.total == 104
+
+
+def test_while_frames_pour_in_those_at_the_door_are_let_in_after_each(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hub.endpoint
+    with Sender(hub.endpoint, "pi1", source=lambda: JPEG):
+        until(lambda: frames(hub) > 100)
+        monkeypatch.setattr(Replier, "admit", lambda _: [("192.0.2.1", "of 40 connections it has most")])
+        until(lambda: hub.refused)
+        began, before = frames(hub), hub.refused
+        until(lambda: frames(hub) >= began + 1000)
+        assert hub.refused - before > 500  # looked at twenty times a second only, it would be some ten
+
+
 def test_a_peer_that_never_reads_its_replies_holds_nobody_up(hub: Hub, peer: zmq.Socket[bytes]) -> None:
     assert hub.endpoint
     with raw(zmq.DEALER, connect=hub.endpoint) as stranger:
@@ -319,6 +357,14 @@ def test_iteration_gives_the_newest_of_each_camera_and_is_fair(hub: Hub, peer: z
     assert last.take(WAIT_S)  # by now all has been handed out
     came = [(frame.camera, frame.payload[0]) for frame in itertools.islice(looking, 4)]
     assert came == [("busy", 49), ("slow10", 10), ("slow20", 20), ("last", 50)]
+
+
+def test_who_looks_no_more_gets_no_more_frames(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    send(peer, "pi1")
+    for frame in hub:
+        assert frame.camera == "pi1"
+        break
+    assert hub._mailboxes == []
 
 
 def test_who_begins_to_look_gets_the_newest_of_each_live_camera(
@@ -478,11 +524,14 @@ def test_published_frames_are_stored_beside_those_that_are_sent(bind: str | None
         address = publisher.getsockopt_string(zmq.LAST_ENDPOINT)
         hub = stack.enter_context(Hub(bind, subscribe=[address, "tcp://127.0.0.1:1"]))
         assert (hub.endpoint is None) == (bind is None)
+        assert len({end.context for end in hub._subscribers}) == 2, "one whose name does not resolve would stop both"
         publisher.recv()  # the subscription
-        for message in RUBBISH.values():
+        for number, message in enumerate(RUBBISH.values(), 1):
             publisher.send_multipart(message)
-            until(lambda: hub.turned)
+            until(lambda: hub.refused == number)  # noqa: B023 - it is asked at once
+        publisher.send_multipart([header("pi9"), bytes(wire.PAYLOAD_MAX_BYTES + 1)])
         until(lambda: publisher.send_multipart([header("pi1"), JPEG]) or states(hub) == {"pi1": "LIVE"})
+        assert hub.refused == len(RUBBISH) + 1
         if hub.endpoint:
             send(stack.enter_context(raw(zmq.REQ, connect=hub.endpoint)), "pi2")
             assert states(hub) == {"pi1": "LIVE", "pi2": "LIVE"}
@@ -499,10 +548,30 @@ def test_published_frames_are_stored_beside_those_that_are_sent(bind: str | None
 def test_a_hub_that_cannot_be_opened_says_so_and_leaves_nothing_open(
     hub: Hub, open_again: Callable[[Hub], Hub]
 ) -> None:
-    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    before = open_descriptors()
     with pytest.raises(TransportError, match=r"cannot (listen on|connect to)"):
         open_again(hub)
-    until(lambda: sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before)
+    until(lambda: open_descriptors() <= before)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"cameras": ["pi1", "a b"]},
+        {"cameras": "a b"},
+        {"stale_after_s": -1},
+        {"stale_after_s": 5, "gone_after_s": 5},
+        {"gone_after_s": float("nan")},
+    ],
+)
+def test_arguments_that_make_no_sense_are_told(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Hub(LOCAL, **arguments)
+
+
+def test_one_name_and_one_address_need_no_list() -> None:
+    with Hub(None, cameras="door", subscribe="tcp://127.0.0.1:1") as hub:
+        assert states(hub) == {"door": "WAITING"}
 
 
 def test_a_port_that_a_stock_hub_holds_is_in_use() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import imagezmq as stock
@@ -18,10 +16,11 @@ import streamer
 from streamer.errors import TransportError, WireError
 from streamer.imagezmq import ImageHub, ImageSender
 from tests.conftest import until
-from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, picture, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, open_descriptors, picture, raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 both = pytest.mark.parametrize("library", [stock, streamer], ids=["stock", "ours"])
 
@@ -31,12 +30,6 @@ def address() -> str:
     """Return an address that nobody listens on."""
     with listener() as (_, endpoint):
         return endpoint
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as pool:
-        yield pool
 
 
 @pytest.fixture
@@ -162,6 +155,23 @@ def test_sockets_and_contexts_are_there_to_be_used(sender: ImageSender, hub: Ima
         assert end.zmq_socket.getsockopt(zmq.LINGER) == 5
 
 
+def test_a_hub_is_told_which_picture_of_which_start_it_is_and_when_it_was_sent(
+    address: str, pool: ThreadPoolExecutor
+) -> None:
+    with ImageSender(address) as sender, RawHub(address) as hub:
+        before, headers = time.time_ns(), []
+        for _ in range(3):
+            reply = pool.submit(sender.send_jpg, "pi1", JPEG)
+            route, fields, _ = hub.take()
+            hub.reply(route)
+            reply.result(WAIT_S)
+            headers.append(fields)
+    assert [fields["seq"] for fields in headers] == [0, 1, 2]
+    assert len({fields["start"] for fields in headers}) == 1
+    captured = [before, *(fields["captured"] for fields in headers), time.time_ns()]
+    assert captured == sorted(captured)
+
+
 # -- rubbish
 
 
@@ -255,7 +265,45 @@ def test_a_hubs_time_out_is_kept(req_rep: bool, address: str) -> None:
             assert 0.19 <= time.monotonic() - began < 5
 
 
+# -- what a hub says
+
+
+@both
+def test_a_reply_may_be_a_picture(library: Any, address: str, pool: ThreadPoolExecutor) -> None:
+    with library.ImageSender(address) as sender, RawHub(address) as hub:
+        sender.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+        reply = pool.submit(sender.send_jpg, "pi1", JPEG)
+        hub.reply(hub.take()[0], bytes(200_000))
+        assert reply.result(WAIT_S) == bytes(200_000)
+        assert not hub.waits()
+
+
+@both
+def test_a_hub_that_ends_after_its_last_reply_is_heard(library: Any, address: str, pool: ThreadPoolExecutor) -> None:
+    for number in range(10):
+        with library.ImageSender(address) as sender:
+            sender.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+            reply = pool.submit(sender.send_jpg, "pi1", JPEG)
+            with ImageHub(address) as hub:
+                assert hub.recv_jpg()[0] == "pi1"
+                hub.send_reply(b"%d" % number)
+            assert reply.result(WAIT_S) == b"%d" % number
+
+
 # -- subscribing
+
+
+@both
+def test_several_cameras_that_publish_from_one_program_all_arrive(library: Any, address: str) -> None:
+    names = {f"pi{number}" for number in range(1, 9)}
+    with library.ImageSender(address, REQ_REP=False) as sender, ImageHub(address, REQ_REP=False) as hub:
+        until(lambda: sender.send_image("pi0", picture(0)) or hub.zmq_socket.poll(10))  # the subscription is there
+        for name in names:
+            sender.send_image(name, picture(1, 100))
+        seen: set[str] = set()
+        hub.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+        while not names <= seen:
+            seen.add(hub.recv_image()[0])
 
 
 def test_a_hub_subscribes_to_more_senders_by_connect(pool: ThreadPoolExecutor) -> None:
@@ -290,15 +338,17 @@ def test_connect_of_a_replying_hub_says_that_it_does_nothing(hub: ImageHub, capl
 @pytest.mark.parametrize("kind", [ImageHub, ImageSender])
 @pytest.mark.parametrize("req_rep", [True, False])
 def test_a_malformed_address_is_told_and_leaves_nothing_open(kind: type[Any], req_rep: bool) -> None:
-    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    before = open_descriptors()
     with pytest.raises(TransportError, match="rubbish"):
         kind("rubbish", REQ_REP=req_rep)
-    until(lambda: sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before)
+    until(lambda: open_descriptors() <= before)
 
 
 def test_a_port_in_use_is_told(hub: ImageHub, address: str) -> None:
-    with pytest.raises(TransportError, match=f"cannot listen on {address}: Address already in use"):
+    with pytest.raises(TransportError, match=f"cannot listen on {address}: Address already in use") as caught:
         ImageHub(address)
+    assert isinstance(caught.value, zmq.ZMQError), "as old programs catch it"
+    assert caught.value.errno == zmq.EADDRINUSE
 
 
 def test_closing_waits_for_nobody(address: str) -> None:

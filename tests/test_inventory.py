@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -100,7 +101,7 @@ CASES = {
     ),
     "an unknown second hub": Case(PI2, pi2("streamer_hub: [hub, desk]"), "pi2: streamer_hub is 'desk'"),
     "an unknown camera": Case(
-        PI2, pi2("streamer_camera: webcam"), "pi2: streamer_camera is 'webcam': picamera2, usb:N, usb:/dev/PATH, file"
+        PI2, pi2("streamer_camera: webcam"), "pi2: streamer_camera is 'webcam': it must be picamera2, usb:N, usb:/dev/"
     ),
     "a device that is none": Case(PI2, pi2('streamer_camera: "usb:door"'), "pi2: streamer_camera is 'usb:door'"),
     "an unknown key of the sender": Case(
@@ -109,13 +110,16 @@ CASES = {
         "sender_options has hflop, which no sender takes: did you mean hflip?",
     ),
     "a key that has its own variable": Case(
-        PI2, pi2("sender_options: {fps: 5}"), "pi2: sender_options has fps: the inventory says that, by streamer_fps"
+        PI2, pi2("sender_options: {fps: 5}"), "pi2: sender_options has fps: streamer_fps says that"
+    ),
+    "a quarter turn": Case(
+        PI2, pi2("sender_options: {rotate: 90}"), "pi2: sender_options: rotate is 90: it must be 0 or 180"
     ),
     "options that are none": Case(PI2, pi2("sender_options: [hflip]"), "pi2: sender_options is ['hflip']: keys of"),
     "a picture that nothing turns": Case(
         PI2,
         pi2("streamer_camera: pattern, sender_options: {rotate: 180}"),
-        "pi2: sender_options has rotate, but only picamera2 has it: pattern sends what comes",
+        "pi2: sender_options: rotate is set, but only the camera picamera2 has it: pictures of pattern are sent as",
     ),
     "a hidden video": Case(
         PI2, pi2('streamer_camera: "file:/home/pi/a.mp4"'), "pi2: the service cannot see /home/pi/a.mp4"
@@ -123,12 +127,27 @@ CASES = {
     "picamera2 on plain Debian": Case(
         PI2, pi2("streamer_pi_archive: false"), "pi2: picamera2 is only in the Raspberry Pi"
     ),
-    "a size of one number": Case(PI2, pi2("streamer_size: 640"), "pi2: streamer_size is 640: WIDTHxHEIGHT"),
+    "a size of one number": Case(PI2, pi2("streamer_size: 640"), "pi2: streamer_size is 640: it must be WIDTHxHEIGHT"),
     "an odd size": Case(PI2, pi2("streamer_size: 641x480"), "pi2: streamer_size is '641x480'"),
-    "no frames": Case(PI2, pi2("streamer_fps: 0"), "pi2: streamer_fps is 0: a number from 0.1 to 240"),
+    "no frames": Case(PI2, pi2("streamer_fps: 0"), "pi2: streamer_fps is 0: it must be a number from 0.1 to 240"),
     "a quality above all": Case(PI2, pi2("streamer_quality: 101"), "pi2: streamer_quality is 101"),
     "a misspelt variable": Case(
         PI2, pi2("streamer_camra: pattern"), "no variable is called streamer_camra: did you mean streamer_camera?"
+    ),
+    "another misspelt variable": Case(
+        PI2, pi2("node_firewal: true"), "pi2: no variable is called node_firewal: did you mean node_firewall?"
+    ),
+    "a hub that is a number": Case(
+        PI2, pi2("streamer_hub: 5"), "pi2: streamer_hub is 5: the name of a hub, or a list of names, is right"
+    ),
+    "encrypted, or not": Case(HUB, hub("streamer_curve: maybe"), "hub: streamer_curve is 'maybe': true or false is"),
+    "an endpoint for an address": Case(
+        HUB,
+        hub('streamer_address: "tcp://192.0.2.9"'),
+        "hub: streamer_address is 'tcp://192.0.2.9': an IP address or a host's name is right, as in 192.168.1.10",
+    ),
+    "no address but a name that is none": Case(
+        HUB, "Anna's Mac: {hub_managed: false}", "Anna's Mac: cameras cannot reach a hub by such a name"
     ),
     "a hub that cameras cannot reach": Case(
         HUB, "hub: {ansible_connection: local}", "hub: Ansible reaches this hub locally"
@@ -146,6 +165,9 @@ CASES = {
     "options of the hub that are none": Case(
         HUB, hub("hub_options: 2x4"), "hub: hub_options is '2x4': keys of hub.yml"
     ),
+    "an unknown key of the hub": Case(
+        HUB, hub("hub_options: {layuot: 2x4}"), "hub: hub_options has layuot, which no hub takes: did you mean layout?"
+    ),
     "windows without a screen": Case(HUB, hub("streamer_display: windows"), "hub: windows need a screen"),
     "retired and still a camera": Case(
         "hubs:", "retired: {hosts: {pi3: }}\nhubs:", "pi3: it is in the group 'retired'"
@@ -155,12 +177,12 @@ CASES = {
 }
 
 
-def play(directory: Path, inventory: str, *arguments: str) -> tuple[int, str]:
+def play(directory: Path, inventory: str, *arguments: str, playbook: str = "deploy.yml") -> tuple[int, str]:
     (directory / "hosts.yml").write_text(inventory)
     # A user's own configuration must not decide what this test sees.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
     environment |= {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_LOCAL_TEMP": str(directory), "COLUMNS": "300"}
-    command = [str(PLAYBOOK), "-i", str(directory / "hosts.yml"), "deploy.yml", *arguments]
+    command = [str(PLAYBOOK), "-i", str(directory / "hosts.yml"), playbook, *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
@@ -205,11 +227,40 @@ def test_the_limit_does_not_narrow_the_check(tmp_path: Path) -> None:
     assert "pi2: streamer_hub is 'desk'" in output
 
 
-def test_a_good_inventory_passes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("extra", ["", "streamer_curve=on node_exporter_version=1.9 sender_watchdog_s=60"])
+def test_a_good_inventory_passes(tmp_path: Path, extra: str) -> None:
+    # Ansible's own numbers, words and mappings are taken for what they are.
+    inventory = GOOD.replace(PI2, pi2("streamer_fps: 5, sender_options: {rotate: 180, controls: {Ae: [true, 1.5]}}"))
+    inventory = inventory.replace(HUB, hub("hub_options: {layout: 2x4, window_rows: 3}"))
     # A tag that nothing bears: only what always runs.
-    status, output = play(tmp_path, GOOD, "--tags=check")
+    status, output = play(tmp_path, inventory, "--tags=check", f"--extra-vars={extra}")
     assert status == 0, output
     assert "UNREACHABLE" not in output
+
+
+def test_what_plays_have_found_is_no_misspelt_variable(tmp_path: Path) -> None:
+    found = """
+- name: A play that has found something
+  hosts: all
+  gather_facts: false
+  tasks:
+    - name: Note it
+      ansible.builtin.set_fact:
+        hub_keys: {}
+        node_found: {}
+"""
+    check = f"- ansible.builtin.import_playbook: {ROOT}/playbooks/inventory.yml\n"
+    (tmp_path / "twice.yml").write_text(f"{check}{found}{check}")
+    status, output = play(tmp_path, GOOD, playbook=str(tmp_path / "twice.yml"))
+    assert status == 0, output
+
+
+def test_a_group_s_variables_hold_unless_group_vars_sets_them(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text(GOOD.replace("cameras:", "cameras:\n  vars: {streamer_size: 1280x720}"))
+    (tmp_path / "group_vars").symlink_to(ROOT / "group_vars")
+    command = [str(PLAYBOOK.with_name("ansible-inventory")), "-i", str(tmp_path / "hosts.yml"), "--host", "pi2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["streamer_size"] == "1280x720"
 
 
 def test_the_example_inventory_passes() -> None:

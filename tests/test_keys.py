@@ -110,7 +110,7 @@ def test_wrong_allow_list_names_the_line(tmp_path: Path, content: str | None, co
 
 def test_a_key_sends_as_its_camera_and_no_key_as_no_camera_that_has_one(tmp_path: Path) -> None:
     path = tmp_path / "allowed"
-    path.write_text(f"# a camera may have two\npi1 {A}\npi1 {B}\n")
+    path.write_text(f"\ufeff# a camera may have two\n  # as editors write\npi1 {A}\npi1\t{B}\n", encoding="utf-8")
     allowed = AllowList(path)
     for key in (A, B):
         assert key in allowed
@@ -122,6 +122,21 @@ def test_a_key_sends_as_its_camera_and_no_key_as_no_camera_that_has_one(tmp_path
         allowed.check(None, "pi1")
     with pytest.raises(WireError, match=r"^its key is no longer allowed$"):
         allowed.check(A.replace("a", "c"), "pi1")
+
+
+@pytest.mark.parametrize("change", ["in place", "another file"])
+def test_a_list_that_is_changed_within_a_tick_of_the_clock_is_read_again(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "allowed"
+    path.write_text(f"pi1 {A}\n")
+    allowed, stamp = AllowList(path), path.stat()
+    if change == "in place":
+        path.write_text(f"pi1 {A}\npi1 {B}\n")
+    else:
+        path.with_suffix(".new").write_text(f"pi1 {B}\n")  # as large as before
+        path.with_suffix(".new").replace(path)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    allowed.refresh()
+    assert B in allowed
 
 
 def test_a_changed_list_is_read_again_and_a_wrong_one_changes_nothing(

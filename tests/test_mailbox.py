@@ -204,12 +204,10 @@ def test_release_wakes_who_waits() -> None:
     mailbox.put("a", 1)
     mailbox.take(hold=True)
     mailbox.put("a", 2)
-    taken: list[int | None] = []
-    taker = threading.Thread(target=lambda: taken.append(mailbox.take(10)))
-    taker.start()
+    taker = Taker(mailbox, None)
+    until(lambda: waiting(mailbox))
     mailbox.release("a")
-    taker.join()
-    assert taken == [2]
+    assert taker.join() == [2]
 
 
 def test_release_after_close_gives_nothing() -> None:

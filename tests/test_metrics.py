@@ -30,7 +30,7 @@ import streamer
 from streamer.presence import Status
 from streamer.wall import Wall
 from streamer.wall.metrics import Metrics
-from tests.conftest import until
+from tests.conftest import HubClock, until
 from tests.peers import JPEG, LOCAL, raw
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ BARE = Status("pi2", "LIVE", age_s=0.25, frames=1)
 
 
 @pytest.fixture
-def hub() -> Iterator[streamer.Hub]:
-    with streamer.Hub(LOCAL, cameras=["pi1", "pi9"], stale_after_s=0.3, gone_after_s=0.8) as hub:
+def hub(hub_clock: HubClock) -> Iterator[streamer.Hub]:
+    with streamer.Hub(LOCAL, cameras=["pi1", "pi9"]) as hub:
         yield hub
 
 
@@ -226,7 +226,9 @@ def test_two_hubs_in_one_program_do_not_mix(hub: streamer.Hub, monkeypatch: pyte
 # -- over HTTP, with real senders
 
 
-def test_a_real_hub_s_counts_go_by_its_cameras_coming_and_going(hub: streamer.Hub, wall: Wall) -> None:
+def test_a_real_hub_s_counts_go_by_its_cameras_coming_and_going(
+    hub: streamer.Hub, wall: Wall, hub_clock: HubClock
+) -> None:
     assert hub.endpoint
     assert scrape(wall)['streamer_camera_up{camera="pi1"}'] == 0
     with streamer.Sender(hub.endpoint, name="pi1") as sender, streamer.Sender(hub.endpoint, name="strange") as other:
@@ -240,6 +242,7 @@ def test_a_real_hub_s_counts_go_by_its_cameras_coming_and_going(hub: streamer.Hu
         assert said[f'streamer_camera_frames_total{{camera="{name}"}}'] == 3
         assert said[f'streamer_camera_received_bytes_total{{camera="{name}"}}'] == 3 * len(JPEG)
     assert said['streamer_hub_cameras{state="LIVE"}'] == 2
+    hub_clock.ahead_s += hub.gone_after_s
     until(lambda: scrape(wall)['streamer_hub_cameras{state="GONE"}'] == 2)
     assert {name: value for name, value in scrape(wall).items() if "camera=" in name} == {
         'streamer_camera_up{camera="pi1"}': 0,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import streamer
+from streamer import wire
 from streamer.codec import encode_jpeg
-from streamer.errors import StreamerError
+from streamer.errors import StreamerError, TransportError
 from tests.conftest import until
 
 if TYPE_CHECKING:
@@ -161,7 +162,19 @@ def test_error_in_a_thread_is_raised_where_pictures_are_taken(hub: streamer.Hub,
     def decode(frame: streamer.Frame) -> Image:
         raise StreamerError(f"not {frame.camera}")
 
-    with streamer.Pictures(hub, decode=decode) as pictures:
+    with streamer.Pictures(hub, decode=decode, threads=2) as pictures:
         cameras.send("pi1", jpeg(90))
         with pytest.raises(StreamerError, match="not pi1"):
+            pictures.take(10)
+        until(lambda: not any(thread.name.startswith("decode") for thread in threading.enumerate()))
+
+
+def test_a_hub_that_fails_is_told_to_who_takes_pictures(hub: streamer.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(wire, "parse", fail)
+    with streamer.Pictures(hub) as pictures, streamer.Sender(str(hub.endpoint), name="pi1") as sender:
+        sender.send(jpeg(90))
+        with pytest.raises(TransportError, match="the hub has failed: a bug"):
             pictures.take(10)

@@ -241,7 +241,8 @@ def test_latest() -> None:
         pytest.param([("a", 0, 5), ("b", 0, 1), ("c", 0, 2), ("c", 1, 3)], 9, 0, id="and over two"),
         pytest.param([("a", 0, 0), ("a", 2, 0), ("b", 0, 0), ("b", 3, 0)], 0, 3, id="losses add up over a restart"),
         pytest.param([("a", 100, 0), ("b", 200, 0)], 0, 0, id="a restart is no loss"),
-        pytest.param([("a", 0, 5), ("a", 1, None), ("a", 2, 5)], 5, 0, id="a frame that does not say"),
+        pytest.param([("a", 0, 5), ("a", 1, None)], 5, 0, id="a frame that does not say"),
+        pytest.param([("a", 0, 5), ("a", 1, 4)], 5, 0, id="a frame that was overtaken"),
         pytest.param([("a", 0, 5), (None, None, None), ("b", 0, 1)], 6, 0, id="stock in between"),
         pytest.param([("a", 0, 0), ("a", None, 0), ("a", 2, 0)], 0, 0, id="seq missing in between"),
         pytest.param([("a", 0, 5), ("a.1", 0, 6), ("a", 4, 7), ("a", 6, 7)], 7, 1, id="one sender by two ways"),
@@ -377,6 +378,16 @@ def test_drops_of_the_first_are_not_counted_twice() -> None:
     for at_s, (sender, dropped) in enumerate([("a", 100), ("b", 5), ("a", 101), ("b", 6), ("a", 102)]):
         offer(presence, sender, at_s / 10, dropped=dropped)
     assert row(presence).dropped == 5 + 102
+
+
+def test_senders_of_one_name_without_end_fill_no_memory() -> None:
+    presence = table()
+    for number in range(1000):
+        assert offer(presence, str(number), number / 1000)
+    assert len(presence._cameras["pi1"]._earlier) == 16
+    assert offer(presence, "0", 1.0), "it is no longer known"
+    assert offer(presence, "998", 1.0), "it has the name back"
+    assert not offer(presence, "997", 1.0)
 
 
 def test_publishers_of_one_name_are_told_apart_by_their_start_or_address() -> None:

@@ -12,6 +12,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,17 @@ PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
 # What a unit may expose at most, on systemd's scale of 0 to 10, times ten.
 EXPOSURE = 30
 GROUP_VARS = list(ROOT.glob("group_vars/*.yml"))
+VARIABLE = re.compile(r"(?:# )?(?:streamer|node|sender|hub)_[a-z_]+:(?: |$)")
+INVENTORY_TOLD = (ROOT / "README.md").read_text().partition("\n## The inventory\n")[2].partition("\n## ")[0]
 
 
 def load(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
+
+
+def manual_of(path: Path) -> dict[str, Any]:
+    """A file of group_vars as it is with each # away from before a variable."""
+    return dict(yaml.safe_load(re.sub(r"^# (?=[a-z_]+:( |$))", "", path.read_text(), flags=re.MULTILINE)))
 
 
 def defaults_of(role: str) -> dict[str, Any]:
@@ -75,18 +83,33 @@ def test_defaults_and_argument_specs_agree(role: str) -> None:
 def test_every_variable_is_explained_by_a_comment(path: Path) -> None:
     above = ""
     for line in path.read_text().splitlines():
-        if line and not line.startswith(("#", "---", " ")):
+        if re.match(VARIABLE, line):
             # A comment may explain a few variables that stand together.
-            assert above.startswith("#") or above.split(":")[0].startswith(("streamer_", "node_", "hub_", "sender_")), (
-                line
-            )
+            assert above.startswith("#") or re.match(VARIABLE, above), line
         above = line
 
 
+def test_the_manual_has_every_variable_with_its_default() -> None:
+    defaults = {name: value for role in ROLES for name, value in defaults_of(role).items()}
+    told = {name: value for path in GROUP_VARS for name, value in manual_of(path).items()}
+    assert told == {name: defaults[name] for name in told}
+    of_one_host = {"streamer_address", "node_name", "hub_managed", "hub_key"}
+    assert told.keys() | of_one_host | set(fleet.WORKED_OUT) >= defaults.keys()
+    example = (ROOT / "inventory/hosts.yml").read_text()
+    assert all(f"# {name}: " in example for name in of_one_host)
+    for name in defaults.keys() - set(fleet.WORKED_OUT):
+        assert f"`{name}`" in INVENTORY_TOLD, name
+
+
 @pytest.mark.parametrize("path", GROUP_VARS, ids=str)
-def test_operators_set_only_what_some_role_takes(path: Path) -> None:
-    known = {name for role in ROLES for name in defaults_of(role)}
-    assert set(load(path)) <= known
+def test_group_vars_set_nothing_so_that_the_inventory_s_groups_may(path: Path) -> None:
+    assert load(path) is None
+
+
+def test_what_is_worked_out_is_given_by_the_plays() -> None:
+    plays = "".join(path.read_text() for path in (ROOT / "playbooks").glob("*.yml"))
+    for name in fleet.WORKED_OUT:
+        assert f"            {name}: " in plays
 
 
 def test_the_example_inventory_sees_group_vars() -> None:
@@ -103,12 +126,23 @@ def test_a_camera_sends_to_the_first_hub() -> None:
 
 def test_a_camera_s_options_are_keys_of_its_configuration() -> None:
     keys = {field.name for field in dataclasses.fields(streamer_config.SenderConfig)}
-    assert set(fleet.SENDER_VARIABLES) | set(fleet.OF_THE_SENSOR) <= keys
+    said = {*fleet.SENDER.values, *fleet.SENDER.said}
+    assert said <= keys
     made = plan(FLEET)["hosts"]["pi1"]["sender"]
-    assert set(made) == set(fleet.SENDER_VARIABLES)
+    assert {*made, "publish"} == said
     door = {"streamer_camera": "usb:/dev/v4l/by-id/door", "sender_options": {"in_flight_limit": 4}}
-    for variables in (door, {"sender_options": dict.fromkeys(keys - set(made), 1)}):
+    manual = yaml.safe_load(streamer_config.manual(streamer_config.SenderConfig))
+    for variables in (door, {"sender_options": {key: manual[key] for key in keys - said}}):
         assert plan(FLEET, pi1=variables)["problems"] == []
+
+
+def test_a_hub_s_options_are_keys_of_its_configuration() -> None:
+    keys = {field.name for field in dataclasses.fields(streamer_config.HubConfig)}
+    said = {*fleet.HUB.values, *fleet.HUB.said}
+    options = load(ROOT / "roles/hub/meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    assert set(options["hub_config"]["options"]) == said <= keys
+    manual = yaml.safe_load(streamer_config.manual(streamer_config.HubConfig))
+    assert plan(FLEET, hub={"hub_options": {key: manual[key] for key in keys - said}})["problems"] == []
 
 
 def test_a_camera_names_its_hubs() -> None:
@@ -139,6 +173,10 @@ def test_hubs_and_cameras_encrypt_unless_the_hub_says_no() -> None:
     assert (hosts["hub"]["key_users"], hosts["pi1"]["key_users"]) == ({"hub": "streamer"}, {"sender": "streamer"})
     plain = plan(FLEET, hub={"streamer_curve": False})
     assert (plain["hosts"]["hub"]["key_users"], plain["hosts"]["pi1"]["key_users"], plain["allowed"]) == ({}, {}, {})
+    for word in ("on", "Yes", "y", "t", "TRUE", "1", 1, True):
+        assert plan(FLEET, hub={"streamer_curve": word})["allowed"] == {"hub": ["pi1"]}, word
+    for word in ("off", "No", "n", "f", "FALSE", "0", 0, False):
+        assert plan(FLEET, hub={"streamer_curve": word})["allowed"] == {}, word
     screen = plan(FLEET, hub={"streamer_display": "windows", "hub_display_user": "anna"})
     assert screen["hosts"]["hub"]["key_users"] == {"hub": "anna"}
 
@@ -167,6 +205,94 @@ def test_lock_is_kept_where_all_operators_look() -> None:
     assert plan(groups)["lock_at"] == "desk"
     assert plan(groups, desk=UNMANAGED)["lock_at"] == "hub"
     assert plan({"cameras": ["pi1", "pi2"], "hubs": ["desk"]}, desk=UNMANAGED)["lock_at"] == "pi1"
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"sender_options": {"publish": "tcp://*:5555"}}, "sender_options has publish: streamer_hub says that"),
+        ({"sender_options": {"hflip": "yes"}}, "sender_options: hflip is 'yes': it must be true or false"),
+        ({"streamer_camera": "file:a.mp4"}, "streamer_camera is 'file:a.mp4': the file's path from / on is right"),
+        ({"streamer_hub": [["hub"]]}, "streamer_hub is [['hub']]: the name of a hub, or a list of names, is right"),
+        ({"sender_watchdog_s": "5 min"}, "sender_watchdog_s is '5 min': a number from 15 to 3600 is right, as in 30"),
+        ({"streamer_releases_kept": "many"}, "streamer_releases_kept is 'many': a number from 2 to 100 is right"),
+        ({"node_packages": ["vim"]}, "node_packages is worked out by the deploy: take it out"),
+        ({"node_journal_max": "all"}, "node_journal_max is 'all': a size is right, as in 200M"),
+        ({"node_name": "my nas"}, "node_name is 'my nas': 1 to 63 of a-z, 0-9, inner '-' are right"),
+        ({"ansible_host": "192.0.2.333"}, "ansible_host is '192.0.2.333': an IP address or a host's name is right"),
+    ],
+)
+def test_a_camera_s_variable_is_refused(variables: dict[str, Any], said: str) -> None:
+    (problem,) = plan(FLEET, pi1=variables)["problems"]
+    assert problem.startswith(f"pi1: {said}")
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"streamer_http": "999.1.1.1:8080"}, "streamer_http is '999.1.1.1:8080': it must be ADDRESS:PORT of this"),
+        ({"streamer_http": "0.0.0.0:80"}, "streamer_http has port 80, which is root's: one from 1024 to 65535 is"),
+        ({"streamer_address": "hub lan"}, "streamer_address is 'hub lan': an IP address or a host's name is right"),
+        ({"hub_options": {"zoom": 2}}, "hub_options has zoom, which no hub takes: there are: plain_bind, subscribe, "),
+        ({"hub_options": {"bind": "tcp://*:6000"}}, "hub_options has bind: streamer_port says that"),
+        ({"hub_options": {"layout": 8}}, "hub_options: layout is 8: it must be ROWSxCOLUMNS"),
+        ({"hub_options": {"gone_after_s": 2}}, "hub_options: gone_after_s is 2: it must be greater than stale_after_s"),
+        (
+            {"hub_options": {"plain_bind": "tcp://*:5555"}},
+            "streamer_port and hub_options: plain_bind both take port 5555: give each its own",
+        ),
+    ],
+)
+def test_a_hub_s_variable_is_refused(variables: dict[str, Any], said: str) -> None:
+    (problem,) = plan(FLEET, hub=variables)["problems"]
+    assert problem.startswith(f"hub: {said}")
+
+
+def test_what_is_true_or_false_is_looked_at_whatever_it_is_called() -> None:
+    defaults = {name: value for role in ROLES for name, value in defaults_of(role).items()}
+    for name in (name for name, value in defaults.items() if isinstance(value, bool)):
+        for value in ("", "maybe", "tru", None, 2, [True]):
+            assert f"hub: {name} is {value!r}: true or false is right" in plan(FLEET, hub={name: value})["problems"]
+
+
+def test_only_what_is_like_a_variable_of_ours_is_taken_for_one() -> None:
+    others = {"node_exporter_version": "1.9", "node_type": "arm", "hub_name": "a", "sender_email": "a@b", "nodes": 1}
+    assert plan(FLEET, hub=others)["problems"] == []
+    for name in ("hub_option", "sender_option", "hub_dispay_user", "node_journal_persistant", "streamer_zoom"):
+        (problem,) = plan(FLEET, hub={name: 1})["problems"]
+        assert problem.startswith(f"hub: no variable is called {name}: did you mean ")
+
+
+def test_no_host_but_a_hub_can_be_one_that_ansible_does_not_manage() -> None:
+    plain = {"hub_managed": False, "streamer_curve": False}
+    made = plan(FLEET, hub=plain, pi1=plain)
+    assert (made["lock_at"], made["hosts"]["pi1"]["units"]) == ("pi1", ["streamer-sender"])
+    (problem,) = plan({"cameras": ["localhost"], "hubs": ["hub"]}, localhost=plain)["problems"]
+    assert problem.startswith("localhost: every machine calls itself so")
+
+
+def test_a_certificate_that_the_operator_cannot_read_is_told() -> None:
+    who = os.geteuid()
+    # Not in tmp_path, which root keeps to itself.
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        (place / "live").mkdir()
+        certificate, key, hidden = place / "cert.pem", place / "key.pem", place / "live" / "key.pem"
+        for path, mode in ((certificate, 0o644), (key, 0), (hidden, 0o644), (place / "live", 0), (place, 0o755)):
+            path.touch()
+            path.chmod(mode)
+        for path, why in ((key, "Permission denied"), (hidden, "Permission denied"), (place, "Is a directory")):
+            if who == 0:  # who may read everything
+                os.seteuid(65534)
+            try:
+                tls = {"hub_tls_certificate": str(certificate), "hub_tls_key": str(path)}
+                problems = plan(FLEET, hub=tls)["problems"]
+            finally:
+                os.seteuid(who)
+            assert problems == [
+                f"hub: hub_tls_key is '{path}': who deploys must be able to read that file on this machine: {why}"
+            ]
+        (place / "live").chmod(0o700)
 
 
 def test_a_hub_that_ansible_does_not_manage_gets_a_command() -> None:
@@ -263,7 +389,7 @@ def test_a_firewall_opens_what_the_hub_serves_to_others() -> None:
     assert ports({}) == [5555], "the page is on loopback"
     assert ports({**NETWORK, **plain, "node_firewall_ports": [9100, 5555]}) == [5555, 5556, 8080, 9100]
     assert ports({"streamer_port": 6000, "streamer_http": "[::]:8443"}) == [6000, 8443]
-    assert ports({"hub_options": {"bind": "tcp://127.0.0.1:7000", "http": "192.0.2.0:80"}}) == [80]
+    assert ports({"hub_options": {"plain_bind": "tcp://127.0.0.1:7000"}}) == [5555]
     assert ports({"streamer_http": "[::1]:8080", "hub_options": {"plain_bind": None}}) == [5555]
     cameras = plan(FLEET, pi1={"node_firewall": True, "node_firewall_ports": ["9100"]})["hosts"]
     assert cameras["pi1"]["ports"] == [9100]
@@ -399,6 +525,29 @@ def test_the_survey_finds_a_secret_as_the_role_leaves_it(tmp_path: Path) -> None
     )
 
 
+def test_numbers_and_yes_or_no_of_an_ini_inventory_are_taken_as_what_they_say(tmp_path: Path) -> None:
+    variables = load(ROOT / "roles/node/vars/main.yml") | load(ROOT / "roles/streamer/vars/main.yml")
+    found = {"history": "a b c d e", "current": "e", "python": "3"}
+    variables |= {
+        "node_found": found,
+        "node_journal_max": "200M",
+        "streamer_release": "f",
+        "streamer_releases_kept": "4",
+    }
+    tasks = [
+        {
+            "ansible.builtin.debug": {
+                "msg": "SAID {{ _node_journal_wanted | length }} {{ _streamer_history | length }} END"
+            },
+            "vars": variables | {"node_journal_persistent": persistent},
+        }
+        for persistent in ("off", "on")
+    ]
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
+    done = subprocess.run([PLAYBOOK, "play.yml"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert re.findall(r"SAID (\d+) (\d+) END", done.stdout) == [("0", "4"), ("64", "4")], done.stdout
+
+
 def test_what_differs_on_a_hub_is_brought_or_removed(tmp_path: Path) -> None:
     for name in ("password", "cert", "key"):
         (tmp_path / name).write_text(name)
@@ -481,10 +630,16 @@ def test_the_password_is_made_once_where_it_is_needed_and_told_nowhere(project: 
     deploy(project, **NETWORK)
     assert file.read_text() == made
 
-    file.write_text("short\n")
-    output = deploy(project, **NETWORK)
-    assert f"{file}: the password in it is shorter than 8 characters" in re.sub(r"\s+", " ", output)
-    assert REACHED not in output
+    for arguments, content, problem in (
+        ([], b"short\nwritten by anna\n", "the first line has 5 characters: it must be a password of 8"),
+        (["--check"], b"\nthe password is below\n", "the first line is empty: it must be a password of 8"),
+        ([], "geheimnißvoll\n".encode("latin-1"), "is not UTF-8 text: its first line must be the password"),
+    ):
+        file.write_bytes(content)
+        output = deploy(project, *arguments, **NETWORK)
+        assert f"{file}: {problem}" in re.sub(r"\s+", " ", output), output
+        assert REACHED not in output
+        assert file.read_bytes() == content
     file.unlink()
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import secrets
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,6 +46,20 @@ def test_states(systemd: socket.socket, address: str) -> None:
         "WATCHDOG=1",
         "STOPPING=1",
     ]
+
+
+def test_a_systemd_that_reads_nothing_holds_nobody_up(systemd: socket.socket, address: str) -> None:
+    notifier = Notifier(address)
+
+    def notify() -> None:
+        for _ in range(5000):  # the kernel keeps some ten, or some hundred
+            notifier.watchdog()
+
+    notifying = threading.Thread(target=notify, daemon=True)  # should it block, it would do so for ever
+    notifying.start()
+    notifying.join(5)
+    assert not notifying.is_alive()
+    notifier.close()
 
 
 def test_nobody_listens(address: str) -> None:

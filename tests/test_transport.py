@@ -10,9 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,11 +19,13 @@ import zmq
 from streamer import wire
 from streamer.errors import TransportError
 from streamer.transport import Poller, Publisher, Replier, Requester, Subscriber, Waker
-from tests.conftest import until
-from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, raw
+from tests.conftest import Keys, until
+from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, open_descriptors, raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from concurrent.futures import Future, ThreadPoolExecutor
+    from pathlib import Path
 
     from typing_extensions import Buffer
 
@@ -64,17 +64,18 @@ def requester(hub: RawHub) -> Iterator[Requester]:
 
 
 @pytest.fixture
+def asker(hub: RawHub) -> Iterator[Requester]:
+    asker = Requester(hub.endpoint, queues=True)
+    yield asker
+    asker.close()
+
+
+@pytest.fixture
 def replier() -> Iterator[Replier]:
     replier = Replier(LOCAL)
     replier.socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
     yield replier
     replier.close()
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as pool:
-        yield pool
 
 
 def options(end: End, expected: Mapping[Any, int]) -> dict[int, Any]:
@@ -83,10 +84,6 @@ def options(end: End, expected: Mapping[Any, int]) -> dict[int, Any]:
 
 def ask(pool: ThreadPoolExecutor, requester: Requester, payload: bytes = JPEG) -> Future[bytes]:
     return pool.submit(requester.ask, HEADER, payload)
-
-
-def open_descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 # -- options
@@ -98,7 +95,7 @@ def open_descriptors() -> int:
         (lambda: Requester("tcp://127.0.0.1:1"), REQUESTER_OPTIONS),
         (lambda: Replier(LOCAL), {zmq.RCVHWM: 16, zmq.SNDHWM: 64, zmq.MAXMSGSIZE: 256 * 1024 * 1024}),
         (lambda: Publisher(LOCAL), {zmq.SNDHWM: 2}),
-        (Subscriber, {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES}),
+        (Subscriber, {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: 256 * 1024 * 1024}),
     ],
     ids=["Requester", "Replier", "Publisher", "Subscriber"],
 )
@@ -120,21 +117,36 @@ def test_a_reopened_socket_has_the_options_of_the_first(requester: Requester) ->
 
 
 def test_a_socket_that_ask_reopened_has_the_options_and_the_programs_own(
-    hub: RawHub, requester: Requester, pool: ThreadPoolExecutor
+    hub: RawHub, asker: Requester, pool: ThreadPoolExecutor
 ) -> None:
     own = {zmq.RCVTIMEO: 12_345, zmq.SNDTIMEO: 12_346}
     for option, value in own.items():
-        requester.socket.setsockopt(option, value)
-    first = requester.socket
-    reply = ask(pool, requester)
+        asker.socket.setsockopt(option, value)
+    first = asker.socket
+    reply = ask(pool, asker)
     hub.take()
     hub.close()
     with RawHub(hub.endpoint) as again:
         again.answer()
         assert reply.result(WAIT_S) == b"OK"
+    own |= {zmq.IMMEDIATE: 0, zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES}
     expected = {**ALL_OPTIONS, **REQUESTER_OPTIONS, **own}
-    assert requester.socket is not first
-    assert options(requester, expected) == expected
+    assert asker.socket is not first
+    assert options(asker, expected) == expected
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Requester("tcp://127.0.0.1:1"), lambda: Replier(LOCAL), lambda: Publisher(LOCAL), Subscriber]
+)
+def test_closing_does_not_wait_for_libzmq(make: Callable[[], End]) -> None:
+    end = make()
+    # As does a name server that is silent: libzmq cannot end the context while somebody else's socket is open.
+    with closing(zmq.Context.shadow(end.context.underlying).socket(zmq.PUB)):
+        began = time.monotonic()
+        end.close()
+        assert time.monotonic() - began < 2
+        assert not end.context.closed
+    until(lambda: end.context.closed)
 
 
 # -- addresses
@@ -363,7 +375,7 @@ CURVE_GREETING = b"\xff" + bytes(7) + b"\1\x7f\3\0CURVE" + bytes(15) + b"\1" + b
 @pytest.mark.parametrize("rubbish", [b"\xff" * 200, CURVE_GREETING, b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
 def test_after_a_peer_that_is_no_hub_the_next_hub_is_found(rubbish: bytes, pool: ThreadPoolExecutor) -> None:
     with listener() as (server, endpoint):
-        requester = Requester(endpoint)
+        requester = Requester(endpoint, queues=True)
         reply = ask(pool, requester)
         connection, _ = server.accept()
         with connection:
@@ -373,6 +385,22 @@ def test_after_a_peer_that_is_no_hub_the_next_hub_is_found(rubbish: bytes, pool:
         hub.answer()
         assert reply.result(WAIT_S) == b"OK"
     requester.close()
+
+
+def test_handshakes_that_end_without_a_word_mean_something_from_the_fifth_on(
+    curve: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    with listener() as (server, endpoint):
+        requester = Requester(endpoint, curve.pairs["pi1"], curve.pairs["hub"].public)
+        for cuts in range(1, 6):
+            connection, _ = server.accept()
+            with connection:
+                assert connection.recv(10)  # the greeting
+            until(requester.left)
+            requester.reopen()
+            assert len(caplog.messages) == (cuts == 5)
+        requester.close()
+    assert caplog.messages[0].startswith(f"{endpoint} ends every handshake: it has another key than")
 
 
 def test_reopening_for_ever_leaks_no_descriptors(requester: Requester) -> None:
@@ -394,29 +422,42 @@ def test_reopening_for_ever_leaks_no_descriptors(requester: Requester) -> None:
 def test_ask_waits_for_a_hub_and_returns_its_reply(pool: ThreadPoolExecutor) -> None:
     with listener() as (_, endpoint):
         pass  # a free port
-    requester = Requester(endpoint)
-    reply = ask(pool, requester)
+    asker = Requester(endpoint, queues=True)
+    reply = ask(pool, asker)
     with RawHub(endpoint) as hub:
         route, fields, payload = hub.take()
         hub.reply(route, b"any bytes \0\xff")
         assert reply.result(WAIT_S) == b"any bytes \0\xff"
     assert (fields, payload) == ({"msg": "pi1"}, JPEG)
-    requester.close()
+    asker.close()
 
 
-def test_ask_gives_a_slow_hub_its_time(hub: RawHub, requester: Requester, pool: ThreadPoolExecutor) -> None:
-    reply = ask(pool, requester)
+def test_ask_gives_a_slow_hub_its_time(hub: RawHub, asker: Requester, pool: ThreadPoolExecutor) -> None:
+    reply = ask(pool, asker)
     route, _, _ = hub.take()
     assert not hub.waits(0.6), "it asked again while the connection lived"
     hub.reply(route)
     assert reply.result(WAIT_S) == b"OK"
 
 
+def test_the_last_words_of_a_hub_are_heard(hub: RawHub, asker: Requester, pool: ThreadPoolExecutor) -> None:
+    asker.send(HEADER, JPEG)
+    hub.reply(hub.take()[0], b"the last")
+    hub.close()
+    until(lambda: asker.monitor.poll(0) and asker.socket.poll(0))  # both have come before either is looked at
+    until(lambda: asker.left() and asker.receive() == b"the last")
+    # And the next hub is asked afresh.
+    reply = ask(pool, asker)
+    with RawHub(hub.endpoint) as following:
+        following.answer()
+        assert reply.result(WAIT_S) == b"OK"
+
+
 def test_ask_asks_again_when_the_hub_leaves_in_between_however_soon_it_is_back(
-    hub: RawHub, requester: Requester, pool: ThreadPoolExecutor
+    hub: RawHub, asker: Requester, pool: ThreadPoolExecutor
 ) -> None:
     for number in range(3):
-        reply = ask(pool, requester, b"%d" % number)
+        reply = ask(pool, asker, b"%d" % number)
         assert hub.take()[2] == b"%d" % number
         hub.close()
         hub = RawHub(hub.endpoint)  # within the time in which libzmq does not yet connect again
@@ -439,49 +480,48 @@ def test_ask_asks_again_when_the_hub_leaves_in_between_however_soon_it_is_back(
     ],
 )
 def test_ask_keeps_to_the_programs_time_outs(
-    option: int, stage: str, hub: RawHub, requester: Requester, pool: ThreadPoolExecutor
+    option: int, stage: str, hub: RawHub, asker: Requester, pool: ThreadPoolExecutor
 ) -> None:
     if stage == "no hub":
         hub.close()
-        until(lambda: not requester.connected())
-    requester.socket.setsockopt(option, 400)
+    asker.socket.setsockopt(option, 400)
     began = time.monotonic()
-    reply = ask(pool, requester)
+    reply = ask(pool, asker)
     if stage == "hub that leaves":
         hub.take()
         hub.close()
     with pytest.raises(zmq.Again):
         reply.result(WAIT_S)
     assert 0.39 <= time.monotonic() - began < 5
-    assert requester.socket.getsockopt(option) == 400
+    assert asker.socket.getsockopt(option) == 400
 
 
 def test_after_a_time_out_the_late_reply_is_not_taken_for_the_next(
-    hub: RawHub, requester: Requester, pool: ThreadPoolExecutor
+    hub: RawHub, asker: Requester, pool: ThreadPoolExecutor
 ) -> None:
-    requester.socket.setsockopt(zmq.RCVTIMEO, 200)
+    asker.socket.setsockopt(zmq.RCVTIMEO, 200)
     with pytest.raises(zmq.Again):
-        requester.ask(HEADER, b"1")
+        asker.ask(HEADER, b"1")
     route, _, _ = hub.take()
     hub.reply(route, b"late")
-    until(lambda: requester.socket.poll(0))  # it has arrived
-    requester.socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
-    reply = ask(pool, requester, b"2")
+    until(lambda: asker.socket.poll(0))  # it has arrived
+    asker.socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
+    reply = ask(pool, asker, b"2")
     route, _, payload = hub.take()
     hub.reply(route, b"in time")
     assert payload == b"2"
     assert reply.result(WAIT_S) == b"in time"
-    assert requester.socket.getsockopt(zmq.RCVTIMEO) == round(WAIT_S * 1000)
+    assert asker.socket.getsockopt(zmq.RCVTIMEO) == round(WAIT_S * 1000)
 
 
 def test_ctrl_c_ends_ask() -> None:
-    requester = Requester("tcp://127.0.0.1:1")
+    asker = Requester("tcp://127.0.0.1:1", queues=True)
     timer = threading.Timer(0.2, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        requester.ask(HEADER, JPEG)
+        asker.ask(HEADER, JPEG)
     timer.join()
-    requester.close()
+    asker.close()
 
 
 # -- replier
@@ -561,6 +601,25 @@ def test_a_message_that_is_quicker_than_the_news_of_its_connection_is_followed_b
             until(lambda: replier.admit() or known)
         (connection,) = known.values()
         assert connection.has_sent
+
+
+def test_a_connection_too_many_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.connections.CONNECTIONS_MAX", 2)
+    with closing(Replier(LOCAL, guarded=True)) as replier, ExitStack() as stack:
+        assert replier.door
+        ended = replier.door.connections._cut
+        port = int(replier.endpoint.rpartition(":")[2])
+        for _ in range(7):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), WAIT_S))
+        refused: list[tuple[str | None, str]] = []
+
+        def has_refused(most: int) -> bool:
+            refused.extend(replier.admit())
+            return len(refused) >= most
+
+        until(lambda: has_refused(5))
+        until(lambda: has_refused(5) and not ended)  # libzmq tells of their ends, too
+    assert refused == [("127.0.0.1", "of 2 connections it has most")] * 5
 
 
 def test_replies_that_nobody_reads_or_can_get_do_not_block(replier: Replier) -> None:

@@ -242,7 +242,7 @@ def test_window_closed_by_hand_stays_closed_until_the_camera_comes_back(
     until(sending([one, three], shown.shows(GREEN, 2, 0)), 20)  # a new window takes the keyboard to itself
     shown.press("alt+F4", "one", sending([one, three], shown.shows(BLACK, 0, 0)))
     seen = time.monotonic()
-    while time.monotonic() < seen + 1:
+    while time.monotonic() < seen + windows._CLOSED_S + 1:  # that is when it would be opened anew
         one.send()
         assert shown.shows(BLACK, 0, 0)()
     until(sending([three], lambda: "one: GONE" in shown.log.read_text()), 20)

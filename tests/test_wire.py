@@ -284,6 +284,12 @@ def test_a_jpeg_of_nothing_but_markers_is_refused_at_once(filling: bytes) -> Non
     assert time.process_time() - began < 0.5
 
 
+def test_headers_without_end_fill_no_memory() -> None:
+    for number in range(1100):
+        wire.parse(wire.add_counts(wire.make_header(f"pi{number}"), 0, 0, 0, None), JPEG, RECEIVED_NS)
+    assert wire._read_common.cache_info().currsize == 1024
+
+
 # -- dtypes
 
 

@@ -10,37 +10,93 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
+from ansible.module_utils.parsing.convert_bool import boolean
+
+# The package of this checkout, which is what is deployed, whichever is installed: it knows what its files may say.
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from streamer import config
+from streamer.errors import ConfigError
+
+sys.path.pop(0)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     Variables = Mapping[str, Any]
     Groups = Mapping[str, list[str]]
 
 HOSTNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
-HTTP = re.compile(r"(?P<host>\[[0-9A-Fa-f:]+\]|[0-9.]+|localhost):(?P<port>\d{1,5})")
-CAMERA = re.compile(r"picamera2|usb:(\d+|/dev/.+)|file:/.+|pattern")
-# The package's manual of a sender's keys: those that it has, and no other, may stand in sender_options.
-SENDER_MANUAL = Path(__file__).parents[2] / "streamer" / "sender.yml"
-# Those that have a variable of their own.
-SENDER_VARIABLES = {
-    "name": "inventory_hostname",
-    "hubs": "streamer_hub",
-    "camera": "streamer_camera",
-    "size": "streamer_size",
-    "fps": "streamer_fps",
-    "quality": "streamer_quality",
-    "curve_key_file": "streamer_curve",
-    "curve_hub_keys": "streamer_curve",
+# A name that a resolver may know. One whose last part is a number is a mistaken IPv4 address.
+NETWORK_NAME = re.compile(r"(?:[A-Za-z0-9_-]+\.)*(?!\d+\.?$)[A-Za-z0-9_-]+\.?")
+JOURNAL_SIZE = re.compile(r"[1-9]\d{0,8}[KMGT]?")
+# Whole numbers that only the roles know, from and to. At 0.1 frames/s a sender has a picture in ten seconds.
+NUMBERS = {
+    "streamer_port": (1024, 65535),
+    "streamer_releases_kept": (2, 100),
+    "hub_watchdog_s": (5, 3600),
+    "sender_watchdog_s": (15, 3600),
+    "sender_start_timeout_s": (5, 3600),
 }
-# Those that only picamera2 has.
-OF_THE_SENSOR = ("hflip", "vflip", "rotate", "controls", "encoder")
+# What roles take from the plays: nothing would come of it in an inventory.
+WORKED_OUT = ("node_packages", "sender_config", "hub_config", "hub_password_file")
+# How alike a name that begins as ours do must be to one of ours to be that one, misspelt. Below are those of others'
+# roles, as node_exporter_version.
+ALIKE = 0.76
+
+
+class Part(NamedTuple):
+    """What the inventory says of the configuration of a sender or a hub.
+
+    Attributes:
+        name: of it, as in `sender.yml`.
+        keys: what the package takes.
+        values: keys whose value is a variable's own, each with that variable.
+        said: further keys that may not stand in the options, each with what says them already.
+        example: of options.
+    """
+
+    name: str
+    keys: type[config.SenderConfig] | type[config.HubConfig]
+    values: Mapping[str, str]
+    said: Mapping[str, str]
+    example: str
+
+
+SENDER = Part(
+    "sender",
+    config.SenderConfig,
+    {key: f"streamer_{key}" for key in ("camera", "size", "fps", "quality")},
+    {
+        "name": "inventory_hostname",
+        "hubs": "streamer_hub",
+        "publish": "streamer_hub",
+        "curve_key_file": "streamer_curve",
+        "curve_hub_keys": "streamer_curve",
+    },
+    "{rotate: 180}",
+)
+HUB = Part(
+    "hub",
+    config.HubConfig,
+    {key: f"streamer_{key}" for key in ("http", "display")},
+    {
+        "bind": "streamer_port",
+        "curve_key_file": "streamer_curve",
+        "curve_allowed_file": "streamer_curve",
+        "http_password_file": "streamer_http_open",
+        "http_open": "streamer_http_open",
+        "http_socket": "the role hub",
+        "tls_certificate": "hub_tls_certificate",
+        "tls_key": "hub_tls_key",
+        "cameras": "the group 'cameras'",
+    },
+    "{layout: 2x4}",
+)
 
 # Modules that a host's work imports, and the Debian packages that have them.
 NEEDS = {
@@ -69,7 +125,7 @@ HIDDEN = ("/home/", "/root/", "/tmp/", "/var/tmp/", "/run/user/")  # noqa: S108 
 PUBLIC_KEY = re.compile(r"curve-public:[0-9a-f]{64}")
 # Where a hub's tools ask it without a password; the unit makes the directory.
 SOCKET = "/run/streamer/hub.sock"
-EVERY_ADDRESS = ("0.0.0.0", "[::]")  # noqa: S104 - read, not bound
+EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - read, not bound
 
 
 @dataclass(frozen=True)
@@ -81,48 +137,49 @@ class Host:
     defaults: Variables
 
     def __getitem__(self, variable: str) -> Any:
-        return self.variables[variable] if variable in self.variables else self.defaults[variable]
+        return _plain(self.variables[variable] if variable in self.variables else self.defaults[variable])
+
+    def get(self, variable: str) -> Any:
+        """What the inventory says, None if nothing."""
+        return _plain(self.variables.get(variable))
 
     @property
     def managed(self) -> bool:
-        """Whether Ansible sets this host up."""
+        """Whether Ansible sets this hub up."""
         return _is_true(self["hub_managed"])
 
     @property
     def local(self) -> bool:
         """Whether Ansible reaches it without a network, so that its name says nothing."""
-        return self.variables.get("ansible_connection") == "local"
+        return bool(self.get("ansible_connection") == "local")
 
     @property
     def address(self) -> str:
         """Where cameras reach this host; empty if the inventory does not say."""
-        given = self["streamer_address"] or self.variables.get("ansible_host")
+        given = self["streamer_address"] or self.get("ansible_host")
         return str(given or ("" if self.local else self.name))
 
     @property
     def preferred_hubs(self) -> list[str]:
         """What `streamer_hub` says: one name, several, or none."""
         wanted = self["streamer_hub"] or []
-        return [wanted] if isinstance(wanted, str) else list(wanted)
+        return [wanted] if isinstance(wanted, str) else wanted
 
     @property
     def endpoint(self) -> str:
         """Where cameras send, if this is their hub."""
-        address = f"[{self.address}]" if ":" in self.address else self.address
-        return f"tcp://{address}:{int(self['streamer_port'])}"
+        return f"tcp://{config.Address(self.address, int(self['streamer_port']))}"
+
+    @property
+    def http(self) -> config.Address:
+        """Where the hub's page is served."""
+        return config.check(config.HubConfig, "http", self["streamer_http"], "streamer_http")
 
     @property
     def page(self) -> str:
         """The hub's page, seen from where it can be seen."""
-        host, port = str(self["streamer_http"]).rsplit(":", 1)
-        if host in EVERY_ADDRESS:
-            host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{'https' if self['hub_tls_certificate'] else 'http'}://{host}:{port}/"
-
-    @property
-    def on_loopback(self) -> bool:
-        """Whether the hub's page is served to the hub itself alone."""
-        return _is_loopback(str(self["streamer_http"]).rsplit(":", 1)[0].strip("[]"))
+        http = self.http._replace(host=self.address) if self.http.host in EVERY_ADDRESS else self.http
+        return http.url(tls=bool(self["hub_tls_certificate"]))
 
     @property
     def encrypts(self) -> bool:
@@ -132,7 +189,7 @@ class Host:
     @property
     def asks(self) -> bool:
         """Whether the hub's page asks for the password."""
-        return not self.on_loopback and not _is_true(self["streamer_http_open"])
+        return not self.http.is_loopback and not _is_true(self["streamer_http_open"])
 
 
 class Fleet:
@@ -144,8 +201,7 @@ class Fleet:
         self.hubs = {name: self.hosts[name] for name in groups.get("hubs", [])}
         self.cameras = {name: self.hosts[name] for name in groups.get("cameras", [])}
         self.retired = list(groups.get("retired", []))
-        self.known = {variable for variable in defaults if variable.startswith("streamer_")}
-        self.sender_keys = set(yaml.safe_load(SENDER_MANUAL.read_text(encoding="utf-8")))
+        self.known = set(defaults).difference(WORKED_OUT)
 
     def hubs_of(self, camera: Host) -> list[Host]:
         """The hubs that a camera sends to, the preferred one first."""
@@ -159,6 +215,10 @@ class Fleet:
         """The cameras that may send to this hub, whether or not they prefer it."""
         return [name for name, camera in self.cameras.items() if hub in self.hubs_of(camera)]
 
+    def sets_up(self, host: Host) -> bool:
+        """Whether Ansible sets anything up on this host."""
+        return host.managed or host.name in self.cameras or host.name not in self.hubs
+
     def problems(self) -> Iterator[str]:
         """What is wrong, one line each: where, what, and what would be right."""
         if not self.hubs:
@@ -171,11 +231,7 @@ class Fleet:
         yield from self._name_problems()
         yield from self._address_problems()
         for host in self.hosts.values():
-            for variable in host.variables:
-                if str(variable).startswith("streamer_") and variable not in self.known:
-                    near = difflib.get_close_matches(str(variable), self.known, 1, 0)
-                    yield f"{host.name}: no variable is called {variable}: did you mean {near[0]}?"
-            yield from _firewall_problems(host)
+            yield from self._variable_problems(host)
         for hub in self.hubs.values():
             yield from self._hub_problems(hub)
         for camera in self.cameras.values():
@@ -188,125 +244,98 @@ class Fleet:
             if twin != name:
                 yield f"{twin} and {name}: two hosts with one name: give each a name of its own, a-z, 0-9 and '-'"
             elif name == "localhost":
-                if host.managed:
+                if self.sets_up(host):
                     yield "localhost: every machine calls itself so: give this host a name of its own"
-            elif not HOSTNAME.fullmatch(name) and (host.managed or name in self.cameras):
+            elif not HOSTNAME.fullmatch(name) and self.sets_up(host):
                 yield f"{name}: no hostname: 1 to 63 of a-z, 0-9, inner '-' are right; the address goes in ansible_host"
 
     def _address_problems(self) -> Iterator[str]:
         seen: dict[tuple[str, str], str] = {}
         for name, host in self.hosts.items():
-            address = "this machine" if host.local else str(host.variables.get("ansible_host", name))
-            port = str(host.variables.get("ansible_port", 22))
+            for variable in ("ansible_host", "streamer_address"):
+                if host.get(variable) and not _is_address(str(host.get(variable))):
+                    yield (
+                        f"{name}: {variable} is {host.get(variable)!r}: an IP address or a host's name is right, as in "
+                        "192.168.1.10"
+                    )
+            address = "this machine" if host.local else str(host.get("ansible_host") or name)
+            port = str(host.get("ansible_port") or 22)
             other = seen.setdefault((address.lower(), port), name)
             if other != name:
                 yield f"{other} and {name}: two hosts with one address, {address}: give each its own ansible_host"
 
+    def _variable_problems(self, host: Host) -> Iterator[str]:
+        name = host.name
+        for variable in map(str, host.variables):
+            if variable in WORKED_OUT:
+                yield f"{name}: {variable} is worked out by the deploy: take it out"
+            elif variable.startswith(("streamer_", "node_", "sender_", "hub_")) and variable not in self.known:
+                alike = 0 if variable.startswith("streamer_") else ALIKE
+                for near in difflib.get_close_matches(variable, self.known, 1, alike):
+                    yield f"{name}: no variable is called {variable}: did you mean {near}?"
+        for variable in (variable for variable, default in host.defaults.items() if isinstance(default, bool)):
+            if not _is_bool(host[variable]):
+                yield f"{name}: {variable} is {host[variable]!r}: true or false is right"
+        for variable, (low, high) in NUMBERS.items():
+            if _integer(host[variable], low, high) is None:
+                yield (
+                    f"{name}: {variable} is {host[variable]!r}: a number from {low} to {high} is right, as in "
+                    f"{host.defaults[variable]}"
+                )
+        ports = host["node_firewall_ports"]
+        if not isinstance(ports, list) or any(_integer(port, 1, 65535) is None for port in ports):
+            yield f"{name}: node_firewall_ports is {ports!r}: a list of numbers from 1 to 65535 is right, as in [9100]"
+        if not JOURNAL_SIZE.fullmatch(str(host["node_journal_max"])):
+            yield f"{name}: node_journal_max is {host['node_journal_max']!r}: a size is right, as in 200M"
+        called = host.get("node_name")
+        if called is not None and not HOSTNAME.fullmatch(str(called)):
+            yield f"{name}: node_name is {called!r}: 1 to 63 of a-z, 0-9, inner '-' are right"
+
     def _hub_problems(self, hub: Host) -> Iterator[str]:
         name = hub.name
-        port = _integer(hub["streamer_port"], 1024, 65535)
-        if port is None:
-            yield f"{name}: streamer_port is {hub['streamer_port']!r}: a number from 1024 to 65535 is right, as in 5555"
-        http = HTTP.fullmatch(str(hub["streamer_http"]))
-        http_port = _integer(http["port"], 1024, 65535) if http else None
-        if http_port is None:
-            yield (
-                f"{name}: streamer_http is {hub['streamer_http']!r}: ADDRESS:PORT with a port from 1024 to 65535 is "
-                "right, as in 127.0.0.1:8080"
-            )
-        elif http_port == port:
-            yield f"{name}: streamer_port and streamer_http both take port {port}: give each its own"
-        if not _is_bool(hub["streamer_http_open"]):
-            yield f"{name}: streamer_http_open is {hub['streamer_http_open']!r}: true or false is right"
+        problems = list(_config_problems(hub, HUB))
+        yield from problems or _port_problems(hub)
         if hub.encrypts and not hub.managed and not PUBLIC_KEY.fullmatch(str(hub["hub_key"])):
             yield (
                 f"{name}: hub_key is {str(hub['hub_key'])[:13]!r}…: on this hub, which Ansible does not manage, run "
                 "'streamer keys make hub.key' and set hub_key to what it prints, or set streamer_curve: false"
             )
-        if not isinstance(hub["hub_options"], dict):
-            yield f"{name}: hub_options is {hub['hub_options']!r}: keys of hub.yml are right, as in {{layout: 2x4}}"
-        yield from self._tls_problems(hub)
-        if hub["streamer_display"] not in ("none", "windows"):
-            yield f"{name}: streamer_display is {hub['streamer_display']!r}: none or windows is right"
-        elif hub["streamer_display"] == "windows" and hub.managed and not hub["hub_display_user"]:
+        yield from _tls_problems(hub)
+        if hub["streamer_display"] == "windows" and hub.managed and not hub["hub_display_user"]:
             yield f"{name}: windows need a screen: set hub_display_user to the user who is logged in at it"
         others = [camera for camera in self.cameras if camera != name]
         if not hub.address:
             yield f"{name}: Ansible reaches this hub locally, cameras cannot: set its ansible_host or streamer_address"
-        elif _is_loopback(hub.address) and others:
+        elif hub.address == name and not _is_address(name):
+            yield f"{name}: cameras cannot reach a hub by such a name: set its ansible_host or streamer_address"
+        elif config.is_loopback(hub.address) and others:
             yield (
                 f"{name}: {hub.address} leads every camera to itself: set streamer_address to the address at which "
                 "cameras reach this hub"
             )
 
-    def _tls_problems(self, hub: Host) -> Iterator[str]:
-        files = {variable: hub[variable] for variable in ("hub_tls_certificate", "hub_tls_key")}
-        given = [variable for variable, path in files.items() if path]
-        if given and not hub.managed:
-            yield (
-                f"{hub.name}: {given[0]} is for a hub that Ansible manages: leave it empty, and give this hub its own "
-                "hub.yml with tls_certificate and tls_key"
-            )
-        elif len(given) == 1:
-            missing = "hub_tls_key" if given[0] == "hub_tls_certificate" else "hub_tls_certificate"
-            yield f"{hub.name}: {given[0]} is set and {missing} is not: set both, or neither"
-        else:
-            for variable in given:
-                path = str(files[variable])
-                if not path.startswith(("/", "~/")):
-                    yield f"{hub.name}: {variable} is {path!r}: a path on this machine, from / or ~/ on, is right"
-                elif not Path(path).expanduser().is_file():
-                    yield f"{hub.name}: {variable} is {path!r}: there is no such file on this machine"
-
     def _camera_problems(self, camera: Host) -> Iterator[str]:
-        name = camera.name
-        for hub in camera.preferred_hubs:
+        name, wanted = camera.name, camera["streamer_hub"]
+        named = wanted if isinstance(wanted, list) else [wanted] if wanted else []
+        if not all(isinstance(hub, str) for hub in named):
+            yield f"{name}: streamer_hub is {wanted!r}: the name of a hub, or a list of names, is right"
+            named = []
+        for hub in named:
             if hub not in self.hubs:
-                near = difflib.get_close_matches(str(hub), self.hubs, 1)
-                hint = f"did you mean {near[0]}?" if near else f"the hubs are: {', '.join(self.hubs) or 'none'}"
-                yield f"{name}: streamer_hub is {hub!r}, which is not in the group 'hubs': {hint}"
-        hubs = [self.hubs[hub] for hub in camera.preferred_hubs if hub in self.hubs]
-        if len({hub.encrypts for hub in hubs}) > 1:
+                yield f"{name}: streamer_hub is {hub!r}, which is not in the group 'hubs': {_hint(hub, self.hubs)}"
+        if len({self.hubs[hub].encrypts for hub in named if hub in self.hubs}) > 1:
             yield f"{name}: its hubs differ in streamer_curve: a camera sends either encrypted or not"
-        source = camera["streamer_camera"]
-        if not isinstance(source, str) or not CAMERA.fullmatch(source):
-            yield (
-                f"{name}: streamer_camera is {source!r}: picamera2, usb:N, usb:/dev/PATH, file:/PATH or pattern is "
-                "right"
-            )
-        elif source == "picamera2" and not _is_true(camera["streamer_pi_archive"]):
+        yield from _config_problems(camera, SENDER)
+        kind, _, file = str(camera["streamer_camera"]).partition(":")
+        if kind == "picamera2" and not _is_true(camera["streamer_pi_archive"]):
             yield (
                 f"{name}: picamera2 is only in the Raspberry Pi archive: set streamer_pi_archive: true or another "
                 "streamer_camera"
             )
-        elif source.startswith("file:") and f"{source[5:]}/".startswith(HIDDEN):
-            yield f"{name}: the service cannot see {source[5:]}: put the file elsewhere, below /srv for example"
-        size = SIZE.fullmatch(str(camera["streamer_size"]))
-        sides = [int(side) for side in size.groups()] if size else []
-        if not sides or any(side % 2 or not 16 <= side <= 8192 for side in sides):
-            yield (
-                f"{name}: streamer_size is {camera['streamer_size']!r}: WIDTHxHEIGHT in even numbers from 16 to 8192 "
-                "is right, as in 640x480"
-            )
-        if not _is_rate(camera["streamer_fps"]):
-            yield f"{name}: streamer_fps is {camera['streamer_fps']!r}: a number from 0.1 to 240 is right, as in 30"
-        if _integer(camera["streamer_quality"], 1, 100) is None:
-            yield f"{name}: streamer_quality is {camera['streamer_quality']!r}: a whole number from 1 to 100 is right"
-        yield from self._option_problems(camera)
-
-    def _option_problems(self, camera: Host) -> Iterator[str]:
-        name, options, source = camera.name, camera["sender_options"], camera["streamer_camera"]
-        if not isinstance(options, dict):
-            yield f"{name}: sender_options is {options!r}: keys of sender.yml are right, as in {{rotate: 180}}"
-            return
-        for key in options:
-            if key in SENDER_VARIABLES:
-                yield f"{name}: sender_options has {key}: the inventory says that, by {SENDER_VARIABLES[key]}"
-            elif key not in self.sender_keys:
-                near = difflib.get_close_matches(str(key), self.sender_keys, 1, 0)
-                yield f"{name}: sender_options has {key}, which no sender takes: did you mean {near[0]}?"
-            elif key in OF_THE_SENSOR and source != "picamera2":
-                yield f"{name}: sender_options has {key}, but only picamera2 has it: {source} sends what comes"
+        elif kind == "file" and not file.startswith("/"):
+            yield f"{name}: streamer_camera is {camera['streamer_camera']!r}: the file's path from / on is right"
+        elif kind == "file" and f"{file}/".startswith(HIDDEN):
+            yield f"{name}: the service cannot see {file}: put the file elsewhere, below /srv for example"
 
     def plan(self) -> dict[str, Any]:
         """What each host gets, for a fleet without problems."""
@@ -324,7 +353,7 @@ class Fleet:
             "hub_keys": {name: str(hub["hub_key"]) for name, hub in self.hubs.items() if not hub.managed},
             "asks": any(hub.asks for hub in self.hubs.values()),
             # The host that keeps the lock of all runs.
-            "lock_at": next(host.name for host in self.hosts.values() if host.managed),
+            "lock_at": next(host.name for host in self.hosts.values() if self.sets_up(host)),
             "pages": [_page_told(hub) for hub in self.hubs.values()],
         }
 
@@ -399,7 +428,7 @@ def _hub_access(hub: Host) -> dict[str, Any]:
     access: dict[str, Any] = {"http_socket": SOCKET}
     if hub.asks:
         access["http_password_file"] = "/etc/streamer/wall_password"  # noqa: S105 - a path
-    elif not hub.on_loopback:
+    elif not hub.http.is_loopback:
         access["http_open"] = True
     if hub["hub_tls_certificate"]:
         access |= {"tls_certificate": "/etc/streamer/wall.crt", "tls_key": "/etc/streamer/wall.key"}
@@ -412,7 +441,7 @@ def _open_ports(hub_config: Mapping[str, Any]) -> set[int]:
     return {
         int(port)
         for address, _, port in doors
-        if port.isdigit() and not _is_loopback(address.removeprefix("tcp://").strip("[]"))
+        if port.isdigit() and not config.is_loopback(address.removeprefix("tcp://").strip("[]"))
     }
 
 
@@ -423,57 +452,135 @@ def _hub_command(hub: Host) -> str:
         flags += ['--key "hub.key"', '--allowed "allowed_keys"']
     if hub.asks:
         flags.append('--password-file "wall_password"')
-    elif not hub.on_loopback:
+    elif not hub.http.is_loopback:
         flags.append("--open")
     return " ".join(["streamer hub", *flags])
 
 
 def _page_told(hub: Host) -> str:
     """Say where a hub's page is and who may look, in words that {password} completes."""
-    if hub.on_loopback:
-        port = str(hub["streamer_http"]).rsplit(":", 1)[1]
-        return f"{hub.name}: {hub.page} on itself; from here: ssh -L {port}:{hub['streamer_http']} {hub.address}"
+    if hub.http.is_loopback:
+        return f"{hub.name}: {hub.page} on itself; from here: ssh -L {hub.http.port}:{hub.http} {hub.address}"
     if not hub.asks:
         return f"{hub.name}: {hub.page} shows every camera to whoever reaches it"
     copy = "" if hub.managed else ", of which its command needs a copy"
     return f"{hub.name}: {hub.page} asks for the password in {{password}}{copy}"
 
 
-def _firewall_problems(host: Host) -> Iterator[str]:
-    if not _is_bool(host["node_firewall"]):
-        yield f"{host.name}: node_firewall is {host['node_firewall']!r}: true or false is right"
-    ports = host["node_firewall_ports"]
-    if not isinstance(ports, list) or any(_integer(port, 1, 65535) is None for port in ports):
-        yield f"{host.name}: node_firewall_ports is {ports!r}: a list of numbers from 1 to 65535 is right, as in [9100]"
+def _config_problems(host: Host, part: Part) -> Iterator[str]:
+    """What the package would say of a host's configuration, as far as variables and options decide it."""
+    variable = f"{part.name}_options"
+    options = host[variable]
+    if not isinstance(options, dict):
+        yield f"{host.name}: {variable} is {options!r}: keys of {part.name}.yml are right, as in {part.example}"
+        options = {}
+    said = {**part.values, **part.said}
+    free = [setting.name for setting in fields(part.keys) if setting.name not in said]
+    given = [(key, host[by], by) for key, by in part.values.items()]
+    for key, value in options.items():
+        if key in said:
+            yield f"{host.name}: {variable} has {key}: {said[key]} says that"
+        elif key not in free:
+            yield f"{host.name}: {variable} has {key}, which no {part.name} takes: {_hint(str(key), free)}"
+        else:
+            given.append((key, value, f"{variable}: {key}"))
+    good = {}
+    for key, value, place in given:
+        try:
+            good[key] = config.check(part.keys, key, value, f"{host.name}: {place}")
+        except ConfigError as error:
+            yield str(error)
+    if len(good) == len(given):
+        access = _hub_access(host) if part is HUB else {}
+        if problem := config.contradiction(part.keys(**good, **access)):
+            yield f"{host.name}: {variable}: {problem}"
+
+
+def _port_problems(hub: Host) -> Iterator[str]:
+    """What is wrong with the ports of a hub whose addresses are right."""
+    ports = {"streamer_port": str(hub["streamer_port"]), "streamer_http": str(hub.http.port)}
+    if plain := hub["hub_options"].get("plain_bind"):
+        ports["hub_options: plain_bind"] = plain.rpartition(":")[2]
+    taken: dict[str, str] = {}
+    for variable, port in ports.items():
+        other = taken.setdefault(port, variable)
+        if other != variable:
+            yield f"{hub.name}: {other} and {variable} both take port {port}: give each its own"
+        if variable != "streamer_port" and port.isdigit() and int(port) < 1024:
+            yield f"{hub.name}: {variable} has port {port}, which is root's: one from 1024 to 65535 is right"
+
+
+def _tls_problems(hub: Host) -> Iterator[str]:
+    files = {variable: hub[variable] for variable in ("hub_tls_certificate", "hub_tls_key")}
+    given = [variable for variable, path in files.items() if path]
+    if given and not hub.managed:
+        yield (
+            f"{hub.name}: {given[0]} is for a hub that Ansible manages: leave it empty, and give this hub its own "
+            "hub.yml with tls_certificate and tls_key"
+        )
+    elif len(given) == 1:
+        missing = "hub_tls_key" if given[0] == "hub_tls_certificate" else "hub_tls_certificate"
+        yield f"{hub.name}: {given[0]} is set and {missing} is not: set both, or neither"
+    else:
+        for variable in given:
+            path = str(files[variable])
+            if not path.startswith(("/", "~/")):
+                yield f"{hub.name}: {variable} is {path!r}: a path on this machine, from / or ~/ on, is right"
+            elif problem := _unreadable(path):
+                yield f"{hub.name}: {variable} is {path!r}: {problem}"
+
+
+def _unreadable(path: str) -> str:
+    """Say why this user cannot read a file of this machine."""
+    try:
+        with Path(path).expanduser().open("rb"):
+            return ""
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file on this machine"
+    except (OSError, ValueError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or error
+        return f"who deploys must be able to read that file on this machine: {why}"
+
+
+def _hint(word: str, choices: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, choices := list(choices), 1, 0.5)
+    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(choices) or 'none'}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as YAML gives it: Ansible's own types know more, and are none that the package knows."""
+    if isinstance(value, dict):
+        return {_plain(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return next((kind(value) for kind in (bool, int, float, str) if isinstance(value, kind)), value)
 
 
 def _is_bool(value: Any) -> bool:
-    return str(value).lower() in ("true", "false", "yes", "no", "1", "0")
+    try:
+        boolean(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _is_true(value: Any) -> bool:
     # An INI inventory and -e give text.
-    return str(value).lower() in ("true", "yes", "1")
+    return bool(boolean(value, strict=False))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return NETWORK_NAME.fullmatch(text) is not None
+    return True
 
 
 def _integer(value: Any, low: int, high: int) -> int | None:
     if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)):
         return None
     return int(value) if low <= int(value) <= high else None
-
-
-def _is_rate(value: Any) -> bool:
-    try:
-        return not isinstance(value, bool) and 0.1 <= float(value) <= 240
-    except (TypeError, ValueError):
-        return False
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def fleet_plan(groups: Groups, hostvars: Variables, defaults: Variables) -> dict[str, Any]:
@@ -487,6 +594,15 @@ def fleet_plan(groups: Groups, hostvars: Variables, defaults: Variables) -> dict
     fleet = Fleet(groups, hostvars, defaults)
     problems = list(fleet.problems())
     return {"problems": problems} if problems else fleet.plan()
+
+
+def password_problem(path: str) -> str:
+    """Say why a hub would not start with the password in this file."""
+    try:
+        config.read_password(Path(path))
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def sender_keys(found: list[tuple[str, Mapping[str, str]]]) -> dict[str, str]:
@@ -535,6 +651,7 @@ class FilterModule:
         """The filters by name."""
         return {
             "fleet_plan": fleet_plan,
+            "password_problem": password_problem,
             "sender_keys": sender_keys,
             "hub_keys": hub_keys,
             "with_keys": with_keys,

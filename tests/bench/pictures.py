@@ -33,11 +33,6 @@ def load(name: str) -> list[Any]:
     return [stored[key].tobytes() for key in stored]
 
 
-def mean_bytes(name: str) -> float:
-    """Give the mean size of the pictures of a format, in bytes."""
-    return sum(memoryview(picture).nbytes for picture in load(name)) / COUNT
-
-
 def make() -> None:
     """Make all, where they are missing: the video is fetched, decoded, scaled and encoded once."""
     if all(_path(name).exists() for name in FORMATS):

@@ -56,7 +56,7 @@ def run(name: str, tries: int | None, seed: int) -> dict[str, Any]:
         "recovered": sum(not outcome.broken for outcome in trial.outcomes),
         "worst_recovery_s": round(max(recoveries), 2) if recoveries else None,
         "worst_whole_s": round(max(whole), 2) if whole else None,
-        "stale": max((outcome.stale for outcome in trial.outcomes), default=0),
+        "stale": max((outcome.stale for outcome in trial.outcomes if outcome.stale is not None), default=None),
         "lost": sum(outcome.lost for outcome in trial.outcomes),
         "before": trial.before,
         "after": trial.after,
@@ -82,7 +82,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             "-" if row[key] is None else f"{row[key]:.1f} s" for key in ("worst_recovery_s", "worst_whole_s")
         )
         held = f"{memory:.0f} → {memory_after:.0f} MB, {files} → {files_after}"
-        counts = f"{row['tried']} | {row['recovered']} | {worst} | {whole} | {row['stale']} | {row['lost']}"
+        stale = "-" if row["stale"] is None else row["stale"]
+        counts = f"{row['tried']} | {row['recovered']} | {worst} | {whole} | {stale} | {row['lost']}"
         lines.append(f"| {row['told']} | {counts} | {held} |")
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import subprocess
 import time
@@ -95,7 +96,7 @@ class Trial:
         outcome = fleet.outcome(time.monotonic(), restarted=restarted, began=began, lost_before=lost, cameras=cameras)
         if outcome.recovery_s is None or (self.is_timed and outcome.recovery_s > RECOVER_S):
             outcome.broken.append("not back in time")
-        if outcome.stale > outages * wire.IN_FLIGHT_LIMIT:
+        if outcome.stale is not None and outcome.stale > outages * wire.IN_FLIGHT_LIMIT:
             outcome.broken.append(f"{outcome.stale} stale frames")
         for unit, count in fleet.starts().items():
             if count - starts[unit] != (restarts or {}).get(unit, 0):
@@ -229,7 +230,7 @@ def hub_away_for_an_hour(trial: Trial) -> None:
             fleet.hub.release()
 
         for _ in trial.turns():
-            fleet.way_s = 1e9  # their time stamps are of another hour
+            fleet.way_s = math.inf  # their time stamps are of another hour
             trial.suffer(fleet, cause, restarts={"hub": 1})
 
 

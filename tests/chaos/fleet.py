@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import socket
 import time
 from collections import defaultdict
@@ -40,14 +41,14 @@ class Outcome:
     Attributes:
         recovery_s: from the end of the cause until the last camera had five fresh frames; None when that never was.
         whole_s: the same, with what it takes to start again what was killed.
-        stale: frames older than a quarter of a second, of the camera with the most.
+        stale: frames older than a quarter of a second, of the camera with the most; None where their age says nothing.
         lost: frames that were sent and never came, of all cameras.
         broken: what else should not have been.
     """
 
     recovery_s: float | None
     whole_s: float | None
-    stale: int
+    stale: int | None
     lost: int
     broken: list[str] = field(default_factory=list)
 
@@ -128,7 +129,7 @@ class Fleet:
         place.mkdir(parents=True)
         self.place = place
         self.cameras = cameras
-        self.way_s = 0.0  # how long a frame's way takes
+        self.way_s = 0.0  # how long a frame's way takes; infinite where clocks differ
         self.endpoint = f"tcp://{host}:{free_port()}"
         self.http = f"127.0.0.1:{free_port()}"
         self.frames = Frames(place / "frames")
@@ -223,7 +224,7 @@ class Fleet:
         return Outcome(
             None if at is None else at - ended,
             None if at is None else at - done,
-            stale,
+            stale if math.isfinite(self.way_s) else None,
             self.frames.lost - lost_before,
         )
 

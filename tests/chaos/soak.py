@@ -2,7 +2,7 @@
 
 Eight senders in a process of their own send small JPEGs to the real `streamer hub` as fast as it takes them; then over
 a line that cuts every connection after some frames. Memory and descriptors of both processes are sampled all the
-while, and every frame is accounted for: sent, received, or lost with a connection. Prints a table, and keeps the
+while, and every frame is accounted for: received, or lost with a connection that was cut. Prints a table, and keeps the
 samples in build/soak.json and as a picture in build/soak.svg; ends with status 1 when something grew or is missing.
 """
 
@@ -38,6 +38,7 @@ FRAMES_A_CONNECTION = 5
 # Allocators keep what they once had; what grows for ever is beyond any such step.
 GROWN_MAX_MB = 3.0
 GROWN_MAX_FILES = 16  # connections that come and go at the moment of sampling
+STUCK_S = 60.0
 KEPT = ROOT / "build"
 
 
@@ -117,7 +118,9 @@ def held(process: int) -> tuple[float, int]:
     return pages * os.sysconf("SC_PAGESIZE") / 1e6, len(list((place / "fd").iterdir()))
 
 
-def soak(told: str, hub: Unit, http: str, endpoint: str, *, enough: int, done: Callable[[], int]) -> Result:
+def soak(
+    told: str, hub: Unit, http: str, endpoint: str, *, enough: int, done: Callable[[], int], may_lose: bool
+) -> Result:
     """Send until enough is done."""
     assert hub.process
     before = sum(row["frames"] for row in rows(http))
@@ -125,8 +128,13 @@ def soak(told: str, hub: Unit, http: str, endpoint: str, *, enough: int, done: C
     samples: list[Sample] = []
     with sending(endpoint) as senders:
         while done() < enough // 100:  # all are connected
+            assert time.monotonic() - began < STUCK_S, f"{told}: {done()} of {enough} in {STUCK_S:g} s"
             time.sleep(0.05)
+        moved_at, moved_to = time.monotonic(), 0
         while (so_far := done()) < enough:
+            if so_far > moved_to:
+                moved_at, moved_to = time.monotonic(), so_far
+            assert time.monotonic() - moved_at < STUCK_S, f"{told}: nothing came for {STUCK_S:g} s after {so_far}"
             hub_held, senders_held = held(hub.process.pid), held(senders.pid)
             samples.append(Sample(so_far, time.monotonic() - began, *hub_held, *senders_held))
             if len(samples) % 60 == 0:
@@ -135,8 +143,8 @@ def soak(told: str, hub: Unit, http: str, endpoint: str, *, enough: int, done: C
         took_s = time.monotonic() - began
         sent, answered = json.loads(senders.communicate()[0])
     received = sum(row["frames"] for row in rows(http)) - before
-    # A frame may have come and its reply not; none can be answered that did not come.
-    unaccounted = max(0, answered - received) + max(0, received - sent)
+    # A frame may have come and its reply not; none can be answered that did not come, and only a cut loses any.
+    unaccounted = max(0, answered - received) + (max(0, received - sent) if may_lose else abs(received - sent))
     return Result(told, so_far, took_s, received, unaccounted, samples)
 
 
@@ -193,12 +201,11 @@ def main() -> int:
         def received() -> int:
             return sum(row["frames"] for row in rows(http))
 
-        results = [soak("frames", hub, http, endpoint, enough=options.frames, done=received)]
+        results = [soak("frames", hub, http, endpoint, enough=options.frames, done=received, may_lose=False)]
         line = stack.enter_context(Line(endpoint))
         line.cut_after = FRAMES_A_CONNECTION * len(JPEG)
-        results.append(
-            soak("reconnects", hub, http, line.endpoint, enough=options.reconnects, done=lambda: line.connections)
-        )
+        enough, done = options.reconnects, lambda: line.connections
+        results.append(soak("reconnects", hub, http, line.endpoint, enough=enough, done=done, may_lose=True))
         starts = hub.starts
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     today = dt.datetime.now(dt.UTC).date().isoformat()

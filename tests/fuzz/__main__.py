@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import importlib.util
 import math
+import os
 import random
 import re
 import subprocess
@@ -137,7 +138,13 @@ def fuzz(name: str, seconds: float, seed: int) -> bool:
             command = [sys.executable, "-m", "tests.fuzz", "--engine", engine, name, str(share), str(seed), str(seeds)]
             try:
                 done = subprocess.run(
-                    command, check=False, capture_output=True, text=True, errors="replace", timeout=share + PATIENCE_S
+                    command,
+                    check=False,
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=share + PATIENCE_S,
+                    env={**os.environ, "TMPDIR": folder},  # atheris ends its process without a last word
                 )
             except subprocess.TimeoutExpired:
                 print(f"{name}: {engine} with --seed {seed} has not ended after {share + PATIENCE_S:.0f} s", flush=True)

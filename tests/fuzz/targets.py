@@ -6,16 +6,20 @@ stands how to make inputs that get past the first check: bytes made at random se
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import itertools
 import json
 import logging
 import math
+import re
+import shutil
 import socket
 import struct
 import tempfile
 import unittest.mock
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -279,7 +283,9 @@ def yaml_files(draw: st.DrawFn, kind: type[config.SenderConfig | config.HubConfi
     return "\n".join(rows).encode("utf-8", "surrogatepass")
 
 
-_FILE = Path(tempfile.mkdtemp(prefix="fuzz-")) / "streamer.yml"
+_FOLDER = tempfile.mkdtemp(prefix="fuzz-")
+atexit.register(shutil.rmtree, _FOLDER)
+_FILE = Path(_FOLDER) / "streamer.yml"
 
 
 def check_config(kind: type[config.SenderConfig | config.HubConfig], data: bytes) -> None:
@@ -366,13 +372,18 @@ VALUES = [
 ]
 
 
+PASSWORDS = b"OmNhbWVyYXMh", b"cameras!"  # as basic authentication has it, and a form
+OPEN = b"healthz", b"login", b"logout", b"static"  # what is for everybody
+SUCCESS = re.compile(rb"^HTTP/1\.[01] (?:2|101)", re.MULTILINE)
+
+
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
     query = st.sampled_from(["", "?fps=", "?max_age=", "?next=", "?"])
     value = st.sampled_from(["1", "-1", "1e999", "nan", "\u0661", "9" * 400, "//x", "%ff%fe", "%ed%a0%80", "1_0"])
     path = draw(st.sampled_from(PATHS)) + draw(query) + draw(value)
     method = draw(st.sampled_from(["GET", "GET", "GET", "HEAD", "POST", "OPTIONS", "G\xc9T", ""]))
-    # A third of all come by with the password, so that what is behind it is reached.
+    # Two thirds come with the password, so that what is behind it is reached.
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1"]
     if draw(st.integers(0, 2)):
         lines.append("Authorization: Basic OmNhbWVyYXMh")
@@ -452,6 +463,8 @@ def check_request(data: bytes) -> None:
     """No request ends in an error of the server's own, or is never ended, or gets past the password."""
     answer = page().ask(data)
     assert b"root:x:0" not in answer
+    if not any(word in urllib.parse.unquote_to_bytes(data) for word in (*PASSWORDS, *OPEN)):
+        assert not SUCCESS.search(answer)
 
 
 # -- the wall's WebSocket
