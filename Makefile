@@ -1,4 +1,4 @@
-# make demo | test | test-all | vm | arm64 | lint | fuzz | lab | lab-down | bench | bench-check | bench-fleet | chaos |
+# make demo | demo-windows | test | test-all | vm | arm64 | lint | fuzz | lab | lab-down | bench | bench-check | bench-fleet | chaos |
 # power-cuts | reboots | soak | screenshots | clean. Each does its own set-up.
 
 PYTHON ?= python3
@@ -10,12 +10,15 @@ PYTHONS := streamer tests playbooks roles
 # ansible-lint looks for its companions there.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all vm arm64 lint fuzz image lab lab-down bench bench-check bench-fleet chaos power-cuts reboots \
+.PHONY: demo demo-windows test test-all vm arm64 lint fuzz image lab lab-down bench bench-check bench-fleet chaos power-cuts reboots \
   soak screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo          ## eight cameras, the hub and its page, in this terminal
 	@$(BIN)/streamer demo
+
+demo-windows: $(VENV)/demo-windows  ## the same, with a window for each camera on this screen
+	@$(BIN)/streamer demo --display windows
 
 # The lab's image is made, and the doors are fuzzed for a minute, while pip and the linters work: before the first test
 # that looks at a clock. Fuzzed from one seed, so that a run fails by what was changed and not by luck.
@@ -86,10 +89,14 @@ $(VENV)/demo: pyproject.toml
 	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub
 	@touch $@
 
+$(VENV)/demo-windows: pyproject.toml
+	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv libgl1 libglib2.0-0
+	@touch $@ $(VENV)/demo
+
 $(VENV)/test: pyproject.toml tests/environment.sh
 	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv,video,fleet,test python3-venv libgl1 libglib2.0-0 \
 	  xvfb openbox xdotool openssh-client prometheus chromium ffmpeg iproute2 faketime valgrind
-	@touch $@ $(VENV)/demo
+	@touch $@ $(VENV)/demo $(VENV)/demo-windows
 
 $(VENV)/bench: $(VENV)/test
 	@tests/environment.sh "$(PYTHON)" $(VENV) bench

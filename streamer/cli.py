@@ -9,8 +9,10 @@ import json
 import logging
 import os
 import platform
+import re
 import resource
 import select
+import shlex
 import signal
 import socket
 import subprocess  # nosec B404 # the demo is real processes
@@ -19,7 +21,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import streamer
 from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import FrameType
 
+    from streamer.config import Given
     from streamer.hub import Hub
     from streamer.sender import Sender
 
@@ -37,7 +40,15 @@ _FAILED = 1
 _LOOK_S = 1.0
 _DESCRIPTORS = 8192
 _DEMO_PORTS = range(8080, 8100)
+_WAIT_MAX_S = 86400
+_UNKNOWN = "UNKNOWN"  # a state beside those that the hub tells
 _HUB_SOCKET = "/run/streamer/hub.sock"  # where the role puts it
+# What argparse says, and what is said instead.
+_PHRASES = {
+    r"argument (\S+): expected one argument": r"\1 needs a value",
+    r"argument (\S+): ignored explicit argument .*": r"\1 takes no value",
+    r"the following arguments are required: (.*)": r"\1 is missing",
+}
 _log = logging.getLogger("streamer")
 
 
@@ -90,10 +101,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 for done, 1 for failed, 2 for what the user can put right.
     """
-    options = _parser().parse_args(arguments)
-    _set_up_logging()
+    status = _run(arguments)
     try:
+        print(end="", flush=True)
+    except OSError:
+        # That has been told, or whoever read the output has gone: Python need not try again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        options = _parser().parse_args(arguments)
+        _set_up_logging()
         status: int = options.run(options)
+    except SystemExit as ended:  # argparse has said all
+        return int(ended.code or 0)
     except (ConfigError, MissingExtraError) as error:
         return _complain(error, _USAGE)
     except StreamerError as error:
@@ -101,15 +124,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Whoever read the output has gone; nothing is left to say it to, at exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
     return status
 
 
 def _complain(error: StreamerError, status: int) -> int:
-    print(f"streamer: {error}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # there is no place left to say it
+        print(f"streamer: {_line(str(error))}", file=sys.stderr)
     return status
+
+
+def _line(text: str) -> str:
+    """Make a text one line, whatever the names in it are."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+class _UnprintedError(StreamerError):
+    """What a command prints cannot be written where it goes."""
+
+
+def _print(*lines: str) -> None:
+    """Print, so that what cannot be printed is told."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _UnprintedError(f"cannot print: {error.strerror}") from error
 
 
 def _set_up_logging() -> None:
@@ -122,14 +163,50 @@ def _set_up_logging() -> None:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Take every argument, or refuse it: a command's parser knows better than the one above it what was meant."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self._refuse(unknown[0], self._option_string_actions)
+        return options, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Say it and end the process."""
+        for theirs, ours in _PHRASES.items():
+            message = re.sub(f"^{theirs}$", ours, message)
+        self.exit(_USAGE, f"{self.prog}: {_line(message)} ({self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:
+            _print(message.rstrip())  # argparse would not tell that it cannot
+        else:
+            super()._print_message(message, file)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            self._refuse(value, action.choices)
+
+    def _refuse(self, word: str, known: Iterable[str]) -> NoReturn:
+        from streamer.config import nearest
+
+        near = nearest(word.partition("=")[0], known)
+        self.error(f"{shlex.quote(word)} is not known" + (f"; did you mean {near}?" if near else ""))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="streamer", description=streamer.__doc__)
+    parser = _Parser(prog="streamer", description=streamer.__doc__)
     parser.add_argument("--version", action="version", version=f"streamer {streamer.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="send|hub|keys|demo|status")
 
     send = commands.add_parser("send", help="send a camera's pictures to a hub")
     send.set_defaults(run=_send)
-    send.add_argument("--config", type=Path, metavar="FILE", help="YAML file; --print-config shows one with every key")
+    send.add_argument("--config", metavar="FILE", help="YAML file; --print-config shows one with every key")
     send.add_argument("--print-config", action="store_true", help="print the commented default file and end")
     send.add_argument("--hub", action="append", dest="hubs", metavar="tcp://HOST:5555", help="again: a second choice")
     send.add_argument("--key", dest="curve_key_file", metavar="FILE", help="this camera's key pair, for encryption")
@@ -152,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
 
     hub = commands.add_parser("hub", help="receive cameras, serve and show them")
     hub.set_defaults(run=_hub)
-    hub.add_argument("--config", type=Path, metavar="FILE", help="YAML file; --print-config shows one with every key")
+    hub.add_argument("--config", metavar="FILE", help="YAML file; --print-config shows one with every key")
     hub.add_argument("--print-config", action="store_true", help="print the commented default file and end")
     hub.add_argument("--bind", metavar="tcp://*:5555", help="where senders connect to")
     hub.add_argument("--key", dest="curve_key_file", metavar="FILE", help="the hub's key pair: senders must encrypt")
@@ -187,12 +264,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         each = verbs.add_parser(verb, help=does)
         each.set_defaults(run=_keys, verb=verb)
-        each.add_argument("file", type=Path, metavar="FILE")
+        each.add_argument("file", metavar="FILE")
 
     demo = commands.add_parser("demo", help="a hub and test cameras on this machine, no hardware needed")
     demo.set_defaults(run=_demo)
-    demo.add_argument("--cameras", type=int, default=8, metavar="8", help="how many, 1 to 64")
-    demo.add_argument("--display", choices=("none", "windows"), default="none")
+    demo.add_argument("--cameras", default="8", metavar="8", help="how many, 1 to 64")
+    demo.add_argument("--display", metavar="none|windows", help="windows: one window a camera on this screen")
     demo.add_argument("--layout", metavar="2x4", help="with --display windows: all cameras in one, ROWSxCOLUMNS")
 
     status = commands.add_parser("status", help="print a table of a hub's cameras")
@@ -203,13 +280,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="http://HOST:8080",
         help="the hub's page, https:// too, or unix:PATH; by default the hub on this machine",
     )
-    status.add_argument("--password-file", type=Path, metavar="FILE", help="its first line is the page's password")
-    status.add_argument("--ca-file", type=Path, metavar="FILE", help="PEM certificates to trust, for https://")
-    status.add_argument(
-        "--wait", type=float, metavar="SECONDS", help="until all are LIVE and moving; fail if not by then"
-    )
+    status.add_argument("--password-file", metavar="FILE", help="its first line is the page's password")
+    status.add_argument("--ca-file", metavar="FILE", help="PEM certificates to trust, for https://")
+    status.add_argument("--wait", metavar="SECONDS", help="until all are LIVE and moving; fail if not by then")
     status.add_argument("--json", action="store_true", help="print the API's JSON instead of the table")
     return parser
+
+
+def _given(options: argparse.Namespace, *keys: str) -> Given:
+    """Collect what a configuration is read from."""
+    from streamer.config import Given, checked, file_path, optional
+
+    path = checked(optional(file_path), options.config, "--config")
+    return Given(path, {key: getattr(options, key) for key in keys})
 
 
 # -- send
@@ -220,14 +303,15 @@ def _send(options: argparse.Namespace) -> int:
     from streamer.config import SenderConfig, load, manual
 
     if options.print_config:
-        print(manual(SenderConfig), end="")
+        _print(manual(SenderConfig).rstrip())
         return 0
     flags = ("hubs", "curve_key_file", "curve_hub_keys", "publish", "name", "camera", "size", "fps", "quality")
     turns = ("hflip", "vflip", "rotate")
-    config = load(SenderConfig, options.config, {flag: getattr(options, flag) for flag in flags + turns})
-    if bool(config.hubs) == bool(config.publish):
-        place = f"{options.config}: hubs" if options.config else "--hub"
-        raise ConfigError(f"{place}: give a hub to send to, tcp://HOST:5555, or else an address to publish on")
+    given = _given(options, *flags, *turns)
+    config = load(SenderConfig, *given)
+    if not config.hubs and not config.publish:
+        where = given.place("hubs")
+        raise ConfigError(f"{where}: give a hub to send to, tcp://HOST:5555, or else an address to publish on")
     name = config.name or socket.gethostname()
     open_camera = cameras.opener(
         config.camera,
@@ -247,17 +331,18 @@ def _send(options: argparse.Namespace) -> int:
     notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
     with Signals() as signals, ExitStack() as open_parts:
         open_parts.callback(notifier.close)
-        sender = Sender(
-            config.hubs,
-            name,
-            publish=config.publish,
-            in_flight_limit=config.in_flight_limit,
-            reply_timeout_s=config.reply_timeout_s,
-            every_s=1 / config.fps,
-            release=_release(),
-            curve_key_file=config.curve_key_file,
-            curve_hub_keys=config.curve_hub_keys,
-        )
+        with given.wording(config):
+            sender = Sender(
+                config.hubs,
+                name,
+                publish=config.publish,
+                in_flight_limit=config.in_flight_limit,
+                reply_timeout_s=config.reply_timeout_s,
+                every_s=1 / config.fps,
+                release=_release(),
+                curve_key_file=config.curve_key_file,
+                curve_hub_keys=config.curve_hub_keys,
+            )
         open_parts.callback(sender.close)
         feed = Feed(open_camera, sender)
         open_parts.callback(feed.close)
@@ -265,7 +350,7 @@ def _send(options: argparse.Namespace) -> int:
         while not signals.wait(_LOOK_S if ready else 0.05):
             failure = feed.failure or sender.failure
             if isinstance(failure, ConfigError):  # only the open camera could tell
-                raise ConfigError(f"{options.config}: {failure}" if options.config else str(failure))
+                raise ConfigError(given.worded(str(failure), config))
             if failure:
                 raise CameraError(f"{name}: {type(failure).__name__}: {failure}")
             # The watchdog is fed by pictures that move and a thread that goes round, never by the hub.
@@ -290,16 +375,19 @@ def _release() -> str:
 
 def _summarise_sender(sender: Sender) -> None:
     done = sender.statistics
-    print(f"{sender.name}: {done.frames} frames sent, {done.answered} answered, {done.dropped} dropped")
+    _print(f"{sender.name}: {done.frames} frames sent, {done.answered} answered, {done.dropped} dropped")
     if done.last is None:
         return
     from streamer.codec import jpeg_size
 
     width, height = jpeg_size(done.last)
     rate = done.frames / done.elapsed_s if done.elapsed_s else 0.0
-    print(f"Last JPEG: {done.last.nbytes} bytes; last image: {width * height * 3} bytes ({width}x{height}), ", end="")
-    print(f"compression ratio {done.last.nbytes / (width * height * 3):.3f}")
-    print(f"Elapsed: {done.elapsed_s:.2f} s; {rate:.2f} frames/s")
+    raw = width * height * 3
+    _print(
+        f"Last JPEG: {done.last.nbytes} bytes; last image: {raw} bytes ({width}x{height}), "
+        f"compression ratio {done.last.nbytes / raw:.3f}",
+        f"Elapsed: {done.elapsed_s:.2f} s; {rate:.2f} frames/s",
+    )
 
 
 # -- hub
@@ -309,39 +397,45 @@ def _hub(options: argparse.Namespace) -> int:
     from streamer.config import HubConfig, load, manual, read_password
 
     if options.print_config:
-        print(manual(HubConfig), end="")
+        _print(manual(HubConfig).rstrip())
         return 0
     senders = ("bind", "curve_key_file", "curve_allowed_file", "plain_bind", "subscribe")
     viewers = ("http", "http_password_file", "http_open", "display", "layout")
-    config = load(HubConfig, options.config, {flag: getattr(options, flag) for flag in senders + viewers})
-    if config.display == "windows" and platform.system() == "Linux" and not os.environ.get("DISPLAY"):
-        raise ConfigError("display: windows needs a screen, but DISPLAY is not set; run it on the desktop, or set none")
+    given = _given(options, *senders, *viewers)
+    config = load(HubConfig, *given)
+    if config.display == "windows":
+        if platform.system() == "Linux" and not os.environ.get("DISPLAY"):
+            where = given.place("display")
+            raise ConfigError(f"{where}: windows needs a screen, but DISPLAY is not set; run it on the desktop")
+        from streamer.windows import GridWindow, Windows  # what it needs is missed before anything is started
 
     from streamer.hub import Hub
     from streamer.wall import Wall
     from streamer.wall.access import Access, tls_context
 
-    password = read_password(config.http_password_file) if config.http_password_file else ""
+    with given.wording(config):
+        password = read_password(config.http_password_file) if config.http_password_file else ""
+        tls = tls_context(config.tls_certificate, config.tls_key) if config.tls_certificate and config.tls_key else None
     access = Access(config.http.host, password)
-    tls = tls_context(config.tls_certificate, config.tls_key) if config.tls_certificate and config.tls_key else None
 
     _allow_descriptors()
     notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
     with Signals() as signals, ExitStack() as open_parts:
         open_parts.callback(notifier.close)
-        hub = Hub(
-            config.bind,
-            subscribe=config.subscribe,
-            cameras=config.cameras,
-            stale_after_s=config.stale_after_s,
-            gone_after_s=config.gone_after_s,
-            curve_key_file=config.curve_key_file,
-            curve_allowed_file=config.curve_allowed_file,
-            plain_bind=config.plain_bind,
-        )
-        open_parts.callback(hub.close)
-        wall = Wall(hub, *config.http, access=access, tls=tls, socket=config.http_socket)
-        open_parts.callback(wall.close)
+        with given.wording(config):
+            hub = Hub(
+                config.bind,
+                subscribe=config.subscribe,
+                cameras=config.cameras,
+                stale_after_s=config.stale_after_s,
+                gone_after_s=config.gone_after_s,
+                curve_key_file=config.curve_key_file,
+                curve_allowed_file=config.curve_allowed_file,
+                plain_bind=config.plain_bind,
+            )
+            open_parts.callback(hub.close)
+            wall = Wall(hub, *config.http, access=access, tls=tls, socket=config.http_socket)
+            open_parts.callback(wall.close)
         _announce(
             f"hub: {hub.endpoint}",
             *([f"plain: {hub.plain_endpoint}"] if hub.plain_endpoint else []),
@@ -361,8 +455,6 @@ def _hub(options: argparse.Namespace) -> int:
             return signals.wait(timeout_s)
 
         if config.display == "windows":
-            from streamer.windows import GridWindow, Windows
-
             display = (
                 GridWindow(hub, config.cameras, layout=config.layout, width=config.window_width)
                 if config.layout
@@ -380,11 +472,9 @@ def _hub(options: argparse.Namespace) -> int:
 def _announce(*lines: str) -> None:
     """Print where the hub is; a full disk that this goes to is no reason not to be there."""
     try:
-        print(*lines, sep="\n", flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _log.warning("cannot print where the hub is: %s", error.strerror)
+        _print(*lines)
+    except _UnprintedError as error:
+        _log.warning("where the hub is: %s", error)
 
 
 def _allow_descriptors() -> None:
@@ -397,9 +487,12 @@ def _allow_descriptors() -> None:
 
 def _summarise_hub(hub: Hub) -> None:
     seen = [(status, frame) for status in hub.cameras() if (frame := hub.latest(status.name))]
+    if not seen:
+        _print("Frames received: 0")
+        return
     frames, elapsed_s = sum(status.frames for status, _ in seen), hub.elapsed_s
     rate = frames / elapsed_s if elapsed_s else 0.0
-    print(f"Frames received: {frames} from {len(seen)} cameras in {elapsed_s:.2f} s, {rate:.2f} frames/s")
+    _print(f"Frames received: {frames} from {_cameras(len(seen))} in {elapsed_s:.2f} s, {rate:.2f} frames/s")
     head = (
         "camera",
         "frames",
@@ -417,18 +510,23 @@ def _summarise_hub(hub: Hub) -> None:
         each = status.frames / elapsed_s if elapsed_s else 0.0
         counts = str(status.frames), f"{each:.2f}", str(status.dropped), str(status.lost)
         rows.append((status.name, *counts, f"{sent} bytes", f"{raw} bytes", f"{sent / raw:.3f}"))
-    if seen:
-        _print_table(rows)
+    _print_table(rows)
+
+
+def _cameras(count: int) -> str:
+    return "1 camera" if count == 1 else f"{count} cameras"
 
 
 # -- keys
 
 
 def _keys(options: argparse.Namespace) -> int:
+    from streamer.config import checked, file_path
     from streamer.keys import make_pair, read_pair
 
-    pair = make_pair(options.file) if options.verb == "make" else read_pair(options.file)
-    print(pair.public)
+    file = checked(file_path, options.file, "FILE")
+    pair = make_pair(file) if options.verb == "make" else read_pair(file)
+    _print(pair.public)
     return 0
 
 
@@ -436,26 +534,30 @@ def _keys(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    if not 1 <= options.cameras <= 64:
-        raise ConfigError(f"--cameras is {options.cameras}: it must be from 1 to 64")
-    names = [f"pi{number}" for number in range(1, options.cameras + 1)]
+    from streamer.config import HubConfig, checked, integer, load
+
+    cameras = checked(integer(1, 64), options.cameras, "--cameras")
+    shown = {flag: getattr(options, flag) for flag in ("display", "layout")}
+    load(HubConfig, None, shown)
+    names = [f"pi{number}" for number in range(1, cameras + 1)]
     with Signals() as signals, ExitStack() as processes:
         port = next((port for port in _DEMO_PORTS if _is_free(port)), 0)
         config = Path(processes.enter_context(tempfile.TemporaryDirectory())) / "hub.yml"
         config.write_text(json.dumps({"cameras": names}))  # which is YAML too
         places = ("--bind", "tcp://127.0.0.1:0", "--http", f"127.0.0.1:{port}")
-        display = ("--display", options.display, *(("--layout", options.layout) if options.layout else ()))
+        display = [f"--{flag}={value}" for flag, value in shown.items() if value is not None]
         hub = processes.enter_context(_Child("hub", *places, *display, "--config", str(config)))
         endpoint, wall = hub.announced("hub: "), hub.announced("wall: ")
         if not (endpoint and wall):
+            if (ended := hub.wait()) == _USAGE:
+                return ended  # it has said why
             raise StreamerError("the demo's hub did not start; see above")
         senders = [
             processes.enter_context(_Child("send", "--hub", endpoint, "--name", name, "--camera", "pattern"))
             for name in names
         ]
         processes.callback(_terminate, (hub, *senders))
-        print(f"{len(senders)} cameras are sending to {endpoint}", flush=True)
-        print(f"The wall: {wall}   (Ctrl-C ends it all)", flush=True)
+        _print(f"{_cameras(cameras)}, sending to {endpoint}", f"The wall: {wall}   (Ctrl-C ends it all)")
         while not signals.wait(_LOOK_S):
             status = hub.poll()
             if status == 0:  # somebody pressed q in a window
@@ -463,7 +565,7 @@ def _demo(options: argparse.Namespace) -> int:
             if status is not None:
                 raise StreamerError(f"the demo's hub ended with status {status}; see above")
             for sender in [sender for sender in senders if sender.poll() is not None]:
-                print(f"'{sender.command}' has ended with status {sender.poll()}", flush=True)
+                _print(f"'{sender.command}' has ended with status {sender.poll()}")
                 senders.remove(sender)
     return 0
 
@@ -492,6 +594,9 @@ class _Child:
     def poll(self) -> int | None:
         return self._process.poll()
 
+    def wait(self) -> int:
+        return self._process.wait()
+
     def __enter__(self) -> _Child:
         return self
 
@@ -506,7 +611,8 @@ class _Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             rest = self._process.communicate()[0]
-        print(rest or "", end="")
+        if rest:
+            _print(rest.rstrip())
 
 
 def _terminate(children: Iterable[_Child]) -> None:
@@ -535,36 +641,44 @@ def _is_free(port: int) -> bool:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from streamer.config import checked, file_path, number, optional
     from streamer.page import Page
 
-    page = Page(options.hub or _hub_here(), options.password_file, options.ca_file)
-    deadline = time.monotonic() + (options.wait or 0)
+    password_file = checked(optional(file_path), options.password_file, "--password-file")
+    ca_file = checked(optional(file_path), options.ca_file, "--ca-file")
+    wait_s = checked(optional(number(0, _WAIT_MAX_S)), options.wait, "--wait")
+    page = Page(_hub_here() if options.hub is None else options.hub, password_file, ca_file)
+    deadline = time.monotonic() + (wait_s or 0)
     before: dict[str, int] = {}
     while True:
         rows, problem = page.cameras()
+        known = {row["name"]: row for row in rows or ()}
         if rows is not None and options.names:
-            known = {row["name"]: row for row in rows}
-            rows = [known.get(name) or _never_seen(name) for name in options.names]
+            rows = [known.get(name) or _unknown(name) for name in options.names]
         moving = bool(rows) and all(
             row["state"] == "LIVE" and before and row["frames"] > before.get(row["name"], 0) for row in rows or ()
         )
-        if options.wait is None or moving or time.monotonic() >= deadline:
+        if wait_s is None or moving or time.monotonic() >= deadline:
             break
         before = {row["name"]: row["frames"] for row in rows or ()}
         time.sleep(0.5)
     if rows is None:
         raise StreamerError(problem)
     if options.json:
-        print(json.dumps(rows))
+        _print(json.dumps(rows))
     else:
         _print_cameras(rows)
-    return 0 if moving or options.wait is None else _FAILED
+    if unknown := [name for name in options.names if name not in known]:
+        its = ", ".join(known) or "none"
+        raise StreamerError(f"the hub knows no camera {', '.join(unknown)}; its cameras are: {its}")
+    return 0 if moving or wait_s is None else _FAILED
 
 
-def _never_seen(name: str) -> dict[str, Any]:
-    from streamer.presence import State, Status
+def _unknown(name: str) -> dict[str, Any]:
+    """Make a row of a camera that never came and that the hub's configuration does not name."""
+    from streamer.presence import Status
 
-    return dict(vars(Status(name, State.WAITING.value)))
+    return dict(vars(Status(name, _UNKNOWN)))
 
 
 def _hub_here() -> str:
@@ -619,15 +733,17 @@ def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:
     _print_table(table)
     for row in rows:
         if row.get("rival"):
-            print(f"{row['name']}: another sender at {row['rival']} has this name too, and is refused")
+            _print(f"{row['name']}: another sender at {row['rival']} has this name too, and is refused")
         if row.get("still_s"):
-            print(f"{row['name']}: its picture has been the same for {row['still_s']:.0f} s")
+            _print(f"{row['name']}: its picture has been the same for {row['still_s']:.0f} s")
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     """Print rows in aligned columns, the first one to the left and the others to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
         cells[0] = row[0].ljust(widths[0])
-        print("  ".join(cells).rstrip())
+        lines.append("  ".join(cells).rstrip())
+    _print(*lines)

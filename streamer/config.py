@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import ipaddress
 import math
 import os
@@ -16,11 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 import yaml
 
 from streamer import keys
-from streamer.errors import ConfigError
+from streamer.errors import ConfigError, TransportError
 from streamer.wire import IN_FLIGHT_LIMIT, IN_FLIGHT_MAX, is_camera_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 PORT = 5555
 PASSWORD_CHARACTERS = 8  # at least
@@ -37,6 +39,12 @@ _FLAGS = {
     "curve_hub_keys": "hub-key",
     "curve_allowed_file": "allowed",
     "plain_bind": "plain-bind",
+}
+# What to do about an address that cannot be listened on.
+_INSTEAD = {
+    errno.EADDRINUSE: "end what listens there, another hub perhaps, or give another",
+    errno.EADDRNOTAVAIL: "give one that this machine has",
+    errno.EACCES: "give one that this user may take: below 1024, ports are root's",
 }
 # The value of a libcamera control; a list is a tuple, and a list of rectangles one of tuples.
 Control: TypeAlias = "bool | int | float | str | tuple[Control, ...]"
@@ -91,7 +99,7 @@ class Layout(NamedTuple):
 
 
 class _Excerpt(reprlib.Repr):
-    """Shows a value that is refused: never more than a line, also when YAML's aliases make it larger than memory."""
+    """Shows a refused value as YAML says it: at most a line, also when its aliases make it larger than memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,11 +110,19 @@ class _Excerpt(reprlib.Repr):
         # Python refuses to write out one of many digits.
         return repr(x) if abs(x) < 10**40 else f"an integer of {x.bit_length()} bits"
 
+    def repr_bool(self, x: bool, level: int) -> str:  # noqa: ARG002, FBT001
+        return str(x).lower()
+
+    def repr_NoneType(self, x: None, level: int) -> str:  # noqa: ARG002, N802
+        return "empty"
+
 
 _shown = _Excerpt().repr
 
 
-def _number(low: float, high: float) -> Callable[[Any], float]:
+def number(low: float, high: float) -> Callable[[Any], float]:
+    """Make a check that takes numbers within limits."""
+
     def check(value: Any) -> float:
         if isinstance(value, str):
             try:
@@ -120,7 +136,9 @@ def _number(low: float, high: float) -> Callable[[Any], float]:
     return check
 
 
-def _integer(low: int, high: int) -> Callable[[Any], int]:
+def integer(low: int, high: int) -> Callable[[Any], int]:
+    """Make a check that takes whole numbers within limits."""
+
     def check(value: Any) -> int:
         if isinstance(value, str) and value.isdecimal() and len(value) <= len(str(high)):
             value = int(value)
@@ -131,7 +149,8 @@ def _integer(low: int, high: int) -> Callable[[Any], int]:
     return check
 
 
-def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Make a check that takes None as well."""
     return lambda value: None if value is None else check(value)
 
 
@@ -147,7 +166,9 @@ def _several(check: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
 
 def _name(value: Any) -> str:
     if not is_camera_name(value):
-        raise ValueError("1 to 64 letters, digits, dots, underscores or hyphens")
+        unquoted = value is not None and not isinstance(value, str | list | dict)
+        quotes = ", in quotes where YAML takes them for something else" if unquoted else ""
+        raise ValueError(f"1 to 64 letters, digits, dots, underscores or hyphens{quotes}")
     return str(value)
 
 
@@ -221,7 +242,8 @@ def _is_file_name(text: str) -> bool:
         return False
 
 
-def _path(value: Any) -> Path:
+def file_path(value: Any) -> Path:
+    """Take what can be the path of a file."""
     if not isinstance(value, str | Path) or not _is_file_name(str(value)):
         raise ValueError("the path of a file")
     return Path(value)
@@ -274,22 +296,22 @@ def _setting(check: Callable[[Any], Any], default: Any) -> Any:
 class SenderConfig:
     """What `streamer send` needs; each field is explained in `sender.yml`."""
 
-    name: str | None = _setting(_optional(_name), None)
+    name: str | None = _setting(optional(_name), None)
     hubs: tuple[str, ...] = _setting(_several(_endpoint(_HOST, f"tcp://hub:{PORT}")), ())
-    curve_key_file: Path | None = _setting(_optional(_path), None)
+    curve_key_file: Path | None = _setting(optional(file_path), None)
     curve_hub_keys: tuple[str, ...] = _setting(_several(_public_key), ())
-    publish: str | None = _setting(_optional(_listener), None)
+    publish: str | None = _setting(optional(_listener), None)
     camera: str = _setting(_camera, "picamera2")
     size: Size = _setting(_size, Size(640, 480))
-    fps: float = _setting(_number(0.1, 240), 30.0)
-    quality: int = _setting(_integer(1, 100), 85)
+    fps: float = _setting(number(0.1, 240), 30.0)
+    quality: int = _setting(integer(1, 100), 85)
     hflip: bool = _setting(_boolean, default=False)
     vflip: bool = _setting(_boolean, default=False)
     rotate: int = _setting(_rotation, 0)
     controls: tuple[tuple[str, Control], ...] = _setting(_controls, ())
     encoder: str = _setting(_one_of("auto", "hardware", "software"), "auto")
-    in_flight_limit: int = _setting(_integer(1, IN_FLIGHT_MAX), IN_FLIGHT_LIMIT)
-    reply_timeout_s: float = _setting(_number(0.1, 60), 1.0)
+    in_flight_limit: int = _setting(integer(1, IN_FLIGHT_MAX), IN_FLIGHT_LIMIT)
+    reply_timeout_s: float = _setting(number(0.1, 60), 1.0)
 
 
 @dataclass(frozen=True)
@@ -297,23 +319,79 @@ class HubConfig:
     """What `streamer hub` needs; each field is explained in `hub.yml`."""
 
     bind: str = _setting(_listener, f"tcp://*:{PORT}")
-    curve_key_file: Path | None = _setting(_optional(_path), None)
-    curve_allowed_file: Path | None = _setting(_optional(_path), None)
-    plain_bind: str | None = _setting(_optional(_listener), None)
+    curve_key_file: Path | None = _setting(optional(file_path), None)
+    curve_allowed_file: Path | None = _setting(optional(file_path), None)
+    plain_bind: str | None = _setting(optional(_listener), None)
     subscribe: tuple[str, ...] = _setting(_several(_endpoint(_HOST, f"tcp://pi1:{PORT}")), ())
     http: Address = _setting(_http, Address("127.0.0.1", 8080))
-    http_password_file: Path | None = _setting(_optional(_path), None)
+    http_password_file: Path | None = _setting(optional(file_path), None)
     http_open: bool = _setting(_boolean, default=False)
-    http_socket: Path | None = _setting(_optional(_path), None)
-    tls_certificate: Path | None = _setting(_optional(_path), None)
-    tls_key: Path | None = _setting(_optional(_path), None)
+    http_socket: Path | None = _setting(optional(file_path), None)
+    tls_certificate: Path | None = _setting(optional(file_path), None)
+    tls_key: Path | None = _setting(optional(file_path), None)
     display: str = _setting(_one_of("none", "windows"), "none")
     cameras: tuple[str, ...] = _setting(_several(_name), ())
-    stale_after_s: float = _setting(_number(0.5, 3600), 3.0)
-    gone_after_s: float = _setting(_number(1, 86400), 30.0)
-    layout: Layout | None = _setting(_optional(_layout), None)
-    window_rows: int = _setting(_integer(1, 16), 2)
-    window_width: int = _setting(_integer(64, 8192), 480)
+    stale_after_s: float = _setting(number(0.5, 3600), 3.0)
+    gone_after_s: float = _setting(number(1, 86400), 30.0)
+    layout: Layout | None = _setting(optional(_layout), None)
+    window_rows: int = _setting(integer(1, 16), 2)
+    window_width: int = _setting(integer(64, 8192), 480)
+
+
+class Given(NamedTuple):
+    """What a configuration is read from. What is wrong with it is told to whoever gave it, in the names that he knows.
+
+    Attributes:
+        path: of the YAML file; None for the defaults alone.
+        flags: by key the values from the command line, which override the file's; None stands for a flag not given.
+    """
+
+    path: Path | None
+    flags: Mapping[str, Any]
+
+    def place(self, key: str) -> str:
+        """Say where a setting was given, or could be."""
+        name = self._name(key)
+        return f"{self.path}: {name}" if self.path and name == key else name
+
+    @contextlib.contextmanager
+    def wording(self, config: SenderConfig | HubConfig) -> Iterator[None]:
+        """Have what is raised within, by what was made from a configuration, worded for whoever gave that.
+
+        Raises:
+            ConfigError: instead of any other, and of TransportError.
+        """
+        try:
+            yield
+        except (ConfigError, TransportError) as error:
+            raise ConfigError(self.worded(str(error), config)) from error
+
+    def worded(self, problem: str, config: SenderConfig | HubConfig) -> str:
+        """Word a problem: it names settings as the keys are called, or the file or address that one of them is."""
+        for key, value in reversed(vars(config).items()):  # plain_bind before bind: if they are one, it came second
+            if isinstance(value, Path) and problem.startswith(f"{value}:"):
+                return f"{self.place(key)} {problem}"
+            if re.match(rf"cannot listen on (http )?{re.escape(str(value))}: ", problem):
+                instead = (text for number, text in _INSTEAD.items() if problem.endswith(os.strerror(number)))
+                return f"{self.place(key)}: {problem}; {next(instead, 'give another')}"
+        key = r"(?<![\w/.-])(?!(?:camera|name)\b)\w+(?![\w/.-])"  # these two are words of the language, too
+        text = re.sub(key, lambda word: self._name(word[0]), problem)
+        return f"{self.path}: {text}" if self.path else text
+
+    def _name(self, key: str) -> str:
+        is_flag = self.flags.get(key) is not None or (not self.path and key in self.flags)
+        return flag(key) if is_flag else key
+
+
+def flag(key: str) -> str:
+    """Return the flag of a key."""
+    return f"--{_FLAGS.get(key, key)}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return what may be meant by a word that is not known, or nothing."""
+    longer = [each for each in known if each.startswith(word)]
+    return next(iter(longer or difflib.get_close_matches(word, known, 1)), "")
 
 
 def load(cls: type[Config], path: Path | None, flags: Mapping[str, Any]) -> Config:
@@ -331,16 +409,16 @@ def load(cls: type[Config], path: Path | None, flags: Mapping[str, Any]) -> Conf
     values: dict[str, Any] = {}
     for key, (value, place) in (_read(path) if path else {}).items():
         if key not in settings:
-            near = difflib.get_close_matches(str(key), settings, 1, 0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"the keys are: {', '.join(settings)}"
+            near = nearest(str(key), settings)
+            hint = f"did you mean '{near}'?" if near else f"the keys are: {', '.join(settings)}"
             raise ConfigError(f"{place}: unknown key {_shown(key)}; {hint}")
         values[key] = check(cls, key, value, f"{place}: {key}")
     for key, value in flags.items():
         if value is not None:
-            values[key] = check(cls, key, value, f"--{_FLAGS.get(key, key)}")
+            values[key] = check(cls, key, value, flag(key))
     config = cls(**values)
     if problem := contradiction(config):
-        raise ConfigError(f"{path}: {problem}" if path else problem)
+        raise ConfigError(Given(path, flags).worded(problem, config))
     return config
 
 
@@ -356,10 +434,7 @@ def check(cls: type[Config], key: str, value: Any, place: str) -> Any:
     Raises:
         ConfigError: it is wrong; the text begins with the place.
     """
-    try:
-        return _checked(cls.__dataclass_fields__[key].metadata["check"], value)
-    except _RejectedError as error:
-        raise ConfigError(f"{place} {error}") from error
+    return checked(cls.__dataclass_fields__[key].metadata["check"], value, place)
 
 
 def contradiction(config: SenderConfig | HubConfig) -> str:
@@ -368,6 +443,8 @@ def contradiction(config: SenderConfig | HubConfig) -> str:
 
 
 def _sender_contradiction(config: SenderConfig) -> str:
+    if config.hubs and config.publish:
+        return "hubs and publish are both set: either it sends, or it publishes for whoever subscribes"
     if config.camera == "picamera2":
         return ""
     # To turn a USB camera's JPEG it would have to be decoded, which its sender is spared.
@@ -389,12 +466,14 @@ def _hub_contradiction(config: HubConfig) -> str:
         return "http_open and http_password_file are both set: either everybody may look or who knows the password"
     if not (config.http.is_loopback or config.http_open or config.http_password_file):
         return (
-            f"http is {config.http}, which others can reach: set http_password_file (--password-file FILE) to a file "
-            "with a password, or http_open: true (--open) to let everybody look"
+            f"http is {config.http}, which others can reach: set http_password_file to a file with a password, or "
+            "http_open to let everybody look"
         )
     if bool(config.tls_certificate) != bool(config.tls_key):
         given, missing = ("tls_certificate", "tls_key")[:: 1 if config.tls_certificate else -1]
         return f"{given} is set and {missing} is not: set both, or neither"
+    if config.layout and config.display != "windows":
+        return f"layout is {config.layout} and display is {config.display}: set display to windows, or no layout"
     return ""
 
 
@@ -434,6 +513,18 @@ def _checked(check: Callable[[Any], Any], value: Any) -> Any:
         raise _RejectedError(f"is {_shown(value)}: it must be {error}") from error
 
 
+def checked(check: Callable[[Any], Any], value: Any, place: str) -> Any:
+    """Check a value.
+
+    Raises:
+        ConfigError: it is not what it must be; the text begins with `place`.
+    """
+    try:
+        return _checked(check, value)
+    except _RejectedError as error:
+        raise ConfigError(f"{place} {error}") from error
+
+
 def _read(path: Path) -> dict[Any, tuple[Any, str]]:
     """Read a YAML mapping: key to (value, place in the file)."""
     loader = None
@@ -455,7 +546,9 @@ def _read(path: Path) -> dict[Any, tuple[Any, str]]:
                 raise ConfigError(f"{place}: the key {_shown(key)} stands here a second time")
             settings[key] = (loader.construct_object(value_node, deep=True), place)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text") from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         # Not all are YAMLErrors: PyYAML lets through what it meets on a date like 2026-99-99.
         mark = getattr(error, "problem_mark", None)

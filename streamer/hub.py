@@ -73,7 +73,7 @@ class Hub:
             given, missing = ("curve_key_file", "curve_allowed_file")[:: 1 if curve_key_file else -1]
             raise ConfigError(f"{given} is set and {missing} is not: set both, or neither")
         if plain_bind and not curve_key_file:
-            raise ConfigError("plain_bind is set, but without curve_key_file bind is for senders without encryption")
+            raise ConfigError("plain_bind is set and curve_key_file is not: without keys, senders need only bind")
         pair = keys.read_pair(Path(curve_key_file)) if curve_key_file else None
         self._allowed = keys.AllowList(Path(curve_allowed_file)) if curve_allowed_file else None
         if not 0 < stale_after_s < gone_after_s:

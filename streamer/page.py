@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _TIMEOUT_S = 5.0
+# What every release of a hub tells of a camera.
+_ROW = {"name", "state", "fps", "age_s", "frames", "dropped", "lost", "width", "height", "bytes_per_s", "address"}
 
 
 class Page:
@@ -38,17 +40,26 @@ class Page:
         try:
             parts = urllib.parse.urlsplit(hub)
             self._host, self._port = parts.hostname or "", parts.port
+            self._host.encode("idna")
         except ValueError:
             self._host, self._port = "", None
-        if not (rest if scheme == "unix" else self._host and scheme in ("http", "https")):
+        is_url = scheme in ("http", "https") and self._host and hub.isprintable() and " " not in hub
+        if not (rest if scheme == "unix" else is_url):
             raise ConfigError(f"--hub is {hub!r}: it must be the hub's page, as in http://hub:8080, or unix:PATH")
+        if ca_file and scheme != "https":
+            raise ConfigError(f"--ca-file is for https://, and --hub is {hub}")
         self._socket = rest if scheme == "unix" else None
-        self._path = "/api/cameras" if self._socket else f"{parts.path.rstrip('/')}/api/cameras"
-        self._name = hub if self._socket else hub.rstrip("/") + "/api/cameras"
+        path = "" if self._socket else urllib.parse.quote(parts.path.rstrip("/"), safe="/%")
+        self._path = f"{path}/api/cameras"
+        self._name = hub if self._socket else f"{scheme}://{parts.netloc}{self._path}"
+        self._hint = f": is it {scheme}://{parts.netloc}?" if path else ""
         self._password_file = password_file
         self._headers = {}
         if password_file:
-            credentials = f":{read_password(password_file)}".encode()
+            try:
+                credentials = f":{read_password(password_file)}".encode()
+            except ConfigError as error:
+                raise ConfigError(f"--password-file {error}") from error
             self._headers["Authorization"] = f"Basic {base64.b64encode(credentials).decode()}"
         self._tls = _trust(ca_file) if scheme == "https" else None
 
@@ -63,22 +74,26 @@ class Page:
                 connection.request("GET", self._path, headers=self._headers)
                 answer = connection.getresponse()
                 body = answer.read()
-                if answer.status == HTTPStatus.OK:
-                    return json.loads(body), ""
         except ssl.SSLCertVerificationError as error:
             raise ConfigError(
                 f"{self._name}: its certificate is not trusted ({error.verify_message}): give --ca-file FILE with the "
                 "certificate that is to be trusted"
             ) from error
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            return None, f"no hub answers at {self._name}: {error or type(error).__name__}"
+        except ssl.SSLError as error:
+            why = (error.reason or type(error).__name__).replace("_", " ").lower()
+            return None, f"no hub answers at {self._name}: TLS fails ({why}): is it http:// there?"
+        except (OSError, http.client.HTTPException) as error:
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            return None, f"no hub answers at {self._name}: {why}"
+        if answer.status == HTTPStatus.OK and (rows := _rows(body)) is not None:
+            return rows, ""
         if answer.status == HTTPStatus.UNAUTHORIZED:
             if self._password_file:
                 raise ConfigError(f"{self._password_file}: has not the password of {self._name}")
             raise ConfigError(f"{self._name} asks for a password: give --password-file FILE")
         if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
             return None, f"{self._name}: {body.decode(errors='replace').strip()}"
-        return None, f"no hub answers at {self._name}: HTTP {answer.status} {answer.reason}"
+        return None, f"what answers at {self._name} is no hub (HTTP {answer.status} {answer.reason}){self._hint}"
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._tls:
@@ -100,6 +115,16 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(_TIMEOUT_S)
         self.sock.connect(self._path)
+
+
+def _rows(body: bytes) -> list[dict[str, Any]] | None:
+    """Read the rows of a hub's table; None from what is none."""
+    try:
+        rows = json.loads(body)
+    except ValueError:
+        return None
+    is_table = isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= _ROW for row in rows)
+    return rows if is_table else None
 
 
 def _trust(ca_file: Path | None) -> ssl.SSLContext:

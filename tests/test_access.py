@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
 
 import pytest
+from aiohttp import web
 
 import streamer
 from streamer import cli
@@ -656,7 +657,7 @@ def test_tls_files_that_are_wrong_are_named(certificate: Certificate, tmp_path: 
     for given, error in (
         ((nowhere, certificate.key), f"tls_certificate: {nowhere}: No such file or directory"),
         ((certificate.certificate, tmp_path), f"tls_key: {tmp_path}: Is a directory"),
-        (other, "they must be a PEM certificate and its own key, without a passphrase"),
+        (other, "they must be a PEM certificate and its own key, without a passphrase$"),
         ((other.certificate, certificate.key), r"its own key, without a passphrase \(KEY_VALUES_MISMATCH\)"),
         (
             (tmp_path / "words", certificate.key),
@@ -700,7 +701,8 @@ def test_socket_that_cannot_be_made_is_named(hub: streamer.Hub, tmp_path: Path) 
     (tmp_path / "file").write_text("kept")
     for path, why in (
         (tmp_path / "none" / "hub.sock", "No such file or directory"),
-        (tmp_path / "file", "Address already in use"),
+        (tmp_path / "file", "it is there already, and no socket"),
+        (tmp_path, "it is there already, and no socket"),
         (tmp_path / ("a" * 200), "AF_UNIX path too long"),
     ):
         with pytest.raises(TransportError) as refused:
@@ -743,7 +745,7 @@ def test_status_by_the_socket(
 ) -> None:
     path = tmp_path / "hub.sock"
     assert status("--hub", f"unix:{path}") == 1
-    error = f"streamer: no hub answers at unix:{path}: [Errno 2] No such file or directory\n"
+    error = f"streamer: no hub answers at unix:{path}: No such file or directory\n"
     assert capsys.readouterr().err == error
     monkeypatch.setattr(cli, "_HUB_SOCKET", str(path))
     assert cli._hub_here() == "http://127.0.0.1:8080"
@@ -768,6 +770,31 @@ def test_status_over_tls(
         assert status("--hub", page, *trusted) == 0
         assert status("--hub", page, "--ca-file", password_file) == 2
         assert f"--ca-file {password_file}: has no PEM certificate" in capsys.readouterr().err
+
+
+def test_status_of_what_is_no_page(opened: Wall, capsys: pytest.CaptureFixture[str]) -> None:
+    place = f"127.0.0.1:{opened.port}"
+    for hub, error in (
+        (
+            f"https://{place}",
+            rf"no hub answers at https://{place}/api/cameras: TLS fails \(.*\): is it http:// there\?",
+        ),
+        (
+            f"http://{place}/numbers/",
+            rf"what answers at http://{place}/numbers/api/cameras is no hub \(HTTP 404 .*\): is it http://{place}\?",
+        ),
+    ):
+        assert status("--hub", hub) == 1
+        assert re.fullmatch(f"streamer: {error}\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("body", ["<html>", "{}", '["pi1"]', '[{"name": "pi1"}]'])
+def test_status_of_what_is_no_table(
+    body: str, opened: Wall, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("streamer.wall._json", lambda _: web.Response(text=body))
+    assert status("--hub", f"http://127.0.0.1:{opened.port}/") == 1
+    assert capsys.readouterr().err.endswith("/api/cameras is no hub (HTTP 200 OK)\n")
 
 
 def test_hub_says_that_it_is_https(

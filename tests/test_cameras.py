@@ -165,7 +165,7 @@ def test_counter_runs(clock: Clock) -> None:
 
 @pytest.mark.parametrize("size", [(175, 144), (176, 143), (16, 16)])
 def test_card_too_small_to_be_read(size: tuple[int, int]) -> None:
-    with pytest.raises(CameraError, match=f"pattern: {size[0]}x{size[1]} is too small, it needs 176x144"):
+    with pytest.raises(ConfigError, match=f"size is {size[0]}x{size[1]}: it must be 176x144 or more for the camera pa"):
         Pattern("pi1", size, 30, 85)
 
 
@@ -349,9 +349,33 @@ def test_file_that_is_no_video(
     assert capfd.readouterr().err == ""
 
 
-def test_folder_is_no_video(tmp_path: Path) -> None:
-    with pytest.raises(CameraError, match="there is no such file"):
-        VideoFile(str(tmp_path), (64, 48), 10, 85)
+def test_what_is_no_file_is_no_video(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path, error in (
+        (tmp_path, "is a directory: it must be a video file"),
+        (Path("/dev/null"), "is a device, a pipe or a socket: it must be a video file"),
+        (pipe, "is a device, a pipe or a socket: it must be a video file"),
+        (tmp_path / ("a" * 300), "File name too long"),
+        (pipe / "below", "there is no such file"),
+    ):
+        with pytest.raises(CameraError) as refused:
+            VideoFile(str(path), (64, 48), 10, 85)
+        assert str(refused.value) == f"file:{path}: {error}"
+
+
+def test_video_that_this_user_may_not_read(tmp_path: Path) -> None:
+    file = write_video(tmp_path)
+    tmp_path.chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)  # root may enter every directory
+        with pytest.raises(CameraError, match=f"^file:{file}: is not open to this user: let it read the file, and"):
+            VideoFile(file, (64, 48), 10, 85)
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o700)
 
 
 # -- USB cameras, by OpenCV

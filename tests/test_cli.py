@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ENDS_WITHIN_S = 2.0
 NOWHERE = "tcp://127.0.0.1:9"  # the discard port: nobody listens
+PATTERN = ("send", "--camera", "pattern", "--name", "pi1")
+PUBLIC = f"curve-public:{'0' * 64}"
 
 
 class Command:
@@ -90,9 +92,11 @@ def running_hub(place: Path, *arguments: str) -> Iterator[tuple[Command, str, st
         yield hub, hub.said(r"hub: (\S+)"), hub.said(r"wall: (\S+)")
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "streamer", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=30, check=False, env={**os.environ, **environment}
+    )
 
 
 def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
@@ -118,19 +122,50 @@ def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
             "hflip is set, but only the camera picamera2 has it: pictures of usb:0 are sent as they come",
         ),
         (["send", "--hub", NOWHERE, "--name", "a b"], "--name is 'a b': it must be 1 to 64 letters"),
-        (["send", "--config", "/nowhere/sender.yml"], "/nowhere/sender.yml: No such file or directory"),
+        (["send", "--config", "/nowhere/sender.yml"], "--config /nowhere/sender.yml: No such file or directory"),
         (["hub", "--bind", "5555"], "--bind is '5555': it must be tcp://ADDRESS:PORT"),
         (["hub", "--http", "8080"], "--http is '8080': it must be ADDRESS:PORT"),
         (["hub", "--display", "screen"], "--display is 'screen': it must be none or windows"),
         (["hub", "--layout", "2by4"], "--layout is '2by4': it must be ROWSxCOLUMNS, numbers from 1 to 16, as in 2x4"),
-        (["demo", "--cameras", "0"], "--cameras is 0: it must be from 1 to 64"),
+        (["hub", "--layout", "2x4"], "--layout is 2x4 and --display is none: set --display to windows, or no --layout"),
+        (["demo", "--cameras", "0"], "--cameras is '0': it must be a whole number from 1 to 64"),
+        (["demo", "--cameras", "x"], "--cameras is 'x': it must be a whole number from 1 to 64"),
+        (["demo", "--display", "screen"], "--display is 'screen': it must be none or windows"),
+        (
+            ["demo", "--layout", "2x4"],
+            "--layout is 2x4 and --display is none: set --display to windows, or no --layout",
+        ),
         (["status", "--hub", "hub:8080"], "--hub is 'hub:8080': it must be the hub's page, as in http://hub:8080"),
         (["status", "--hub", "http://hub:port"], "--hub is 'http://hub:port': it must be the hub's page"),
         (["status", "--hub", "unix:"], "--hub is 'unix:': it must be the hub's page, as in http://hub:8080, or unix:"),
-        (["status", "--password-file", "/nowhere/password"], "/nowhere/password: No such file or directory"),
+        (["status", "--password-file", "/nowhere/password"], "--password-file /nowhere/password: No such file or dire"),
         (["status", "--hub", "https://hub", "--ca-file", "/nowhere/ca"], "--ca-file /nowhere/ca: No such file"),
-        (["hub", "--http", "0.0.0.0:8080"], "http is 0.0.0.0:8080, which others can reach: set http_password_file"),
-        (["hub", "--open", "--password-file", "a"], "http_open and http_password_file are both set: either everybody"),
+        (
+            ["hub", "--http", "0.0.0.0:8080"],
+            "--http is 0.0.0.0:8080, which others can reach: set --password-file to a f",
+        ),
+        (["hub", "--open", "--password-file", "a"], "--open and --password-file are both set: either everybody may lo"),
+        (["hub", "--key", "a"], "--key is set and --allowed is not: set both, or neither"),
+        (["hub", "--plain-bind", "tcp://*:1"], "--plain-bind is set and --key is not: without keys, senders need only"),
+        (["send", "--hub", NOWHERE, "--publish", "tcp://*:1"], "--hub and --publish are both set: either it sends, or"),
+        ([*PATTERN, "--hub", NOWHERE, "--hub-key", PUBLIC], "--hub-key is set and --key is not: set both, or neither"),
+        ([*PATTERN, "--hub", NOWHERE, "--size", "16x16"], "--size is 16x16: it must be 176x144 or more for the camera"),
+        (["send", "--config", ""], "--config is '': it must be the path of a file"),
+        (["keys", "make", ""], "FILE is '': it must be the path of a file"),
+        (["status", "--password-file", ""], "--password-file is '': it must be the path of a file"),
+        (["status", "--ca-file", "a"], "--ca-file is for https://, and --hub is http://127.0.0.1:8080"),
+        (["status", "--hub", ""], "--hub is '': it must be the hub's page, as in http://hub:8080, or unix:PATH"),
+        (["status", "--hub", "http://a b:80"], "--hub is 'http://a b:80': it must be the hub's page"),
+        (["status", "--hub", f"http://{'a' * 70}"], f"--hub is 'http://{'a' * 70}': it must be the hub's page"),
+        (["status", "--wait", "nan"], "--wait is 'nan': it must be a number from 0 to 86400"),
+        (["status", "--wait", "inf"], "--wait is 'inf': it must be a number from 0 to 86400"),
+        (["status", "--wait", "-1"], "--wait is '-1': it must be a number from 0 to 86400"),
+        # What has a line break in its name.
+        (["send", "--config", "/nowhere/a\nb"], "--config /nowhere/a\\nb: No such file or directory"),
+        (["keys", "show", "/nowhere/a\nb"], "/nowhere/a\\nb: there is no such key"),
+        (["hub", "--password-file", "/nowhere/a\nb"], "--password-file /nowhere/a\\nb: No such file or directory"),
+        (["status", "--password-file", "/nowhere/a\nb"], "--password-file /nowhere/a\\nb: No such file or directory"),
+        (["status", "--hub", "http://a\nb"], "--hub is 'http://a\\nb': it must be the hub's page"),
         (["keys", "make", "/nowhere/key"], "/nowhere/key: No such file or directory"),
         (["keys", "show", "/nowhere/key"], "/nowhere/key: there is no such key: 'streamer keys make /nowhere/key'"),
         (["send", "--hub", NOWHERE, "--hub-key", f"curve-secret:{'5' * 64}"], "--hub-key is a secret key, which must"),
@@ -138,7 +173,7 @@ def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
             ["send", "--hub", NOWHERE, "--hub-key", "curve-public:5"],
             "--hub-key is no public key: it must be curve-public: and",
         ),
-        (["hub", "--password-file", "/nowhere/password"], "/nowhere/password: No such file or directory"),
+        (["hub", "--password-file", "/nowhere/password"], "--password-file /nowhere/password: No such file or directo"),
     ],
 )
 def test_bad_input_gets_one_line_and_status_2(
@@ -153,12 +188,87 @@ def test_bad_input_gets_one_line_and_status_2(
     assert "5" * 64 not in err, "a secret"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "streamer: send|hub|keys|demo|status is missing (streamer --help)"),
+        (["--bogus", "send", "--print-config"], "streamer: --bogus is not known (streamer --help)"),
+        (["sned"], "streamer: sned is not known; did you mean send? (streamer --help)"),
+        (["keys", "mak", "a"], "streamer keys: mak is not known; did you mean make? (streamer keys --help)"),
+        (["keys", "make"], "streamer keys make: FILE is missing (streamer keys make --help)"),
+        (["send", "--bogus"], "streamer send: --bogus is not known (streamer send --help)"),
+        (
+            ["send", "--cam", "pattern"],
+            "streamer send: --cam is not known; did you mean --camera? (streamer send --help)",
+        ),
+        (["hub", "--htpp=1"], "streamer hub: --htpp=1 is not known; did you mean --http? (streamer hub --help)"),
+        (["hub", "a\nb"], "streamer hub: 'a\\nb' is not known (streamer hub --help)"),
+        (["send", "--size", "-640x480"], "streamer send: --size needs a value (streamer send --help)"),
+        (["send", "--hflip=1"], "streamer send: --hflip takes no value (streamer send --help)"),
+    ],
+)
+def test_arguments_that_are_none_get_one_line_and_status_2(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr() == ("", f"{complaint}\n")
+
+
+@pytest.mark.parametrize("command", ["hub", "demo"])
 def test_no_screen_is_said_before_anything_starts(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
-    assert cli.main(["hub", "--display", "windows"]) == 2
-    assert "DISPLAY is not set" in capsys.readouterr().err
+    assert cli.main([command, "--display", "windows"]) == 2
+    error = "streamer: --display: windows needs a screen, but DISPLAY is not set; run it on the desktop\n"
+    assert capfd.readouterr() == ("", error)
+
+
+@pytest.mark.parametrize("command", ["hub", "demo"])
+def test_windows_without_opencv_are_refused_before_anything_starts(command: str, tmp_path: Path) -> None:
+    (tmp_path / "cv2.py").write_text("raise ImportError")
+    done = run(command, "--display", "windows", DISPLAY=":0", PYTHONPATH=f"{tmp_path}:{Path(__file__).parent.parent}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("streamer: a display of windows needs the extra 'opencv': pip install")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_what_cannot_be_printed_is_said_in_one_line(tmp_path: Path) -> None:
+    for arguments in (
+        ["--version"],
+        ["send", "--help"],
+        ["send", "--print-config"],
+        ["hub", "--print-config"],
+        ["keys", "make", str(tmp_path / "a.key")],
+        ["keys", "show", str(tmp_path / "a.key")],
+        ["demo", "--cameras", "1"],
+    ):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "streamer", *arguments],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+        assert (done.returncode, done.stderr) == (1, "streamer: cannot print: No space left on device\n"), arguments
+
+
+def test_who_reads_no_more_is_told_nothing(tmp_path: Path) -> None:
+    for arguments in (["--help"], ["hub", "--print-config"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, "-m", "streamer", *arguments],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=30,
+            check=False,
+        )
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (1, b""), arguments
 
 
 def test_missing_library_names_its_extra() -> None:
@@ -173,15 +283,25 @@ def test_missing_library_names_its_extra() -> None:
     )
 
 
-def test_port_that_is_taken_fails_with_status_1(tmp_path: Path) -> None:
+def test_address_that_cannot_be_listened_on_is_named_and_what_would_be_right(tmp_path: Path) -> None:
+    socket_file = tmp_path / "hub.yml"
+    socket_file.write_text(f"http_socket: {tmp_path}\n")
+    nowhere = ["--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]
+    taken = "Address already in use; end what listens there, another hub perhaps, or give another"
     with running_hub(tmp_path) as (_, endpoint, wall):
-        second = run("hub", "--bind", endpoint, "--http", "127.0.0.1:0")
-        assert (second.returncode, second.stdout) == (1, "")
-        assert second.stderr == f"streamer: cannot listen on {endpoint}: Address already in use\n"
         address = wall.removeprefix("http://").rstrip("/")
-        third = run("hub", "--bind", "tcp://127.0.0.1:0", "--http", address)
-        assert third.returncode == 1
-        assert third.stderr.startswith(f"streamer: cannot listen on http {address}: ")
+        for arguments, error in (
+            (["hub", *nowhere, "--bind", endpoint], f"--bind: cannot listen on {endpoint}: {taken}"),
+            (["hub", *nowhere, "--http", address], f"--http: cannot listen on http {address}: {taken}"),
+            ([*PATTERN, "--publish", endpoint], f"--publish: cannot listen on {endpoint}: {taken}"),
+            (
+                ["hub", *nowhere, "--config", str(socket_file)],
+                f"{socket_file}: http_socket: cannot listen on {tmp_path}: it is there already, and no socket; "
+                "give another",
+            ),
+        ):
+            done = run(*arguments)
+            assert (done.returncode, done.stdout, done.stderr) == (2, "", f"streamer: {error}\n")
 
 
 def test_version_and_help_need_nothing_that_is_not_needed() -> None:
@@ -244,7 +364,7 @@ def test_hub_and_sender_end_in_either_order(tmp_path: Path, number: int, first: 
         assert run("status", "--hub", wall, "--wait", "20", "pi1").returncode == 0
         for command in (hub, sender) if first == "hub" else (sender, hub):
             assert command.end(number) < ENDS_WITHIN_S
-        assert re.search(r"Frames received: [1-9]\d* from 1 cameras in [\d.]+ s, [\d.]+ frames/s", hub.out)
+        assert re.search(r"Frames received: [1-9]\d* from 1 camera in [\d.]+ s, [\d.]+ frames/s", hub.out)
         row = hub.out.splitlines()[-1].split()
         assert row[0] == "pi1"
         frames, fps, size, image_size, ratio = int(row[1]), float(row[2]), int(row[5]), int(row[7]), float(row[9])
@@ -356,6 +476,7 @@ def test_hub_is_ready_when_it_listens_and_feeds_the_watchdog_without_cameras(
         assert "wall: " in hub.out
         until(lambda: notify.has("WATCHDOG=1"), 20)
         assert hub.end() < ENDS_WITHIN_S
+        assert hub.out.splitlines()[2:] == ["Frames received: 0"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -441,9 +562,24 @@ def test_status_shows_what_the_hub_knows(tmp_path: Path) -> None:
         not_all = run("status", "--hub", wall, "--wait", "0.1", "--json")
         assert not_all.returncode == 1
         assert {row["name"]: row["state"] for row in json.loads(not_all.stdout)} == {"pi1": "LIVE", "pi2": "WAITING"}
-        stranger = run("status", "--hub", wall, "--wait", "0.1", "--json", "pi7")
-        assert stranger.returncode == 1
-        assert json.loads(stranger.stdout)[0]["state"] == "WAITING"
+        assert run("status", "--hub", wall, "pi2").returncode == 0
+        for wait in ([], ["--wait", "0.1"]):
+            stranger = run("status", "--hub", wall, *wait, "--json", "pi1", "pi7")
+            assert stranger.returncode == 1
+            assert [row["state"] for row in json.loads(stranger.stdout)] == ["LIVE", "UNKNOWN"]
+            assert stranger.stderr == "streamer: the hub knows no camera pi7; its cameras are: pi1, pi2\n"
+
+
+def test_status_waits_for_a_camera_that_the_hub_does_not_know_yet(tmp_path: Path) -> None:
+    with (
+        running_hub(tmp_path) as (_, endpoint, wall),
+        running(tmp_path, "status", "--hub", wall, "--wait=20", "pi1") as it,
+    ):
+        time.sleep(1)
+        assert it.process.poll() is None
+        with running(tmp_path, *sender_flags(endpoint)):
+            assert it.process.wait(20) == 0
+            assert it.out.splitlines()[1].split()[:2] == ["pi1", "LIVE"]
 
 
 ROW = {
@@ -518,7 +654,7 @@ def test_the_release_that_runs_is_named_by_its_directory(
 def test_status_without_a_hub_says_so() -> None:
     done = run("status", "--hub", "http://127.0.0.1:9")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "streamer: no hub answers at http://127.0.0.1:9/api/cameras: [Errno 111] Connection refused\n"
+    assert done.stderr == "streamer: no hub answers at http://127.0.0.1:9/api/cameras: Connection refused\n"
 
 
 def test_keys_are_made_shown_and_used_and_no_secret_is_told(tmp_path: Path, curve: Keys) -> None:

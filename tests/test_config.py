@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 import streamer.config
-from streamer.config import Address, HubConfig, Layout, SenderConfig, Size, load, manual, read_password
-from streamer.errors import ConfigError
+from streamer.config import Address, Given, HubConfig, Layout, SenderConfig, Size, load, manual, read_password
+from streamer.errors import ConfigError, TransportError
 
 Kind = type[SenderConfig] | type[HubConfig]
 
@@ -188,6 +188,7 @@ GOOD = [(kind, key, *pair) for kind, keys in KEYS.items() for key, (good, _) in 
 # What a key needs beside it.
 BESIDE: dict[str, dict[str, Any]] = {
     "http": {"http_open": True},
+    "layout": {"display": "windows"},
     "tls_certificate": {"tls_key": "/etc/key.pem"},
     "tls_key": {"tls_certificate": "/etc/cert.pem"},
 }
@@ -211,7 +212,9 @@ def test_every_key_is_in_the_tables(kind: Kind) -> None:
 @pytest.mark.parametrize(("kind", "key", "value", "expected"), GOOD)
 def test_good_value(kind: Kind, key: str, value: Any, expected: Any, tmp_path: Path) -> None:
     beside = BESIDE.get(key, {}) if value is not None else {}
-    others = load(kind, None, beside | {key: "127.0.0.1:1" if key == "http" else "x"}) if beside else kind()
+    others = (
+        load(kind, None, beside | {key: {"http": "127.0.0.1:1", "layout": "1x1"}.get(key, "x")}) if beside else kind()
+    )
     values = {key: value, **beside}
     loaded = [load(kind, None, values)]
     if not isinstance(value, Size):
@@ -230,6 +233,31 @@ def test_bad_value(kind: Kind, key: str, value: Any, tmp_path: Path) -> None:
     assert str(refused.value).startswith(f"{file}:3: {key} is ")
     assert ": it must be " in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "error"),
+    [
+        (SenderConfig, "fps:", "fps is empty: it must be a number"),
+        (SenderConfig, "rotate: yes", "rotate is true: it must be 0 or 180"),
+        (HubConfig, "display: off", "display is false: it must be none or windows"),
+        (
+            HubConfig,
+            "cameras: [~]",
+            "cameras is empty: it must be 1 to 64 letters, digits, dots, underscores or hyphens$",
+        ),
+        (
+            HubConfig,
+            "cameras: [7]",
+            "cameras is 7: it must be 1 to 64 letters, .*, in quotes where YAML takes them for",
+        ),
+        (SenderConfig, "name: 010", "name is 8: it must be 1 to 64 letters, .*, in quotes where YAML takes them for"),
+        (SenderConfig, "name: 2026-11-27", "name is datetime.*, in quotes where YAML takes them for something else$"),
+    ],
+)
+def test_bad_value_is_told_as_yaml_has_it(kind: Kind, text: str, error: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=error):
+        load(kind, written(tmp_path, text), {})
 
 
 @pytest.mark.parametrize("kind", KEYS)
@@ -273,17 +301,18 @@ def test_only_picamera2_has_what_the_sensor_does(key: str, value: Any, camera: s
     [
         (
             {"http": "0.0.0.0:8080"},
-            "streamer.yml: http is 0.0.0.0:8080, which others can reach: set http_password_file (--password-file FILE) "
-            "to a file with a password, or http_open: true (--open) to let everybody look",
+            "streamer.yml: http is 0.0.0.0:8080, which others can reach: set http_password_file to a file with a "
+            "password, or http_open to let everybody look",
         ),
         ({"http": "[::]:80"}, "streamer.yml: http is [::]:80, which others can reach: "),
         ({"http": "192.0.2.1:80", "http_open": False}, "streamer.yml: http is 192.0.2.1:80, which others can reach: "),
         ({"http_password_file": "a", "http_open": True}, "http_open and http_password_file are both set: either"),
         ({"tls_key": "a"}, "streamer.yml: tls_key is set and tls_certificate is not: set both, or neither"),
         ({"tls_certificate": "a"}, "streamer.yml: tls_certificate is set and tls_key is not: set both, or neither"),
+        ({"layout": "2x4"}, "streamer.yml: layout is 2x4 and display is none: set display to windows, or no layout"),
     ],
 )
-def test_who_may_look_must_be_said(values: dict[str, Any], error: str, tmp_path: Path) -> None:
+def test_what_does_not_go_together(values: dict[str, Any], error: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=re.escape(error)):
         load(HubConfig, written(tmp_path, yaml.safe_dump(values)), {})
 
@@ -397,7 +426,7 @@ def test_nearest_key_is_found_for_every_key(kind: Kind, tmp_path: Path) -> None:
 def test_not_text(tmp_path: Path) -> None:
     file = tmp_path / "streamer.yml"
     file.write_bytes(b"name: \xff\xfe")
-    with pytest.raises(ConfigError, match="is not YAML: 'utf-8' codec can't decode"):
+    with pytest.raises(ConfigError, match=f"^{file}: is not UTF-8 text$"):
         load(SenderConfig, file, {})
 
 
@@ -410,7 +439,7 @@ def test_unreadable(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError) as refused:
             load(SenderConfig, path, {})
-        assert str(refused.value) == f"{path}: {why}"
+        assert str(refused.value) == f"--config {path}: {why}"
 
 
 @pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n"])
@@ -457,6 +486,60 @@ def test_bad_flag(kind: Kind, flag: str, value: object, error: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load(kind, None, {flag: value})
     assert str(refused.value).startswith(error)
+
+
+def test_what_does_not_go_together_is_told_by_the_names_that_were_used(tmp_path: Path) -> None:
+    file = written(tmp_path, "camera: pattern\nhflip: true\n")
+    for path, flags, error in (
+        (None, {"camera": "pattern", "hflip": True}, "--hflip is set, but only the camera picamera2 has it"),
+        (file, {"hflip": None}, f"{file}: hflip is set, but only the camera picamera2 has it"),
+        (file, {"hflip": True}, f"{file}: --hflip is set, but only the camera picamera2 has it"),
+        (None, {"hubs": "tcp://a:1", "publish": "tcp://*:1"}, "--hub and --publish are both set: either it sends, or"),
+        (file, {"hubs": "tcp://a:1", "publish": "tcp://*:1"}, f"{file}: --hub and --publish are both set: either it"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            load(SenderConfig, path, flags)
+        assert str(refused.value).startswith(error)
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "told"),
+    [
+        ({"bind": "tcp://*:1"}, "cannot listen on tcp://*:1: Permission denied", "--bind: {}; give one that this user"),
+        (
+            {},
+            "cannot listen on tcp://*:5555: Address already in use",
+            "a.yml: bind: {}; end what listens there, another",
+        ),
+        ({}, "cannot listen on http 127.0.0.1:8080: Address already in use", "a.yml: http: {}; end what listens there"),
+        (
+            {"plain_bind": "tcp://*:5555"},
+            "cannot listen on tcp://*:5555: Address already in use",
+            "--plain-bind: {}; end",
+        ),
+        (
+            {"http": "127.0.0.2:1"},
+            "cannot listen on http 127.0.0.2:1: Cannot assign requested address",
+            "--http: {}; giv",
+        ),
+        ({"bind": "tcp://eth9:1"}, "cannot listen on tcp://eth9:1: No such device", "--bind: {}; give another"),
+        ({"curve_key_file": "a.key"}, "a.key: is no key", "--key {}"),
+        ({}, "plain_bind is set and curve_key_file is not", "a.yml: {}"),
+        (
+            {"plain_bind": "tcp://*:1"},
+            "plain_bind is set and curve_key_file is not",
+            "a.yml: --plain-bind is set and curve",
+        ),
+        ({}, "/etc/bind/http: is no key", "a.yml: {}"),
+    ],
+)
+def test_what_a_configuration_makes_is_told_in_its_words(flags: dict[str, str], error: str, told: str) -> None:
+    given = Given(Path("a.yml"), {"bind": None, "http": None, "plain_bind": None, "curve_key_file": None} | flags)
+    config = load(HubConfig, None, flags)
+    for kind in (ConfigError, TransportError):
+        with pytest.raises(ConfigError) as refused, given.wording(config):
+            raise kind(error)
+        assert str(refused.value).startswith(told.format(error))
 
 
 # -- the shipped files, which are the manual

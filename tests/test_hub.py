@@ -787,7 +787,7 @@ def test_who_forges_the_doors_word_is_believed_nothing(curve: Keys) -> None:
     [
         ("curve_allowed_file", {}, "curve_key_file is set and curve_allowed_file is not: set both, or neither"),
         ("curve_key_file", {}, "curve_allowed_file is set and curve_key_file is not: set both, or neither"),
-        ("both", {"plain_bind": LOCAL}, "plain_bind is set, but without curve_key_file bind is for senders without"),
+        ("both", {"plain_bind": LOCAL}, "plain_bind is set and curve_key_file is not: without keys, senders need only"),
     ],
 )
 def test_half_of_the_keys_is_none(curve: Keys, left_out: str, more: dict[str, Any], complaint: str) -> None:

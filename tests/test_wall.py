@@ -288,8 +288,14 @@ def test_viewer_that_does_not_read_delays_nobody_and_gets_the_newest(
 
 
 def test_port_that_is_taken_is_named(hub: streamer.Hub, wall: Wall) -> None:
-    with pytest.raises(streamer.TransportError, match=f"cannot listen on http 127.0.0.1:{wall.port}: "):
-        Wall(hub, "127.0.0.1", wall.port)
+    for host, port, error in (
+        ("127.0.0.1", wall.port, f"127.0.0.1:{wall.port}: Address already in use"),
+        ("192.0.2.1", 0, "192.0.2.1:0: Cannot assign requested address"),
+        ("fe80::1%none", 0, "[fe80::1%none]:0: Cannot assign requested address"),
+    ):
+        with pytest.raises(streamer.TransportError) as refused:
+            Wall(hub, host, port)
+        assert str(refused.value) == f"cannot listen on http {error}"
 
 
 def test_many_viewers_leave_nothing_behind(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:

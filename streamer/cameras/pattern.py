@@ -15,7 +15,7 @@ import time
 import zlib
 from typing import TYPE_CHECKING
 
-from streamer.errors import CameraError, MissingExtraError
+from streamer.errors import ConfigError, MissingExtraError
 
 try:
     from PIL import Image, ImageDraw, ImageFont
@@ -49,12 +49,14 @@ class Pattern:
         quality: of the JPEG, 1 to 100.
 
     Raises:
-        CameraError: the size is too small to be read.
+        ConfigError: the size is too small to be read.
     """
 
     def __init__(self, name: str, size: tuple[int, int], fps: float, quality: int) -> None:
         if size[0] < _MINIMUM[0] or size[1] < _MINIMUM[1]:
-            raise CameraError(f"pattern: {size[0]}x{size[1]} is too small, it needs {_MINIMUM[0]}x{_MINIMUM[1]}")
+            raise ConfigError(
+                f"size is {size[0]}x{size[1]}: it must be {_MINIMUM[0]}x{_MINIMUM[1]} or more for the camera pattern"
+            )
         self._columns, self._rows = -(-size[0] // _BLOCK), -(-size[1] // _BLOCK)
         self._interval_s = 1 / fps
         self._count = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,8 +86,8 @@ class VideoFile:
         self._container.close()
 
     def _open(self) -> InputContainer:
-        if not Path(self._path).is_file():
-            raise CameraError(f"{self._source}: there is no such file")
+        if why := _why_closed(Path(self._path)):
+            raise CameraError(f"{self._source}: {why}")
         try:
             container = av.open(self._path)
         except av.FFmpegError as error:
@@ -129,3 +130,20 @@ class VideoFile:
         how = "AREA" if scale < 1 else "BILINEAR"
         image = frame.to_ndarray(width=width, height=height, format="bgr24", interpolation=how)
         return np.rot90(image, quarters)
+
+
+def _why_closed(path: Path) -> str:
+    """Say why this process cannot read a file; nothing if it can."""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # to open a pipe could take for ever
+            kind = "a directory" if stat.S_ISDIR(mode) else "a device, a pipe or a socket"
+            return f"is {kind}: it must be a video file"
+        path.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file"
+    except PermissionError:
+        return "is not open to this user: let it read the file, and enter the directories above"
+    except OSError as error:
+        return str(error.strerror)
+    return ""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import math
+import os
 import threading
 import time
 from email.utils import formatdate
@@ -18,6 +20,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import streamer
+from streamer.config import Address
 from streamer.errors import CodecError, MissingExtraError, TransportError
 
 try:
@@ -170,7 +173,9 @@ class Wall:
         try:
             listening.append(await self._door.listen(protocol, host, port, self._tls))
         except OSError as error:
-            raise TransportError(f"cannot listen on http {host}:{port}: {error.strerror}") from error
+            # Whose number is none of the system's is of a name, or of asyncio, for an address that is not here.
+            number = error.errno if error.errno and error.errno > 0 else errno.EADDRNOTAVAIL
+            raise TransportError(f"cannot listen on http {Address(host, port)}: {os.strerror(number)}") from error
         self.port = listening[0].sockets[0].getsockname()[1]
         if self._socket:
             listening.append(await self._loop.create_server(protocol, sock=unix_socket(self._socket)))

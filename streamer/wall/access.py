@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import contextlib
+import errno
 import hashlib
 import hmac
 import html
@@ -386,7 +387,7 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     except (ssl.SSLError, ValueError) as error:
         raise ConfigError(
             f"tls_certificate {certificate} and tls_key {key}: they must be a PEM certificate and its own key, without "
-            f"a passphrase ({getattr(error, 'reason', None) or error})"
+            + (f"a passphrase ({reason})" if (reason := getattr(error, "reason", None)) else "a passphrase")
         ) from error
     return context
 
@@ -405,7 +406,9 @@ def unix_socket(path: Path) -> socket.socket:
         path.chmod(_SOCKET_MODE)  # nobody can connect before it listens
     except OSError as error:
         listening.close()
-        raise TransportError(f"cannot listen on {path}: {error.strerror or error}") from error
+        is_other = error.errno == errno.EADDRINUSE and not path.is_socket()
+        why = "it is there already, and no socket" if is_other else error.strerror or error
+        raise TransportError(f"cannot listen on {path}: {why}") from error
     return listening
 
 

@@ -401,7 +401,7 @@ def second_hub(trial: Trial) -> None:
             settle(lambda: len(second.statuses) > before)
 
         def check(began: float) -> Iterator[str]:
-            if set(second.statuses) != {1} or "Address already in use" not in second.said():
+            if set(second.statuses) != {2} or "Address already in use" not in second.said():
                 yield f"the second hub ended with {second.statuses[-1]}"
             for name in fleet.cameras:
                 if (gap_s := fleet.longest_gap_s(name, began)) > UNDISTURBED_S:
