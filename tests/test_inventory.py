@@ -231,7 +231,7 @@ def test_the_limit_does_not_narrow_the_check(tmp_path: Path) -> None:
 def test_a_good_inventory_passes(tmp_path: Path, extra: str) -> None:
     # Ansible's own numbers, words and mappings are taken for what they are.
     inventory = GOOD.replace(PI2, pi2("streamer_fps: 5, sender_options: {rotate: 180, controls: {Ae: [true, 1.5]}}"))
-    inventory = inventory.replace(HUB, hub("hub_options: {layout: 2x4, window_rows: 3}"))
+    inventory = inventory.replace(HUB, hub("hub_options: {gone_after_s: 60, window_rows: 3}"))
     # A tag that nothing bears: only what always runs.
     status, output = play(tmp_path, inventory, "--tags=check", f"--extra-vars={extra}")
     assert status == 0, output

@@ -95,7 +95,7 @@ HUB = Part(
         "tls_key": "hub_tls_key",
         "cameras": "the group 'cameras'",
     },
-    "{layout: 2x4}",
+    "{gone_after_s: 60}",
 )
 
 # Modules that a host's work imports, and the Debian packages that have them.
