@@ -88,6 +88,8 @@ for part in hub sender; do
     "$(systemctl is-enabled "streamer-$part.service")" "$(systemctl is-active "streamer-$part.service")"
 done
 echo "units=$(echo $units)"
+# The hubs that the sender was told, then the key of each.
+echo "hub_keys=$(sed -nE 's/^- (tcp:|curve-public:)/\1/p' /etc/streamer/sender.yml 2>/dev/null | xargs)"
 
 # Of a secret a digest that is slow to try passwords against, as role hub's filter as_placed makes it.
 digest='import hashlib, sys; print(hashlib.scrypt(sys.stdin.buffer.read(), salt=b"streamer", n=16384, r=8, p=1).hex())'
