@@ -7,8 +7,9 @@ shift
 # role node
 
 echo "name=$(cat /proc/sys/kernel/hostname)"
-echo "static_name=$(cat /etc/hostname 2>/dev/null)"
-grep -Eqs "^127\.0\.1\.1[[:space:]]+$name\$" /etc/hosts && hosts=right
+# Comments may stand above it.
+echo "static_name=$(grep -Evs '^[[:space:]]*(#|$)' /etc/hostname | head -n 1)"
+grep -Eqs "^127\.0\.1\.1[[:space:]]+($name\.[^[:space:]]+[[:space:]]+)?$name\$" /etc/hosts && hosts=right
 echo "hosts=${hosts:-wrong}"
 
 # cloud-init renames at every boot what its seed does not leave alone. The seed wins over /etc/cloud/cloud.cfg.d.
