@@ -23,6 +23,7 @@ from streamer import cli
 from streamer import config as streamer_config
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +151,27 @@ def test_every_camera_may_send_to_each_hub_that_it_names() -> None:
     assert made["allowed"] == {"left": ["pi1", "pi2"], "right": ["pi2"]}
     sender = fleet.with_keys(made["hosts"]["pi2"]["sender"], {"left": KEY, "right": OTHER})
     assert sender["curve_hub_keys"] == [OTHER, KEY]
+
+
+def test_camera_goes_by_what_it_knew_of_a_hub_that_is_away(tmp_path: Path) -> None:
+    groups = {"cameras": ["pi1"], "hubs": ["left", "right"]}
+    made = plan(groups, pi1={"streamer_hub": ["left", "right"]})
+    left, right = made["hosts"]["pi1"]["sender"]["hubs"]
+    task = next(task for task in load(ROOT / "playbooks/keys.yml")[0]["tasks"] if "what each camera" in task["name"])
+    cases: list[tuple[dict[str, str], str, list[str], list[str]]] = [
+        ({"left": KEY, "right": OTHER}, f"{left} {right} {OTHER} {KEY}", [left, right], [KEY, OTHER]),
+        ({"left": KEY}, f"{left} {right} {OTHER} {OTHER}", [left, right], [KEY, OTHER]),
+        ({"left": KEY}, f"{left} {KEY}", [left], [KEY]),
+        ({"left": KEY}, "", [left], [KEY]),
+    ]
+    variables_of = [
+        task["vars"]
+        | {"fleet": made, "inventory_hostname": "pi1", "hub_keys": told, "node_found": {"hub_keys": knew}}
+        | {"sender": task["ansible.builtin.set_fact"]["sender"]}
+        for told, knew, _, _ in cases
+    ]
+    told = evaluated(tmp_path, "[sender.hubs, sender.curve_hub_keys, sender.name]", variables_of)
+    assert told == [[hubs, keys, "pi1"] for _, _, hubs, keys in cases]
 
 
 def test_list_of_who_may_send_follows_from_the_inventory_and_from_what_the_hub_knows() -> None:
@@ -413,7 +435,7 @@ def test_what_differs_on_a_hub_is_brought_or_removed(tmp_path: Path) -> None:
         (has | {"wall_password": ""}, ["wall.key", "wall_password"], []),
         (has | {"none": True}, [], ["wall.crt", "wall_password"]),
     ]
-    tasks = []
+    variables_of = []
     for found, _, _ in cases:
         wanted = {} if found.get("none") else {name: str(tmp_path / name) for name in ("password", "cert", "key")}
         hub = {
@@ -422,16 +444,52 @@ def test_what_differs_on_a_hub_is_brought_or_removed(tmp_path: Path) -> None:
             "hub_tls_key": wanted.get("key", ""),
             "node_found": {"units": "", "switched": False} | found,
         }
-        said = "DUE {{ _hub_files_due | to_json }} SURPLUS {{ _hub_files_surplus | to_json }} END"
-        tasks.append({"ansible.builtin.debug": {"msg": said}, "vars": variables | hub})
-    (tmp_path / "play.yml").write_text(yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
-    environment = {**os.environ, "ANSIBLE_FILTER_PLUGINS": str(ROOT / "roles/hub/filter_plugins"), "COLUMNS": "300"}
+        variables_of.append(variables | hub)
+    told = evaluated(tmp_path, "[_hub_files_due, _hub_files_surplus]", variables_of)
+    assert [(due, surplus) for due, surplus in told] == [case[1:] for case in cases]
+
+
+def evaluated(directory: Path, expression: str, variables_of: list[dict[str, Any]]) -> list[Any]:
+    """Let Ansible evaluate an expression with each of these variables."""
+    said = f"VALUE {{{{ ({expression}) | to_json }}}} END"
+    tasks = [{"ansible.builtin.debug": {"msg": said}, "vars": variables} for variables in variables_of]
+    play = {"hosts": "localhost", "gather_facts": False, "tasks": tasks}
+    (directory / "play.yml").write_text(yaml.safe_dump([play]))
+    plugins = f"{ROOT}/roles/hub/filter_plugins:{ROOT}/playbooks/filter_plugins"
+    environment = {**os.environ, "ANSIBLE_FILTER_PLUGINS": plugins, "COLUMNS": "300"}
     done = subprocess.run(
-        [PLAYBOOK, "play.yml"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [PLAYBOOK, "play.yml"], cwd=directory, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
-    told = re.findall(r"DUE (\[.*?\]) SURPLUS (\[.*?\]) END", done.stdout.replace("\\", ""))
-    assert [(json.loads(due), json.loads(surplus)) for due, surplus in told] == [case[1:] for case in cases]
+    return [json.loads(value) for value in re.findall(r"VALUE (.*?) END", done.stdout.replace("\\", ""))]
+
+
+def test_what_an_ini_inventory_gives_as_text_is_understood(tmp_path: Path) -> None:
+    values = (False, "false", "no", True, "true")
+    node = load(ROOT / "roles/node/vars/main.yml") | {"node_journal_max": "200M"}
+    told = evaluated(
+        tmp_path, "_node_journal_wanted != ''", [node | {"node_journal_persistent": value} for value in values]
+    )
+    assert told == [False, False, False, True, True]
+    found = {"python": "py311", "current": "1.py311", "history": "1.py311", "releases": ""}
+    streamer = load(ROOT / "roles/streamer/vars/main.yml") | {"streamer_release": "2", "node_found": found}
+    told = evaluated(tmp_path, "_streamer_history", [streamer | {"streamer_releases_kept": kept} for kept in (3, "3")])
+    assert told == [["1.py311", "2.py311"]] * 2
+
+
+def test_what_plays_give_to_roles_is_not_called_as_what_operators_set() -> None:
+    # What comes by -e is stronger than the variables of an include, and has not been read as the inventory is.
+    operators = {name for path in GROUP_VARS for name in load(path)}
+
+    def given(tasks: list[dict[str, Any]]) -> Iterator[str]:
+        for task in tasks:
+            if "ansible.builtin.include_role" in task:
+                yield from task.get("vars", {})
+            yield from given(task.get("block", []) + task.get("rescue", []))
+
+    for path in ROOT.glob("playbooks/*.yml"):
+        for play in load(path):
+            assert operators.isdisjoint(given(play.get("tasks", []))), path
 
 
 @pytest.fixture(scope="module")

@@ -324,7 +324,7 @@ def test_firewall_leaves_a_host_alone_that_has_another(tmp_path: Path) -> None:
     on("pi5", f"echo '{rules}' | nft -f -")
     more = edited(tmp_path / "hosts.yml", cameras={"pi5": {"node_firewall_ports": [9100]}})
     try:
-        done = play("--check", "--limit", "pi5", inventory=more)
+        done = play("--check", "--limit", "pi5", "-e", "node_firewall=true", inventory=more)
     finally:
         on("pi5", "nft delete table inet other")
     assert done.status != 0
@@ -367,8 +367,14 @@ def test_second_deploy_changes_nothing() -> None:
 
 
 def test_check_mode_on_deployed_hosts_finds_nothing_to_change() -> None:
-    done = deploy("--check", "--diff")
+    # Nor does it need what Ansible's module for apt works by; hidden, since the lab has it once for all hosts.
+    python3_apt, status = "/usr/lib/python3/dist-packages/apt_pkg*.so", "/var/lib/dpkg/status"
+    on("pi6", f"mkdir /run/apt && mv {python3_apt} /run/apt && cp {status} /run/apt")
+    on("pi6", f"sed -i '/^Package: python3-apt$/,/^Status:/s/^Status:.*/Status: deinstall ok config-files/' {status}")
+    # By -e, as by an inventory in INI, false is a text.
+    done = deploy("--check", "--diff", "-e", "node_journal_persistent=false", "-e", "streamer_releases_kept=3")
     assert {host: count for host, count in done.changed.items() if count} == {}, done.output
+    on("pi6", f"cp /run/apt/status {status} && mv /run/apt/*.so /usr/lib/python3/dist-packages")
 
 
 @pytest.mark.parametrize("host", HOSTS)
