@@ -559,6 +559,25 @@ def test_hub_that_is_killed_comes_back_and_so_do_all_cameras() -> None:
     assert [host for host in HOSTS if after[host] != before[host]] == ["hub"], "no sender was restarted"
 
 
+def test_hub_that_is_away_is_told() -> None:
+    before = processes()
+    lab.kill("hub")
+    status = deploy("--tags", "status").output
+    assert "hub: no answer" in status, status
+    assert re.search(r"pi4: streamer-sender active, release \d", status), status
+    for arguments, told in {
+        ("--tags", "verify"): "pi4 is not known to be LIVE: no answer from hub",
+        (): "no answer from hub, the hub of pi4; nothing was switched on any host",
+    }.items():
+        done = play("--limit", "pi4", *arguments)
+        assert done.status != 0
+        assert told in " ".join(done.output.split()), done.output
+    lab.start("hub")
+    all_live()
+    after = processes()
+    assert [host for host in HOSTS if after[host] != before[host]] == ["hub"]
+
+
 def restarts(host: str) -> int:
     """How often systemd has restarted a host's service by itself."""
     return int(on(host, f"systemctl show --property=NRestarts --value {unit_of(host)}"))
