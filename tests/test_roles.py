@@ -540,11 +540,24 @@ def test_the_password_is_made_once_where_it_is_needed_and_told_nowhere(project: 
     deploy(project, **NETWORK)
     assert file.read_text() == made
 
-    file.write_text("short\n")
+    file.write_text("short\nwith another line\n")
     output = deploy(project, **NETWORK)
-    assert f"{file}: the password in it is shorter than 8 characters" in re.sub(r"\s+", " ", output)
+    assert f"{file}: the password in its first line is shorter than 8 characters" in re.sub(r"\s+", " ", output)
     assert REACHED not in output
     file.unlink()
+
+
+def test_a_wheel_that_cannot_be_built_is_told_by_the_build_alone(project: Path) -> None:
+    module = project / "streamer/__init__.py"
+    whole = module.read_text()
+    module.write_text("")
+    try:
+        output = deploy(project)
+    finally:
+        module.write_text(whole)
+    assert REACHED not in output
+    assert f"{module}: has no line __version__" in re.sub(r"\s+", " ", output)
+    assert "changed_when" not in output, output
 
 
 def test_lock_is_a_lease_of_those_hosts(tmp_path: Path) -> None:
