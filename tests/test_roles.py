@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from streamer import cli
 from streamer import config as streamer_config
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
@@ -187,6 +189,27 @@ def test_every_camera_may_send_to_each_hub_that_it_names() -> None:
     assert made["allowed"] == {"left": ["pi1", "pi2"], "right": ["pi2"]}
     sender = fleet.with_keys(made["hosts"]["pi2"]["sender"], {"left": KEY, "right": OTHER})
     assert sender["curve_hub_keys"] == [OTHER, KEY]
+
+
+def test_camera_goes_by_what_it_knew_of_a_hub_that_is_away(tmp_path: Path) -> None:
+    groups = {"cameras": ["pi1"], "hubs": ["left", "right"]}
+    made = plan(groups, pi1={"streamer_hub": ["left", "right"]})
+    left, right = made["hosts"]["pi1"]["sender"]["hubs"]
+    task = next(task for task in load(ROOT / "playbooks/keys.yml")[0]["tasks"] if "what each camera" in task["name"])
+    cases: list[tuple[dict[str, str], str, list[str], list[str]]] = [
+        ({"left": KEY, "right": OTHER}, f"{left} {right} {OTHER} {KEY}", [left, right], [KEY, OTHER]),
+        ({"left": KEY}, f"{left} {right} {OTHER} {OTHER}", [left, right], [KEY, OTHER]),
+        ({"left": KEY}, f"{left} {KEY}", [left], [KEY]),
+        ({"left": KEY}, "", [left], [KEY]),
+    ]
+    variables_of = [
+        task["vars"]
+        | {"fleet": made, "inventory_hostname": "pi1", "hub_keys": told, "node_found": {"hub_keys": knew}}
+        | {"sender": task["ansible.builtin.set_fact"]["sender"]}
+        for told, knew, _, _ in cases
+    ]
+    told = evaluated(tmp_path, "[sender.hubs, sender.curve_hub_keys, sender.name]", variables_of)
+    assert told == [[hubs, keys, "pi1"] for _, _, hubs, keys in cases]
 
 
 def test_list_of_who_may_send_follows_from_the_inventory_and_from_what_the_hub_knows() -> None:
@@ -561,7 +584,7 @@ def test_what_differs_on_a_hub_is_brought_or_removed(tmp_path: Path) -> None:
         (has | {"wall_password": ""}, ["wall.key", "wall_password"], []),
         (has | {"none": True}, [], ["wall.crt", "wall_password"]),
     ]
-    tasks = []
+    variables_of = []
     for found, _, _ in cases:
         wanted = {} if found.get("none") else {name: str(tmp_path / name) for name in ("password", "cert", "key")}
         hub = {
@@ -570,16 +593,52 @@ def test_what_differs_on_a_hub_is_brought_or_removed(tmp_path: Path) -> None:
             "hub_tls_key": wanted.get("key", ""),
             "node_found": {"units": "", "switched": False} | found,
         }
-        said = "DUE {{ _hub_files_due | to_json }} SURPLUS {{ _hub_files_surplus | to_json }} END"
-        tasks.append({"ansible.builtin.debug": {"msg": said}, "vars": variables | hub})
-    (tmp_path / "play.yml").write_text(yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
-    environment = {**os.environ, "ANSIBLE_FILTER_PLUGINS": str(ROOT / "roles/hub/filter_plugins"), "COLUMNS": "300"}
+        variables_of.append(variables | hub)
+    told = evaluated(tmp_path, "[_hub_files_due, _hub_files_surplus]", variables_of)
+    assert [(due, surplus) for due, surplus in told] == [case[1:] for case in cases]
+
+
+def evaluated(directory: Path, expression: str, variables_of: list[dict[str, Any]]) -> list[Any]:
+    """Let Ansible evaluate an expression with each of these variables."""
+    said = f"VALUE {{{{ ({expression}) | to_json }}}} END"
+    tasks = [{"ansible.builtin.debug": {"msg": said}, "vars": variables} for variables in variables_of]
+    play = {"hosts": "localhost", "gather_facts": False, "tasks": tasks}
+    (directory / "play.yml").write_text(yaml.safe_dump([play]))
+    plugins = f"{ROOT}/roles/hub/filter_plugins:{ROOT}/playbooks/filter_plugins"
+    environment = {**os.environ, "ANSIBLE_FILTER_PLUGINS": plugins, "COLUMNS": "300"}
     done = subprocess.run(
-        [PLAYBOOK, "play.yml"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [PLAYBOOK, "play.yml"], cwd=directory, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
-    told = re.findall(r"DUE (\[.*?\]) SURPLUS (\[.*?\]) END", done.stdout.replace("\\", ""))
-    assert [(json.loads(due), json.loads(surplus)) for due, surplus in told] == [case[1:] for case in cases]
+    return [json.loads(value) for value in re.findall(r"VALUE (.*?) END", done.stdout.replace("\\", ""))]
+
+
+def test_what_an_ini_inventory_gives_as_text_is_understood(tmp_path: Path) -> None:
+    values = (False, "false", "no", True, "true")
+    node = load(ROOT / "roles/node/vars/main.yml") | {"node_journal_max": "200M"}
+    told = evaluated(
+        tmp_path, "_node_journal_wanted != ''", [node | {"node_journal_persistent": value} for value in values]
+    )
+    assert told == [False, False, False, True, True]
+    found = {"python": "py311", "current": "1.py311", "history": "1.py311", "releases": ""}
+    streamer = load(ROOT / "roles/streamer/vars/main.yml") | {"streamer_release": "2", "node_found": found}
+    told = evaluated(tmp_path, "_streamer_history", [streamer | {"streamer_releases_kept": kept} for kept in (3, "3")])
+    assert told == [["1.py311", "2.py311"]] * 2
+
+
+def test_what_plays_give_to_roles_is_not_called_as_what_operators_set() -> None:
+    # What comes by -e is stronger than the variables of an include, and has not been read as the inventory is.
+    operators = {name for path in GROUP_VARS for name in load(path)}
+
+    def given(tasks: list[dict[str, Any]]) -> Iterator[str]:
+        for task in tasks:
+            if "ansible.builtin.include_role" in task:
+                yield from task.get("vars", {})
+            yield from given(task.get("block", []) + task.get("rescue", []))
+
+    for path in ROOT.glob("playbooks/*.yml"):
+        for play in load(path):
+            assert operators.isdisjoint(given(play.get("tasks", []))), path
 
 
 @pytest.fixture(scope="module")
@@ -643,6 +702,19 @@ def test_the_password_is_made_once_where_it_is_needed_and_told_nowhere(project: 
     file.unlink()
 
 
+def test_a_wheel_that_cannot_be_built_is_told_by_the_build_alone(project: Path) -> None:
+    module = project / "streamer/__init__.py"
+    whole = module.read_text()
+    module.write_text("")
+    try:
+        output = deploy(project)
+    finally:
+        module.write_text(whole)
+    assert REACHED not in output
+    assert f"{module}: has no line __version__" in re.sub(r"\s+", " ", output)
+    assert "changed_when" not in output, output
+
+
 def test_lock_is_a_lease_of_those_hosts(tmp_path: Path) -> None:
     lock = module(ROOT / "playbooks/action_plugins/deploy_lock.py")
     script = lock.SCRIPT.replace("/run/streamer-deploy", str(tmp_path / "leases"))
@@ -667,29 +739,242 @@ def test_secrets_are_not_committed() -> None:
     assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
+# -- what runs on the hosts, on trees that stand for them
+
+
+def run_script(tree: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a role's script as on a host, whose login's umask is a strict one; programs in `bin` stand for its own."""
+    path = ROOT / "roles" / name
+    parts = [path.with_name("common.sh"), path] if path.name in ("switch.sh", "started.sh", "back.sh") else [path]
+    script = "".join(part.read_text() for part in parts)
+    for place in ("/etc/", "/opt/", "/boot/"):
+        script = script.replace(place, f"{tree}{place}")
+    (tree / "bin").mkdir(exist_ok=True)
+    for program in ("systemctl", "chown", "runuser", "hostname"):
+        if not (tree / "bin" / program).exists():
+            write_program(tree, program, f"echo {program} $* >>{tree}/called")
+    return subprocess.run(
+        ["sh", "-c", script, name, *arguments],
+        env={"PATH": f"{tree}/bin:{os.environ['PATH']}"},
+        umask=0o077,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def write_program(tree: Path, name: str, lines: str) -> None:
+    (tree / "bin").mkdir(exist_ok=True)
+    program = tree / "bin" / name
+    program.write_text(f"#!/bin/sh\n{lines}\n")
+    program.chmod(0o755)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("before", "others", "names"),
     [
-        ("127.0.0.1\tlocalhost\n127.0.1.1\traspberrypi old\n127.0.1.10 other\n", ["localhost", "127.0.1.10 other"]),
-        ("127.0.0.1 localhost", ["localhost"]),
-        ("", []),
+        (
+            "127.0.0.1\tlocalhost\n127.0.1.1\traspberrypi old\n127.0.1.10 other.example\n",
+            ["localhost", "127.0.1.10 other.example"],
+            "pi3",
+        ),
+        ("127.0.0.1 localhost", ["localhost"], "pi3"),
+        ("", [], "pi3"),
+        ("127.0.1.1 cam.example.org cam # not.this\n127.0.0.1 localhost\n", ["localhost"], "pi3.example.org pi3"),
+        ("127.0.1.1\tcam cam.local", [], "pi3.local pi3"),
+        ("127.0.1.1 cam # not.this", [], "pi3"),
     ],
 )
-def test_a_host_is_found_by_both_names_while_it_is_renamed(tmp_path: Path, before: str, after: list[str]) -> None:
-    (tmp_path / "hosts").write_text(before)
-    hostname = tmp_path / "hostname.sh"
-    hostname.write_text(f"#!/bin/sh\ncp {tmp_path}/hosts {tmp_path}/meanwhile\n")
-    hostname.chmod(0o755)
-    script = (ROOT / "roles/node/files/rename.sh").read_text()
-    script = script.replace("/etc/", f"{tmp_path}/").replace('\nhostname "', f'\n{hostname} "')
-    subprocess.run(["sh", "-c", script, "rename", "pi3"], check=True)
+def test_a_host_is_found_by_both_names_while_it_is_renamed(
+    tmp_path: Path, before: str, others: list[str], names: str
+) -> None:
+    (tmp_path / "etc").mkdir()
+    hosts, hostname = tmp_path / "etc/hosts", tmp_path / "etc/hostname"
+    hosts.write_text(before)
+    write_program(tmp_path, "hostname", f"cp {hosts} {tmp_path}/meanwhile")
+    assert run_script(tmp_path, "node/files/rename.sh", "pi3").stderr == ""
     here = Path("/proc/sys/kernel/hostname").read_text().strip()
-    for file, names in (("meanwhile", f"pi3 {here}"), ("hosts", "pi3")):
-        *others, last = (tmp_path / file).read_text().splitlines()
-        assert last == f"127.0.1.1 {names}"
-        assert [line.removeprefix("127.0.0.1").strip() for line in others] == after
-    assert (tmp_path / "hostname").read_text() == "pi3\n"
-    assert (tmp_path / "hosts").stat().st_mode & 0o777 == 0o644
+    for file, line in ((tmp_path / "meanwhile", f"{names} {here}"), (hosts, names)):
+        *kept, last = file.read_text().splitlines()
+        assert last == f"127.0.1.1 {line}"
+        assert [line.removeprefix("127.0.0.1").strip() for line in kept] == others
+    assert hostname.read_text() == "pi3\n"
+    assert (mode(hosts), mode(hostname)) == (0o644, 0o644)
+    # It goes on announcing the old name in the network else.
+    assert "systemctl try-restart avahi-daemon.service" in (tmp_path / "called").read_text()
+    assert survey(tmp_path)["hosts"] == "right"
+
+
+def survey(tree: Path) -> dict[str, str]:
+    """What the survey finds of a host's name, which is to be pi3."""
+    found = run_script(tree, "node/files/survey.sh", "pi3")
+    return dict(line.split("=", 1) for line in found.stdout.splitlines())
+
+
+def test_survey_reads_a_hostname_with_comments(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/hostname").write_text("# See hostname(5).\n\npi3\n")
+    found = survey(tmp_path)
+    assert (found["static_name"], found["hosts"]) == ("pi3", "wrong")
+
+
+def test_survey_finds_which_hubs_a_sender_knows(tmp_path: Path) -> None:
+    assert survey(tmp_path)["hub_keys"] == ""
+    sender = plan({"cameras": ["pi1"], "hubs": ["left", "right"]}, pi1={"streamer_hub": ["right", "left"]})
+    config = fleet.with_keys(sender["hosts"]["pi1"]["sender"], {"left": KEY, "right": OTHER})
+    (tmp_path / "etc/streamer").mkdir(parents=True)
+    # As Ansible's to_nice_yaml writes it.
+    (tmp_path / "etc/streamer/sender.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert survey(tmp_path)["hub_keys"].split() == [*config["hubs"], OTHER, KEY]
+
+
+def test_a_release_can_be_read_by_the_user_who_runs_it(tmp_path: Path) -> None:
+    # In place of the host's Python: a venv, the installer and the imports do nothing here but make files.
+    write_program(tmp_path, "python3", 'for last; do :; done; mkdir -p "$last/bin"; ln -s /bin/true "$last/bin/python"')
+    script = tmp_path / "install.sh"
+    script.write_text((ROOT / "roles/streamer/files/install.sh").read_text().replace("/usr/bin/python3", "python3"))
+    release = tmp_path / "opt/streamer/releases/one"
+    write_program(tmp_path, "runuser", "")
+    done = subprocess.run(
+        ["sh", script, release, "one.whl", "streamer"],
+        env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+        umask=0o077,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert {mode(path) for path in (release, *release.parents) if tmp_path in path.parents} == {0o755}
+    assert mode(release / ".complete") == 0o644
+
+
+HUB_FILES = ("wall_password", "wall.crt", "wall.key")
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    """A hub that has two releases, and runs the first."""
+    for directory in ("etc/streamer", "etc/systemd/system", "opt/streamer/releases/1", "opt/streamer/releases/2"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "etc/systemd/system/streamer-hub.service").write_text("[Service]\nUser=streamer\n")
+    (tmp_path / "etc/streamer/hub.key").write_text("")
+    # As the real one: it does not start without what its configuration names.
+    needed = f"sed -n 's,^.*: /etc,{tmp_path}/etc,p' {tmp_path}/etc/streamer/hub.yml"
+    write_program(tmp_path, "systemctl", f"for file in $({needed}); do [ -e $file ] || exit 1; done")
+    assert run_script(tmp_path, "streamer/files/switch.sh", "1").returncode == 0
+    return tmp_path
+
+
+def set_up(hub: Path, *, release: str = "", start: bool = True, **files: str) -> None:
+    """Give a hub its files, or those that a deploy brings before the start fails."""
+    if release:
+        assert run_script(hub, "streamer/files/switch.sh", release).returncode == 0
+    names = {"password": "wall_password", "crt": "wall.crt", "key": "wall.key"}
+    named = [f"{part}: /etc/streamer/{names[part]}\n" for part in files]
+    (hub / "etc/streamer/hub.yml").write_text("".join(named))
+    for part, text in files.items():
+        (hub / "etc/streamer" / names[part]).write_text(text)
+        (hub / "etc/streamer" / names[part]).chmod(0o640)
+    if start:
+        for name in set(HUB_FILES) - {names[part] for part in files}:
+            (hub / "etc/streamer" / name).unlink(missing_ok=True)
+        done = run_script(hub, "streamer/files/started.sh", "streamer-hub", "digest", "1 2")
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def went_back(hub: Path, release: str) -> dict[str, str]:
+    """Go back, and return what the hub has then of its three files."""
+    done = run_script(hub, "streamer/files/back.sh", release, "streamer-hub")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (hub / "opt/streamer/current").resolve().name == release
+    paths = [hub / "etc/streamer" / name for name in HUB_FILES]
+    assert {mode(path) for path in paths if path.exists()} <= {0o640}
+    return {path.name: path.read_text() for path in paths if path.exists()}
+
+
+def test_a_hub_that_goes_back_has_its_certificate_and_key_again(hub: Path) -> None:
+    set_up(hub, crt="A", key="a")
+    set_up(hub, crt="B", key="c", start=False)  # they do not fit
+    assert went_back(hub, "1") == {"wall.crt": "A", "wall.key": "a"}
+    for name in HUB_FILES:
+        (hub / "etc/streamer" / name).unlink(missing_ok=True)
+    set_up(hub, release="2", start=False)
+    assert went_back(hub, "1") == {"wall.crt": "A", "wall.key": "a"}
+
+
+def test_a_hub_that_goes_back_has_a_password_again(hub: Path) -> None:
+    set_up(hub, password="first")
+    set_up(hub, release="2")  # on loopback
+    assert [path.name for path in (hub / "etc/streamer").glob("wall*")] == []
+    assert went_back(hub, "1") == {"wall_password": "first"}
+    set_up(hub, release="2", password="later", start=False)
+    assert went_back(hub, "1") == {"wall_password": "first"}
+    set_up(hub, release="2", password="changed")
+    assert went_back(hub, "1") == {"wall_password": "changed"}, "whoever knew the first one knows it still"
+
+
+def test_what_a_release_keeps_is_no_more_open_than_it_was(hub: Path) -> None:
+    set_up(hub, password="first", crt="A", key="a")
+    ran = hub / "opt/streamer/releases/1/ran"
+    assert {path.name: mode(path) for path in ran.iterdir()} == {
+        "hub.yml": mode(hub / "etc/streamer/hub.yml"),
+        "streamer-hub.service": mode(hub / "etc/systemd/system/streamer-hub.service"),
+        **dict.fromkeys(HUB_FILES, 0o640),
+    }
+    assert (mode(ran), mode(ran.parents[2] / "history")) == (0o755, 0o644)
+    set_up(hub, password="first")
+    assert [path.name for path in ran.glob("wall*")] == ["wall_password"], "what it does not need any more goes"
+    removed = load(ROOT / "roles/streamer/vars/main.yml")["_streamer_files"]["streamer-hub"]
+    assert {path.name for path in ran.iterdir()} <= {Path(path).name for path in removed}, "and all with the hub"
+
+
+def test_a_hub_that_goes_back_to_another_user_can_read_its_key(hub: Path) -> None:
+    set_up(hub)
+    unit = hub / "etc/systemd/system/streamer-hub.service"
+    unit.write_text("[Service]\nUser=anna\n")
+    went_back(hub, "1")
+    assert f"chown streamer {hub}/etc/streamer/hub.key" in (hub / "called").read_text()
+
+
+@pytest.mark.parametrize(
+    ("found", "names", "fresh"),
+    [
+        (None, [], {}),
+        ("", ["pi1"], {"pi1": KEY}),
+        (f"pi1 {KEY}\n", ["pi1", "pi2"], {"pi2": OTHER}),
+        (f"pi1 {KEY}\n", ["pi1"], {"pi1": OTHER}),
+        (f"pi1 {KEY}\npi2 {KEY}\n", ["pi2"], {"pi2": OTHER}),
+        (f"pi2 {KEY}\npi10 {KEY}\n", ["pi10", "pi2", "pi1"], {}),
+    ],
+)
+def test_who_may_send_is_written_as_the_plays_work_it_out(
+    tmp_path: Path, found: str | None, names: list[str], fresh: dict[str, str]
+) -> None:
+    (tmp_path / "etc/streamer").mkdir(parents=True)
+    file = tmp_path / "etc/streamer/allowed_keys"
+    if found is not None:
+        file.write_text(found)
+    words = [word for pair in fresh.items() for word in pair]
+    done = run_script(tmp_path, "hub/files/allow.sh", " ".join(names), *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert file.read_text() == fleet.allowed_keys(found or "", names, fresh)
+    assert mode(file) == 0o644
+
+
+def test_two_runs_side_by_side_lose_no_camera_s_key(tmp_path: Path) -> None:
+    (tmp_path / "etc/streamer").mkdir(parents=True)
+    write_program(tmp_path, "sync", "sleep 0.1")  # one reads while another is about to write
+    names = [f"pi{number}" for number in range(1, 9)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        done = pool.map(lambda name: run_script(tmp_path, "hub/files/allow.sh", " ".join(names), name, KEY), names)
+        assert {(one.returncode, one.stderr) for one in done} == {(0, "")}
+    assert (tmp_path / "etc/streamer/allowed_keys").read_text() == fleet.allowed_keys(
+        "", names, dict.fromkeys(names, KEY)
+    )
 
 
 @pytest.mark.parametrize("script", list(ROOT.glob("roles/*/files/*.sh")), ids=str)

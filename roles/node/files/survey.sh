@@ -7,8 +7,9 @@ shift
 # role node
 
 echo "name=$(cat /proc/sys/kernel/hostname)"
-echo "static_name=$(cat /etc/hostname 2>/dev/null)"
-grep -Eqs "^127\.0\.1\.1[[:space:]]+$name\$" /etc/hosts && hosts=right
+# Comments may stand above it.
+echo "static_name=$(grep -Evs '^[[:space:]]*(#|$)' /etc/hostname | head -n 1)"
+grep -Eqs "^127\.0\.1\.1[[:space:]]+($name\.[^[:space:]]+[[:space:]]+)?$name\$" /etc/hosts && hosts=right
 echo "hosts=${hosts:-wrong}"
 
 # cloud-init renames at every boot what its seed does not leave alone. The seed wins over /etc/cloud/cloud.cfg.d.
@@ -88,6 +89,8 @@ for part in hub sender; do
     "$(systemctl is-enabled "streamer-$part.service")" "$(systemctl is-active "streamer-$part.service")"
 done
 echo "units=$(echo $units)"
+# The hubs that the sender was told, then the key of each.
+echo "hub_keys=$(sed -nE 's/^- (tcp:|curve-public:)/\1/p' /etc/streamer/sender.yml 2>/dev/null | xargs)"
 
 # Of a secret a digest that is slow to try passwords against, as role hub's filter as_placed makes it.
 digest='import hashlib, sys; print(hashlib.scrypt(sys.stdin.buffer.read(), salt=b"streamer", n=16384, r=8, p=1).hex())'

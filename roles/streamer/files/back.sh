@@ -1,20 +1,23 @@
 # Goes back to a release, with the settings that each service last came up with there, and restarts the services.
 # Arguments: the release, the units.
-set -eu
 release=$1
 shift
-cd /opt/streamer
 # Without these notes the next deploy restarts the services, even where it finds the release that it wants.
 rm -f ./*.started
-# By rename, so that at no moment there is none.
-ln -sfn "releases/$release" current.new
-mv -T current.new current
+from=$(readlink current)
+point_current_at "$release"
 for unit; do
-  for file in "/etc/streamer/${unit#streamer-}.yml" "/etc/systemd/system/$unit.service"; do
-    [ -e "current/ran/${file##*/}" ] || continue
-    cp -p "current/ran/${file##*/}" "$file.new"
+  for file in $(files_of "$unit"); do
+    kept=current/ran/${file##*/}
+    [ -e "$kept" ] || continue
+    # A password that has worked since stays: the old one may be known to those on whose account it was changed.
+    [ "${file##*/}" != wall_password ] || ! cmp -s "$file" "$from/ran/wall_password" || continue
+    cp -p "$kept" "$file.new"
     mv "$file.new" "$file"
   done
+  # A hub that shows windows runs as another user, and its user alone may read its key.
+  key=/etc/streamer/${unit#streamer-}.key
+  [ ! -e "$key" ] || chown "$(sed -n 's/^User=//p' "/etc/systemd/system/$unit.service")" "$key"
 done
 sync -f /opt/streamer /etc/streamer
 systemctl daemon-reload

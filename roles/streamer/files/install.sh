@@ -2,6 +2,8 @@
 # Arguments: the release's directory, its wheel's name, the user that will run it, the modules it must import.
 # The wheel comes by standard input, in base64, which spares the several journeys to the host that `copy` makes.
 set -eu
+# Whatever the login's is: the user who runs it reads it.
+umask 022
 release=$1 wheel=$release/$2 user=$3
 shift 3
 python=$release/bin/python

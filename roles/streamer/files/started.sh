@@ -1,12 +1,16 @@
 # Writes down that a service came up with the release and the settings it now has, and keeps these settings with the release,
 # for a host that must go back to it. Arguments: the unit, what the next deploy compares, the releases that worked.
-set -eu
 unit=$1 state=$2 history=$3
-cd /opt/streamer
 mkdir -p current/ran
-for file in "/etc/streamer/${unit#streamer-}.yml" "/etc/systemd/system/$unit.service"; do
-  cp -p "$file" current/ran/new
-  mv current/ran/new "current/ran/${file##*/}"
+for file in $(files_of "$unit"); do
+  kept=current/ran/${file##*/}
+  if [ -e "$file" ]; then
+    # With its mode and owner: some are secrets.
+    cp -p "$file" current/ran/new
+    mv current/ran/new "$kept"
+  else
+    rm -f "$kept"
+  fi
 done
 # By rename, so that a disk that is full leaves what was there.
 echo "$history" >new

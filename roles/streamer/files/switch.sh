@@ -1,9 +1,5 @@
 # Points current at a release, and removes those that are no longer kept. Arguments: the release, those to remove.
-set -eu
-cd /opt/streamer
-# By rename, so that at no moment there is none.
-ln -sfn "releases/$1" current.new
-mv -T current.new current
+point_current_at "$1"
 shift
 for release; do
   # Its mark first: half a release must not pass for a whole one when a later deploy wants it again.

@@ -1,0 +1,17 @@
+# The beginning of switch.sh, started.sh and back.sh.
+set -eu
+# Whatever the login's is: the services' user reads what is written here.
+umask 022
+cd /opt/streamer
+
+point_current_at() {
+  # By rename, so that at no moment there is none.
+  ln -sfn "releases/$1" current.new
+  mv -T current.new current
+}
+
+# What a service runs on besides its release and its key.
+files_of() {
+  echo "/etc/streamer/${1#streamer-}.yml" "/etc/systemd/system/$1.service"
+  [ "$1" != streamer-hub ] || echo /etc/streamer/wall_password /etc/streamer/wall.crt /etc/streamer/wall.key
+}
