@@ -19,7 +19,7 @@ import yaml
 
 from streamer import keys
 from streamer.errors import ConfigError, TransportError
-from streamer.wire import IN_FLIGHT_LIMIT, IN_FLIGHT_MAX, is_camera_name
+from streamer.wire import IN_FLIGHT_LIMIT, IN_FLIGHT_MAX, PIXELS_MAX, is_camera_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -175,8 +175,10 @@ def _name(value: Any) -> str:
 def _size(value: Any) -> Size:
     match = re.fullmatch(r"([0-9]{2,5})x([0-9]{2,5})", str(value)) if isinstance(value, str | Size) else None
     sides = [int(side) for side in match.groups()] if match else []
-    if not sides or any(side % 2 or not 16 <= side <= 8192 for side in sides):
-        raise ValueError("WIDTHxHEIGHT, even numbers from 16 to 8192, as in 640x480")
+    if not sides or any(side % 2 or not 16 <= side <= 8192 for side in sides) or math.prod(sides) > PIXELS_MAX:
+        raise ValueError(
+            f"WIDTHxHEIGHT, even numbers from 16 to 8192, at most {PIXELS_MAX // 1_000_000} megapixels, as in 640x480"
+        )
     return Size(*sides)
 
 
@@ -499,7 +501,7 @@ def read_password(path: Path) -> str:
 
 def manual(cls: type[Config]) -> str:
     """Return the commented default file of a configuration."""
-    return resources.files(__package__).joinpath("sender.yml" if cls is SenderConfig else "hub.yml").read_text()
+    return resources.files(__package__).joinpath("sender.yml" if cls is SenderConfig else "hub.yml").read_text("utf-8")
 
 
 class _RejectedError(Exception):

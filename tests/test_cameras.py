@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -213,6 +214,23 @@ def write_video(path: Path, rate: float = 10, size: tuple[int, int] = (64, 48)) 
 def level(jpeg: bytes) -> int:
     """Tell which of LEVELS a picture shows."""
     return min(LEVELS, key=lambda each: abs(each - float(strictly_decoded(jpeg).mean())))
+
+
+def test_video_s_title_may_be_in_any_encoding(tmp_path: Path) -> None:
+    file = tmp_path / "titled.avi"
+    with av.open(write_video(tmp_path)) as untitled, av.open(str(file), "w") as titled:
+        titled.metadata["title"] = "Grosse Tuer"
+        (stream,) = untitled.streams
+        copy = titled.add_stream_from_template(stream)
+        for packet in untitled.demux(stream):
+            if packet.dts is not None:
+                packet.stream = copy
+                titled.mux(packet)
+    content = file.read_bytes()
+    assert b"Grosse Tuer" in content
+    file.write_bytes(content.replace(b"Grosse Tuer", "Große  Tür ".encode("latin-1")))
+    with VideoFile(str(file), (64, 48), 10, 85) as camera:
+        assert level(camera.read()[0]) == LEVELS[0]
 
 
 def test_video_is_looped(tmp_path: Path, clock: Clock) -> None:

@@ -103,6 +103,7 @@ SENDER_KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
             "14x16",
             "16x14",
             "8194x480",
+            "8192x8192",
             "-640x480",
             640,
             None,

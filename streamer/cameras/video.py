@@ -89,7 +89,7 @@ class VideoFile:
         if why := _why_closed(Path(self._path)):
             raise CameraError(f"{self._source}: {why}")
         try:
-            container = av.open(self._path)
+            container = av.open(self._path, metadata_errors="replace")  # a title may be in any encoding
         except av.FFmpegError as error:
             raise CameraError(f"{self._source}: is no video that FFmpeg can read: {error.strerror}") from error
         if not container.streams.video:
