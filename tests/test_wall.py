@@ -36,6 +36,8 @@ from tests.conftest import HubClock, until
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from streamer.frame import Frame
+
 SIZE = (176, 144)
 HANDSHAKE = (
     b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -523,6 +525,21 @@ def test_page_that_nobody_sees_costs_nothing(
     with_socket(wall, scene)
 
 
+@pytest.mark.parametrize("state", ["STALE", "GONE"])
+def test_last_picture_of_a_stale_camera_is_given_and_of_one_that_is_gone_is_not(
+    hub: streamer.Hub, wall: Wall, sender: streamer.Sender, hub_clock: HubClock, state: str
+) -> None:
+    async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
+        send_one(hub, sender, picture())
+        hub_clock.ahead_s += 100 if state == "STALE" else 1000
+        until(lambda: hub.cameras()[0].state == state)
+        await page.send_json({"want": {"pi1": 1000}})
+        until(lambda: viewers(wall)[0]["cameras"] == 1)
+        assert viewers(wall)[0]["frames"] == (1 if state == "STALE" else 0)
+
+    with_socket(wall, scene)
+
+
 def test_change_of_state_is_told_at_once(
     hub: streamer.Hub, wall: Wall, sender: streamer.Sender, hub_clock: HubClock
 ) -> None:
@@ -630,6 +647,40 @@ def test_array_is_encoded_once_for_all(
 
     with_socket(wall, scene, scene, scene)
     assert len(encoded) == 1
+
+
+def test_while_an_array_is_encoded_the_newest_waits(
+    hub: streamer.Hub, wall: Wall, sender: streamer.Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    go_on = threading.Event()
+
+    def encode(image: Any, quality: int) -> bytes:
+        encoded.append(int(image[0, 0, 0]))
+        assert go_on.wait(10)
+        return bytes(encode_jpeg(image, quality))
+
+    def send(shade: int) -> None:
+        sender.send(np.full((48, 64, 3), shade, np.uint8))
+        until(lambda: encoded == [shade] or is_next(wall._fan_out._encoding.get("pi1"), shade))
+
+    def is_next(frame: Frame | None, shade: int) -> bool:
+        return frame is not None and frame.image[0, 0, 0] == shade
+
+    monkeypatch.setattr("streamer.codec.encode_jpeg", encode)
+
+    async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
+        await page.send_json({"want": {"pi1": 1000}})
+        until(lambda: viewers(wall)[0]["cameras"] == 1)
+        for shade in (10, 20, 30):
+            send(shade)
+        go_on.set()
+        for _ in range(2):
+            await next_picture(page)
+            await page.send_json({"shown": ["pi1"]})
+        assert encoded == [10, 30]
+
+    with_socket(wall, scene)
 
 
 def test_wall_closes_under_its_pages(hub: streamer.Hub, sender: streamer.Sender) -> None:
