@@ -307,6 +307,10 @@ def test_only_picamera2_has_what_the_sensor_does(key: str, value: Any, camera: s
         ),
         ({"http": "[::]:80"}, "streamer.yml: http is [::]:80, which others can reach: "),
         ({"http": "192.0.2.1:80", "http_open": False}, "streamer.yml: http is 192.0.2.1:80, which others can reach: "),
+        (
+            {"http": "[::]:80", "tls_certificate": "a", "tls_key": "b"},
+            "streamer.yml: http is [::]:80, which others can reach: ",
+        ),
         ({"http_password_file": "a", "http_open": True}, "http_open and http_password_file are both set: either"),
         ({"tls_key": "a"}, "streamer.yml: tls_key is set and tls_certificate is not: set both, or neither"),
         ({"tls_certificate": "a"}, "streamer.yml: tls_certificate is set and tls_key is not: set both, or neither"),

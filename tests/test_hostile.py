@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import os
@@ -16,10 +17,12 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import hypothesis
 import pytest
 import zmq
+from aiohttp import web
 from hypothesis import strategies as st
 
 from streamer import connections, transport
@@ -405,6 +408,105 @@ def test_who_has_asked_is_let_go_in_silence(
     assert caplog.messages == ["refused 1 from 127.0.0.3: no request within 0.3 s"]
 
 
+@pytest.mark.parametrize(
+    ("asks", "then"),
+    [
+        (b"GET /stream/pi1.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n", b""),
+        (HANDSHAKE, framed(b'{"want": {"pi1": 1}}')),
+    ],
+    ids=["stream", "page"],
+)
+def test_who_is_served_stays_though_he_asks_nothing_more(
+    hub: Hub, unlocked: Wall, monkeypatch: pytest.MonkeyPatch, asks: bytes, then: bytes
+) -> None:
+    monkeypatch.setattr(door, "ASK_WITHIN_S", 0.3)
+    later = JPEG[:-2] + b"later" + JPEG[-2:]
+    assert hub.endpoint
+    with raw(zmq.REQ, connect=hub.endpoint) as camera:
+        camera.send_multipart([header("pi1"), JPEG])
+        assert camera.recv() == b"OK"
+        with dial(unlocked.port) as viewer:
+            viewer.sendall(asks.replace(b"Host: x", b"Host: localhost"))
+            assert viewer.recv(10).startswith(b"HTTP/1.1 ")
+            with dial(unlocked.port) as silent:  # came after him, and has had its time
+                assert is_ended(silent)
+            camera.send_multipart([header("pi1"), later])
+            assert camera.recv() == b"OK"
+            viewer.sendall(then)
+            answer = b""
+            while later not in answer:
+                answer += viewer.recv(65536) or pytest.fail("he was let go")
+
+
+class Wire(asyncio.Transport):
+    """Has as much to write as a test says."""
+
+    unread = 0
+    is_ended = False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
+    def abort(self) -> None:
+        self.is_ended = True
+
+
+async def watched() -> tuple[door.Door, door._Connection, Wire, float]:
+    """A connection that has just come, and what time it is."""
+    entrance, wire = door.Door(), Wire()
+    connection = door._Connection(entrance, mock.Mock(), None)
+    connection.connection_made(wire)
+    return entrance, connection, wire, asyncio.get_running_loop().time()
+
+
+def test_who_has_read_all_between_two_looks_has_his_time_again() -> None:
+    async def scene() -> None:
+        entrance, connection, wire, now = await watched()
+        wire.unread = 1000
+        entrance.watch(now - door.READ_WITHIN_S - 1)
+        connection.resume_writing()  # and at once as much is written again
+        entrance.watch(now)
+        assert not wire.is_ended
+        entrance.watch(now + door.READ_WITHIN_S + 1)
+        assert wire.is_ended
+
+    asyncio.run(scene())
+
+
+def test_time_to_read_begins_when_there_is_something_to_read() -> None:
+    async def scene() -> None:
+        entrance, connection, wire, now = await watched()
+        connection.is_answered = True
+        for later_s in (0.0, 1000.0):  # of a camera that has long been silent
+            entrance.watch(now + later_s)
+        wire.unread = 1000
+        for later_s in (1001, 1001 + door.READ_WITHIN_S):
+            entrance.watch(now + later_s)
+            assert not wire.is_ended
+        entrance.watch(now + 1002 + door.READ_WITHIN_S)
+        assert wire.is_ended
+
+    asyncio.run(scene())
+
+
+def test_time_to_ask_again_begins_when_the_answer_has_gone() -> None:
+    async def scene() -> None:
+        entrance, connection, wire, now = await watched()
+        connection.moved = now - door.ASK_WITHIN_S - 1  # came that long ago
+
+        async def answer(_: web.Request) -> web.Response:
+            entrance.watch(now)
+            return web.Response()
+
+        await entrance.middleware(mock.Mock(protocol=connection.inner), answer)
+        entrance.watch(now)
+        assert not wire.is_ended
+        entrance.watch(now + door.ASK_WITHIN_S + 1)
+        assert wire.is_ended
+
+    asyncio.run(scene())
+
+
 @pytest.fixture
 def large(hub: Hub) -> bytes:
     """The picture, of 16 MB, that the camera of this name has sent."""
@@ -615,6 +717,13 @@ def websocket(wall: Wall) -> socket.socket:
     connection.sendall(HANDSHAKE)
     assert connection.recv(12) == b"HTTP/1.1 101"
     return connection
+
+
+def test_a_page_that_has_vanished_is_let_go(wall: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.wall._HEARTBEAT_S", 0.2)
+    with websocket(wall) as page:
+        page.sendall(framed(b'{"want": null}'))  # nothing comes from now on but pings, which are not answered
+        assert is_ended(page)
 
 
 def test_fragments_without_an_end_are_ended(wall: Wall, good: Good) -> None:

@@ -268,6 +268,8 @@ def test_viewers_and_what_they_are_sent_count(hub: streamer.Hub, wall: Wall) -> 
             assert stream.read(len(JPEG))
             until(lambda: scrape(wall)["streamer_hub_viewer_frames_total"] == 1)
             assert scrape(wall)["streamer_hub_viewers"] == 1
+        until(lambda: scrape(wall)["streamer_hub_viewers"] == 0)
+        assert scrape(wall)["streamer_hub_viewer_frames_total"] == 1, "a counter never goes back"
 
 
 @pytest.mark.parametrize(

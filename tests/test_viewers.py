@@ -211,6 +211,24 @@ def test_rate_is_kept(rate: float, expected: int) -> None:
     assert abs(simulate(scene()) - expected) <= max(1, expected // 50)
 
 
+def test_pictures_that_were_late_together_halve_the_window_once() -> None:
+    async def scene() -> None:
+        viewer, given = a_viewer(**dict.fromkeys(EIGHT, 1000))
+        for took_s in (*[0.01] * 10, 1.0, 0.01):  # in time until there is room for all, then late, then in time again
+            sent = len(given)
+            for camera in EIGHT:
+                viewer.offer(picture(camera))
+            at_once = len(given) - sent
+            for _ in range(2):  # those for which there was no room go as well
+                await asyncio.sleep(took_s)
+                viewer.shown(EIGHT)
+            if took_s == 1:
+                assert at_once == 8
+        assert 4 <= at_once < 8
+
+    simulate(scene())
+
+
 # -- links
 
 
@@ -292,3 +310,13 @@ def test_link_that_recovers_is_used_again() -> None:
     watched([link], 40, {20: recover, 30: link.ages.clear})
     assert slow[0] < 100
     assert min(map(len, link.ages.values())) > 250  # of 300
+
+
+def test_way_that_becomes_longer_is_known_after_a_while() -> None:
+    link = Link(100e6, 0.02)
+
+    def lengthen() -> None:
+        link.round_trip_s = 0.3
+
+    watched([link], 100, {5: lengthen, 90: link.ages.clear})
+    assert min(map(len, link.ages.values())) > 0.8 * 10 / 0.3
