@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -346,6 +348,86 @@ def test_print_config_prints_the_manual(command: str, tmp_path: Path) -> None:
     assert printed.stdout.startswith(f"# `streamer {command} --config")
 
 
+# -- what is set reaches what it is for
+
+
+def asked_for(
+    monkeypatch: pytest.MonkeyPatch, part: str, *arguments: str
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Run a command until it makes a part; return with what."""
+    made: list[tuple[tuple[object, ...], dict[str, object]]] = []
+
+    def make(*positional: object, **keywords: object) -> NoReturn:
+        made.append((positional, keywords))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(part, make)
+    assert cli.main(arguments) == 2
+    return made[0]
+
+
+def test_what_a_sender_s_file_says_reaches_the_sender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "sender.yml"
+    file.write_text(
+        f"{{name: door, hubs: ['{NOWHERE}'], curve_key_file: k, curve_hub_keys: ['{PUBLIC}'], camera: pattern, fps: 8, "
+        "in_flight_limit: 3, reply_timeout_s: 4}"
+    )
+    assert asked_for(monkeypatch, "streamer.sender.Sender", "send", "--config", str(file)) == (
+        ((NOWHERE,), "door"),
+        {
+            "publish": None,
+            "in_flight_limit": 3,
+            "reply_timeout_s": 4.0,
+            "every_s": 0.125,
+            "release": streamer.__version__,
+            "curve_key_file": Path("k"),
+            "curve_hub_keys": (PUBLIC,),
+        },
+    )
+    publish = "tcp://127.0.0.1:0"
+    asked = asked_for(monkeypatch, "streamer.sender.Sender", *PATTERN, "--publish", publish)
+    assert (asked[0][0], asked[1]["publish"]) == ((), publish)
+
+
+def test_what_a_hub_s_file_says_reaches_the_hub_and_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "hub.yml"
+    file.write_text(
+        "{bind: 'tcp://127.0.0.1:0', curve_key_file: k, curve_allowed_file: a, plain_bind: 'tcp://127.0.0.1:1', "
+        "cameras: [door], stale_after_s: 5, gone_after_s: 50}"
+    )
+    flags = ("--config", str(file), "--subscribe", NOWHERE, "--subscribe", "tcp://pi2:5555")
+    assert asked_for(monkeypatch, "streamer.hub.Hub", "hub", *flags) == (
+        ("tcp://127.0.0.1:0",),
+        {
+            "subscribe": (NOWHERE, "tcp://pi2:5555"),
+            "cameras": ("door",),
+            "stale_after_s": 5.0,
+            "gone_after_s": 50.0,
+            "curve_key_file": Path("k"),
+            "curve_allowed_file": Path("a"),
+            "plain_bind": "tcp://127.0.0.1:1",
+        },
+    )
+    monkeypatch.undo()
+    file.write_text("{bind: 'tcp://127.0.0.1:0', http: '127.0.0.1:8088', http_socket: /run/hub.sock}")
+    (hub, *address), keywords = asked_for(monkeypatch, "streamer.wall.Wall", "hub", "--config", str(file))
+    assert isinstance(hub, streamer.Hub)
+    assert (address, keywords["socket"], keywords["tls"]) == (["127.0.0.1", 8088], Path("/run/hub.sock"), None)
+
+
+def test_a_hub_may_have_more_descriptors_than_a_shell_gives(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        with running_hub(tmp_path) as (hub, _, _):
+            limits = Path(f"/proc/{hub.process.pid}/limits").read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    allowed = re.search(r"Max open files +(\S+)", limits)
+    assert allowed
+    assert allowed[1] == str(min(8192, hard))
+
+
 # -- starting and dying in every order
 
 
@@ -649,6 +731,15 @@ def test_the_release_that_runs_is_named_by_its_directory(
 ) -> None:
     monkeypatch.setattr(sys, "prefix", prefix.format(streamer.__version__))
     assert cli._release() == release.format(streamer.__version__)
+
+
+def test_status_waits_for_pictures_that_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Page, "cameras", lambda _: ([ROW], ""))
+    assert cli.main(["status", "--wait", "0"]) == 1
+    assert cli.main(["status", "--wait", "0.6"]) == 1
+    later = itertools.count()
+    monkeypatch.setattr(Page, "cameras", lambda _: ([ROW | {"frames": next(later)}], ""))
+    assert cli.main(["status", "--wait", "10"]) == 0
 
 
 def test_status_without_a_hub_says_so() -> None:
