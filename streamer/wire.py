@@ -47,6 +47,9 @@ IN_FLIGHT_MAX = 16  # requests that a sender may have unanswered; well below eve
 OK = b"OK"
 ERROR_PREFIX = b"ERR "
 
+# What the two below take, as people are told it.
+NAME_RULE = "1 to 64 of A-Z a-z 0-9 . _ -"
+RELEASE_RULE = "1 to 64 of A-Z a-z 0-9 . _ + -"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _RELEASE = re.compile(r"[A-Za-z0-9._+-]{1,64}", re.ASCII)
 # The numeric types that numpy has on every platform, so that what is taken here can be shown anywhere.
@@ -349,7 +352,7 @@ def _read_whole(header: bytes) -> dict[str, Any]:
     fields = read_header(header)
     camera = fields["msg"]
     if not is_camera_name(camera):
-        raise WireError("camera name must be 1 to 64 of A-Z a-z 0-9 . _ -")
+        raise WireError(f"camera name must be {NAME_RULE}")
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
     if "dtype" in fields:
@@ -357,13 +360,13 @@ def _read_whole(header: bytes) -> dict[str, Any]:
         _check_dimensions(shape)
     start = fields.get("start")
     if start is not None and not is_camera_name(start):
-        raise WireError("start must be 1 to 64 of A-Z a-z 0-9 . _ -")
+        raise WireError(f"start must be {NAME_RULE}")
     every_s = fields.get("every")
     if every_s is not None and not is_interval(every_s):
         raise WireError("every must be a positive number of seconds")
     release = fields.get("release")
     if release is not None and not is_release(release):
-        raise WireError("release must be 1 to 64 of A-Z a-z 0-9 . _ + -")
+        raise WireError(f"release must be {RELEASE_RULE}")
     wants_clock = fields.get("clock", False)
     if type(wants_clock) is not bool:
         raise WireError("clock must be true or false")

@@ -85,24 +85,24 @@ class Door:
             if now - connection.moved <= (READ_WITHIN_S if unread else ASK_WITHIN_S):
                 continue
             if unread:
-                self._refusals.add(connection.address, f"reads nothing for {READ_WITHIN_S:g} s")
+                self.refuse(connection, f"reads nothing for {READ_WITHIN_S:g} s")
             elif connection.is_answered:
                 continue
             elif not connection.has_asked:
-                self._refusals.add(connection.address, f"no request within {ASK_WITHIN_S:g} s")
+                self.refuse(connection, f"no request within {ASK_WITHIN_S:g} s")
             connection.transport.abort()
         self._refusals.tell(now)
 
     def refuse(self, connection: _Connection, why: str) -> None:
-        """Count what was refused."""
+        """Count a connection that is ended, or not let in, and why."""
         self._refusals.add(connection.address, why)
 
     def let_in(self, connection: _Connection) -> bool:
         """Say whether there is room for a connection."""
         if self._of_address[connection.address] >= CONNECTIONS_OF_ADDRESS_MAX:
-            self._refusals.add(connection.address, f"has {CONNECTIONS_OF_ADDRESS_MAX} connections to the page already")
+            self.refuse(connection, f"has {CONNECTIONS_OF_ADDRESS_MAX} connections to the page already")
         elif len(self._connections) >= CONNECTIONS_MAX:
-            self._refusals.add(connection.address, f"the page has {CONNECTIONS_MAX} connections already")
+            self.refuse(connection, f"the page has {CONNECTIONS_MAX} connections already")
         else:
             self._connections[connection.inner] = connection
             self._of_address[connection.address] += 1
