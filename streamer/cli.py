@@ -375,7 +375,8 @@ def _release() -> str:
 
 def _summarise_sender(sender: Sender) -> None:
     done = sender.statistics
-    _print(f"{sender.name}: {done.frames} frames sent, {done.answered} answered, {done.dropped} dropped")
+    refused = f" ({done.refused} of them refused)" if done.refused else ""
+    _print(f"{sender.name}: {done.frames} frames sent, {done.answered} answered{refused}, {done.dropped} dropped")
     if done.last is None:
         return
     from streamer.codec import jpeg_size

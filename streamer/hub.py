@@ -144,8 +144,14 @@ class Hub:
 
     def cameras(self) -> list[Status]:
         """Return a row for every camera, by name."""
-        with self._lock:
-            return self._presence.statuses(time.monotonic())
+        rows = self._presence.statuses(time.monotonic())
+        done: list[Status] = []
+        while True:
+            with self._lock:  # for one row at a time: while hundreds are written, frames come
+                row = next(rows, None)
+            if row is None:
+                return done
+            done.append(row)
 
     @property
     def expected(self) -> frozenset[str]:
@@ -182,10 +188,9 @@ class Hub:
         with self._lock:
             if self._closing or self._failure:
                 mailbox.close()
-            for status in self._presence.statuses(time.monotonic()):
-                frame = self._presence.latest(status.name)
-                if frame and status.state == State.LIVE.value and (wanted is None or status.name in wanted):
-                    mailbox.put(status.name, frame)
+            for frame in self._presence.newest():
+                if wanted is None or frame.camera in wanted:
+                    mailbox.put(frame.camera, frame)
             # A new list: the receiving thread may be walking through the old one.
             self._mailboxes = [*self._mailboxes, (mailbox, wanted)]
         return mailbox

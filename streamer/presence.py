@@ -185,6 +185,7 @@ class _Camera:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.order = natural(name)
         self.state = State.WAITING
         self.frame: Frame | None = None
         self.seen = 0.0
@@ -199,8 +200,8 @@ class _Camera:
         self._contest: _Contest | None = None
         # Who else had the name just now: until when, and how many frames it had dropped by then.
         self._earlier: dict[bytes | str | None, tuple[float, int]] = {}
-        self._looked = -math.inf
-        self._print: tuple[int, int] | None = None  # of the picture that was looked at
+        self._looked = self._printed = -math.inf
+        self._print: tuple[int, int] | None = None  # of the picture that came then
         self._moved = 0.0  # when it was last another one
         self._connection = b""
         self._rate: _Rate | None = None
@@ -243,14 +244,16 @@ class _Camera:
                 del self._earlier[next(iter(self._earlier))]
         self.sender = sender
 
+    def is_due(self, now: float) -> bool:
+        """Whether it is to be looked at, as it is once a second."""
+        return now - self._looked >= _LOOK_S and self.frame is not None
+
     def look(self, now: float, gone_after_s: float) -> Iterator[Notice]:
-        """Look, once a second, whether another sender has the name too and whether the picture moves.
+        """Look whether another sender has the name too, and whether the picture moves.
 
         Yields:
             What has begun, and what has ended.
         """
-        if self.frame is None or now - self._looked < _LOOK_S:
-            return
         self._looked = now
         contest = self._contest
         if contest and now - contest.seen >= gone_after_s:
@@ -266,9 +269,6 @@ class _Camera:
             self.rival = None
             yield Notice(self.name, "only one sender has this name now", is_trouble=False)
 
-        seen = len(self.frame.payload), zlib.crc32(self.frame.payload)
-        if seen != self._print:
-            self._print, self._moved = seen, self.seen
         is_still = self.seen - self._moved >= _STILL_S
         if is_still and not self.is_still:
             yield Notice(self.name, f"its picture has been the same for {_STILL_S:g} s: is it stuck?", is_trouble=True)
@@ -293,6 +293,11 @@ class _Camera:
         self.frames += 1
         self.bytes += len(frame.payload)
         self.address = address
+        if now - self._printed >= _LOOK_S:  # here, not in `look`: the frames of hundreds of cameras do not come at once
+            self._printed = now
+            print_ = len(frame.payload), zlib.crc32(frame.payload)
+            if print_ != self._print:
+                self._print, self._moved = print_, now
         if self._rate is None:
             self._rate = _Rate(now)
         else:
@@ -304,6 +309,7 @@ class _Camera:
             return Status(self.name, self.state.value)
         fps, bytes_per_s = self._rate.read(now)
         latency_ms, latency_error_ms = _latency_ms(frame)
+        still_s = self.seen - self._moved
         return Status(
             name=self.name,
             state=self.state.value,
@@ -323,7 +329,7 @@ class _Camera:
             release=frame.release,
             bytes=self.bytes,
             rival=self.rival,
-            still_s=round(self.seen - self._moved, 1) if self.is_still else None,
+            still_s=round(still_s, 1) if still_s >= _STILL_S else None,
         )
 
 
@@ -381,7 +387,8 @@ class Presence:
         """Age every camera to `now` (monotonic seconds) and return what is to be told."""
         changes: list[Change | Notice] = []
         for camera in self._cameras.values():
-            changes += camera.look(now, self._gone_after_s)
+            if camera.is_due(now):
+                changes += camera.look(now, self._gone_after_s)
             age_s = now - camera.seen
             if age_s >= self._gone_after_s:
                 change = self._move(camera, Event.SILENT)
@@ -398,9 +405,17 @@ class Presence:
         camera = self._cameras.get(name)
         return camera.frame if camera else None
 
-    def statuses(self, now: float) -> list[Status]:
-        """Return a row for every camera, by name; `now` in monotonic seconds."""
-        return [self._cameras[name].status(now) for name in sorted(self._cameras, key=natural)]
+    def newest(self) -> list[Frame]:
+        """Return the newest frame of each LIVE camera, by name."""
+        return [camera.frame for camera in self._by_name() if camera.frame and camera.state is State.LIVE]
+
+    def statuses(self, now: float) -> Iterator[Status]:
+        """Yield a row for every camera, by name, `now` in monotonic seconds; frames may be added between two rows."""
+        for camera in self._by_name():
+            yield camera.status(now)
+
+    def _by_name(self) -> list[_Camera]:
+        return sorted(self._cameras.values(), key=lambda camera: camera.order)
 
     def _make_room(self, why: str, for_camera: str = "") -> None:
         """Forget the camera that is gone longest; `why` is what is wrong when none is."""

@@ -74,6 +74,7 @@ class SenderStatistics:
     Attributes:
         frames: sent, to all hubs.
         answered: of these, those that a hub has replied to; 0 when publishing.
+        refused: of these, those that it would not have.
         dropped: skipped because a newer picture came first.
         bytes: of the payloads sent.
         last: the last payload sent, or None.
@@ -83,6 +84,7 @@ class SenderStatistics:
 
     frames: int
     answered: int
+    refused: int
     dropped: int
     bytes: int
     last: memoryview | None
@@ -95,7 +97,7 @@ class _Link:
 
     def __init__(self, end: Requester, headers: _Headers, in_flight_limit: int, reply_timeout_s: float) -> None:
         self.end = end
-        self.answered = 0
+        self.answered = self.refused = 0
         self._in_flight_limit = in_flight_limit
         self._window = Window(in_flight_limit)
         self._reply_timeout_s = reply_timeout_s
@@ -169,6 +171,7 @@ class _Link:
         self._resume = self._backoff_s = 0.0
         self.answered += 1
         refused = reply if reply.startswith(wire.ERROR_PREFIX) else None
+        self.refused += refused is not None
         if refused and refused != self._refused:
             why = refused.removeprefix(wire.ERROR_PREFIX).decode(errors="replace")
             _log.warning("%s refuses the frames: %s", self.end.endpoint, why)
@@ -320,6 +323,7 @@ class Sender:
         return SenderStatistics(
             frames=self._frames,
             answered=sum(link.answered for link in self._links),
+            refused=sum(link.refused for link in self._links),
             dropped=self._dropped,
             bytes=self._bytes,
             last=self._last,

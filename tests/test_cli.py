@@ -439,6 +439,17 @@ def test_sender_without_a_hub_ends_at_once(tmp_path: Path, number: int) -> None:
         assert re.fullmatch(r"pi1: 0 frames sent, 0 answered, \d+ dropped\n", sender.out)
 
 
+def test_sender_that_was_refused_says_so_in_its_summary(tmp_path: Path) -> None:
+    with running_hub(tmp_path) as (hub, endpoint, _), running(tmp_path / "first", *sender_flags(endpoint)):
+        hub.said("(pi1: LIVE)")
+        with running(tmp_path / "second", *sender_flags(endpoint)) as second:
+            second.said("(refuses the frames)")
+            second.end()
+        said = re.search(r"pi1: \d+ frames sent, (\d+) answered \((\d+) of them refused\), \d+ dropped", second.out)
+        assert said
+        assert 1 <= int(said[2]) <= int(said[1])
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("first", ["hub", "sender"])
 def test_hub_and_sender_end_in_either_order(tmp_path: Path, number: int, first: str) -> None:

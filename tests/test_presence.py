@@ -501,7 +501,7 @@ def test_a_full_table_takes_no_more() -> None:
     presence.tick(BEGIN + STALE_AFTER_S)
     with pytest.raises(WireError, match="the hub already has 1024 cameras"):
         presence.add(picture("one-more"), None, BEGIN + 2000)
-    assert len(presence.statuses(BEGIN)) == CAMERAS_MAX
+    assert len(list(presence.statuses(BEGIN))) == CAMERAS_MAX
     assert presence.latest("one-more") is None
     presence.add(picture("pi5", seq=3), None, BEGIN + 2000)
     presence.add(picture("expected"), None, BEGIN + 2000)

@@ -526,6 +526,7 @@ def test_refusal_that_comes_again_after_a_frame_was_taken_is_told_again(
     with Sender(hub.endpoint, "pi1", reply_timeout_s=PATIENT_S) as sender:
         for reply in (b"ERR no", b"OK", b"ERR no"):
             exchange(sender, hub, reply)
+    assert (sender.statistics.answered, sender.statistics.refused) == (3, 2)
     assert caplog.messages == [f"{hub.endpoint} refuses the frames: no"] * 2
 
 
