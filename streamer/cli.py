@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -24,11 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import streamer
-from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError
+from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError, TransportError
 from streamer.systemd import Notifier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import FrameType
 
     from streamer.config import Given
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _USAGE = 2  # exit status for what the user can put right
 _FAILED = 1
 _LOOK_S = 1.0
+_SCREEN_EVERY_S = 5.0  # it is looked for
 _DESCRIPTORS = 8192
 _DEMO_PORTS = range(8080, 8100)
 _WAIT_MAX_S = 86400
@@ -455,19 +457,39 @@ def _hub(options: argparse.Namespace) -> int:
                 fed[:] = [hub.turned, wall.turned, now]
             return signals.wait(timeout_s)
 
-        if config.display == "windows":
+        if config.display != "windows":
+            while not ended(_LOOK_S):
+                pass
+        elif _wait_for_screen(ended):
             display = (
                 GridWindow(hub, config.cameras, layout=config.layout, width=config.window_width)
                 if config.layout
                 else Windows(hub, config.cameras, rows=config.window_rows, width=config.window_width)
             )
             display.run(ended)
-        else:
-            while not ended(_LOOK_S):
-                pass
         notifier.stopping()
     _summarise_hub(hub)
     return 0
+
+
+def _wait_for_screen(ended: Callable[[float], bool]) -> bool:
+    """Wait until there is a screen, while the hub does all that needs none; False when it is time to end."""
+    from streamer import screen
+
+    told, looked = "", -math.inf
+    while platform.system() == "Linux":
+        if time.monotonic() - looked >= _SCREEN_EVERY_S:
+            try:
+                screen.find(os.environ)
+                break
+            except TransportError as error:
+                if str(error) != told:
+                    _log.warning("%s: the windows open when there is one, the page is there meanwhile", error)
+                told = str(error)
+            looked = time.monotonic()
+        if ended(_LOOK_S):
+            return False
+    return True
 
 
 def _announce(*lines: str) -> None:

@@ -136,39 +136,39 @@ class Change:
 
 
 class _Rate:
-    """Frames and bytes per second, over windows of some seconds; falls towards 0 when nothing comes."""
+    """Frames and bytes per second, over windows of some seconds; falls towards 0 when nothing comes.
 
-    __slots__ = ("_began", "_bytes", "_frames", "_last")
+    One thread adds, any may read meanwhile: what belongs together is replaced at once.
+    """
+
+    __slots__ = ("_last", "_window")
 
     def __init__(self, now: float) -> None:
-        self._begin(now)
+        self._begin(now, None)
 
-    def _begin(self, now: float) -> None:
-        # The frame that opens a window is not counted in it: n + 1 frames are n intervals.
-        self._began = now
-        self._frames = 0
-        self._bytes = 0
-        self._last: tuple[float, float] | None = None
+    def _begin(self, now: float, last: tuple[float, float] | None) -> None:
+        self._last = last
+        # Since when, and frames and bytes. The frame that opens a window is not counted in it: n + 1 are n intervals.
+        self._window = now, 0, 0
 
     def add(self, size: int, now: float) -> None:
-        elapsed = now - self._began
-        if self._frames and elapsed >= 2 * _RATE_WINDOW_S:
+        began, frames, size_before = self._window
+        elapsed = now - began
+        if frames and elapsed >= 2 * _RATE_WINDOW_S:
             # It had stopped: an average over the pause would say nothing.
-            self._begin(now)
-            return
-        self._frames += 1
-        self._bytes += size
-        if elapsed >= _RATE_WINDOW_S:
-            last = self._frames / elapsed, self._bytes / elapsed
-            self._begin(now)
-            self._last = last
+            self._begin(now, None)
+        elif elapsed >= _RATE_WINDOW_S:
+            self._begin(now, ((frames + 1) / elapsed, (size_before + size) / elapsed))
+        else:
+            self._window = began, frames + 1, size_before + size
 
     def read(self, now: float) -> tuple[float, float]:
-        elapsed = now - self._began
+        (began, frames, size), last = self._window, self._last
+        elapsed = now - began
         # A slow camera may not have a frame in each window: its rate stands until the next one is half a frame late.
-        if self._last is not None and elapsed < max(_RATE_WINDOW_S, 1.5 / self._last[0]):
-            return self._last
-        return (self._frames / elapsed, self._bytes / elapsed) if elapsed > 0 else (0.0, 0.0)
+        if last is not None and elapsed < max(_RATE_WINDOW_S, 1.5 / last[0]):
+            return last
+        return (frames / elapsed, size / elapsed) if elapsed > 0 else (0.0, 0.0)
 
 
 @dataclass
@@ -288,16 +288,16 @@ class _Camera:
         elif before is not None and frame.seq is not None and before.seq is not None and frame.seq > before.seq:
             self.lost += frame.seq - before.seq - 1
         self._dropped = max(self._dropped, frame.dropped or 0)
+        if now - self._printed >= _LOOK_S:  # not in `look`: the frames of hundreds of cameras do not come at once
+            self._printed = now
+            taken = len(frame.payload), zlib.crc32(frame.payload)
+            if taken != self._print:
+                self._print, self._moved = taken, now
         self.frame = frame
-        self.seen = now
+        self.seen = now  # after `_moved`: who reads meanwhile must not take a pause for a picture that stands still
         self.frames += 1
         self.bytes += len(frame.payload)
         self.address = address
-        if now - self._printed >= _LOOK_S:  # here, not in `look`: the frames of hundreds of cameras do not come at once
-            self._printed = now
-            print_ = len(frame.payload), zlib.crc32(frame.payload)
-            if print_ != self._print:
-                self._print, self._moved = print_, now
         if self._rate is None:
             self._rate = _Rate(now)
         else:
@@ -334,7 +334,7 @@ class _Camera:
 
 
 class Presence:
-    """The table of all cameras. Not locked: one thread writes, and the caller locks for reading.
+    """The table of all cameras. Not locked: one thread writes, and the caller locks for reading, but for `statuses`.
 
     Args:
         expected: names that are shown as WAITING until they come.
@@ -409,12 +409,12 @@ class Presence:
         """Return the newest frame of each LIVE camera, by name."""
         return [camera.frame for camera in self._by_name() if camera.frame and camera.state is State.LIVE]
 
-    def statuses(self, now: float) -> Iterator[Status]:
-        """Yield a row for every camera, by name, `now` in monotonic seconds; frames may be added between two rows."""
-        for camera in self._by_name():
-            yield camera.status(now)
+    def statuses(self, now: float) -> list[Status]:
+        """Return a row for every camera, by name; `now` in monotonic seconds. It needs no lock."""
+        return [camera.status(now) for camera in self._by_name()]
 
     def _by_name(self) -> list[_Camera]:
+        # `sorted` takes them all before it calls anything, so that none can come in between.
         return sorted(self._cameras.values(), key=lambda camera: camera.order)
 
     def _make_room(self, why: str, for_camera: str = "") -> None:

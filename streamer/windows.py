@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from streamer.presence import Status
 
 _EIGHT = 8  # windows are laid out for at least so many cameras
-_TITLE_BAR = 40  # pixels left between the rows for the frame that the desktop draws
+_TITLE_BAR = 40  # pixels left above each row for the frame that the desktop draws
 _LOOK_S = 0.25
 _CLOSED_S = 1.0
 _FRAMED_S = 2.0
@@ -193,7 +193,7 @@ class Windows(_Display):
         """Move a window to its cell of the grid, row by row."""
         columns = -(-max(_EIGHT, len(self._places)) // self._rows)
         row, column = divmod(self._places.index(name), columns)
-        cv2.moveWindow(name, column * self._width, row * (self._cell_height + _TITLE_BAR))
+        cv2.moveWindow(name, column * self._width, row * (self._cell_height + _TITLE_BAR) + _TITLE_BAR)
 
     def _look_after(self, statuses: list[Status]) -> None:
         """Keep new windows in their places, grey the stale, close the gone."""

@@ -12,14 +12,24 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def virtual_screen(width: int, height: int) -> Iterator[str]:
-    """Run an X server with a window manager, as on every desktop; yields its display's name."""
+def virtual_screen(width: int, height: int, display: str = "", *flags: str) -> Iterator[str]:
+    """Run an X server with a window manager, as on every desktop; yields its display's name, by default a free one."""
     reader, writer = os.pipe()
     # -r: no key repeats itself, else the one that ended a program's window goes on into the next one's.
-    command = ["Xvfb", "-displayfd", str(writer), "-screen", "0", f"{width}x{height}x24", "-nolisten", "tcp"]
+    command = [
+        "Xvfb",
+        *([display] if display else []),
+        "-displayfd",
+        str(writer),
+        "-screen",
+        "0",
+        f"{width}x{height}x24",
+        "-nolisten",
+        "tcp",
+    ]
     with ExitStack() as running:
         server = running.enter_context(
-            subprocess.Popen([*command, "-noreset", "-r"], pass_fds=[writer], stderr=subprocess.DEVNULL)
+            subprocess.Popen([*command, "-noreset", "-r", *flags], pass_fds=[writer], stderr=subprocess.DEVNULL)
         )
         running.callback(server.terminate)
         os.close(writer)

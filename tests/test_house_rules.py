@@ -29,7 +29,7 @@ FLOORS = [
     {"frame"},
     {"wire", "pictures"},
     {"keys"},
-    {"config", "transport", "systemd", "cameras", "tiles"},
+    {"config", "transport", "screen", "systemd", "cameras", "tiles"},
     {"sender", "hub", "imagezmq", "grid", "page"},
     {"windows", "wall"},
     {"cli"},

@@ -18,6 +18,7 @@ import pytest
 import zmq
 
 from streamer import hub as module
+from streamer import presence as presence_module
 from streamer import sender as sender_module
 from streamer import wire
 from streamer.errors import ConfigError, TransportError
@@ -31,6 +32,7 @@ from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, open_descriptors, 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import ThreadPoolExecutor
 
     from streamer.frame import Frame
     from streamer.mailbox import Mailbox
@@ -511,6 +513,28 @@ def test_two_senders_of_one_name_are_told_and_neither_flaps_the_other(
     assert caplog.messages.count(refusal) == 1
     assert sum("has this name too" in message for message in caplog.messages) == 1
     assert len(caplog.messages) == 2
+
+
+def test_frames_come_while_the_table_is_written(
+    hub: Hub, peer: zmq.Socket[bytes], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        send(peer, f"pi{number}")
+    written, goes_on = threading.Event(), threading.Event()
+
+    def status(camera: Any, now: float) -> Any:
+        written.set()
+        assert goes_on.wait(WAIT_S)
+        return row(camera, now)
+
+    row = presence_module._Camera.status
+    monkeypatch.setattr(presence_module._Camera, "status", status)
+    rows = pool.submit(hub.cameras)
+    assert written.wait(WAIT_S)
+    send(peer, "pi0")
+    send(peer, "pi9")
+    goes_on.set()
+    assert [each.name for each in rows.result(WAIT_S)] == ["pi0", "pi1", "pi2"]
 
 
 # -- subscribing

@@ -423,6 +423,25 @@ def test_a_picture_that_does_not_move_is_told_once_and_when_it_moves_again() -> 
     assert row(presence).still_s is None
 
 
+def test_no_picture_is_read_while_the_table_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def crc32(payload: bytes) -> int:
+        read.append(len(payload))
+        return 0
+
+    monkeypatch.setattr("streamer.presence.zlib.crc32", crc32)
+    presence = table()
+    for at in range(90):  # three seconds: each camera is read three times, whenever its own frame comes
+        for size in range(1, 6):
+            presence.add(picture(f"pi{size}", size), None, BEGIN + at / 30)
+        if at % 7 == 0:
+            before = len(read)
+            presence.tick(BEGIN + at / 30)
+            assert len(read) == before, "of hundreds of cameras, their frames would wait for all"
+    assert sorted(read) == sorted([1, 2, 3, 4, 5] * 3)
+
+
 def test_a_camera_that_is_slow_or_silent_is_not_still() -> None:
     presence = table()
     assert pictures(presence, 0, 100, 1 / 20, lambda at_s: b"%f" % at_s) == []
@@ -501,7 +520,7 @@ def test_a_full_table_takes_no_more() -> None:
     presence.tick(BEGIN + STALE_AFTER_S)
     with pytest.raises(WireError, match="the hub already has 1024 cameras"):
         presence.add(picture("one-more"), None, BEGIN + 2000)
-    assert len(list(presence.statuses(BEGIN))) == CAMERAS_MAX
+    assert len(presence.statuses(BEGIN)) == CAMERAS_MAX
     assert presence.latest("one-more") is None
     presence.add(picture("pi5", seq=3), None, BEGIN + 2000)
     presence.add(picture("expected"), None, BEGIN + 2000)

@@ -19,6 +19,8 @@ from PIL import Image, ImageGrab
 import streamer
 from streamer import tiles, windows
 from streamer.codec import encode_jpeg
+from streamer.errors import TransportError
+from streamer.screen import find
 from tests.conftest import until
 from tests.screen import virtual_screen
 
@@ -48,7 +50,7 @@ def screen() -> Iterator[str]:
 class Shown:
     """A hub that shows windows, and what is on its screen."""
 
-    def __init__(self, screen: str, place: Path, *flags: str) -> None:
+    def __init__(self, screen: str, place: Path, *flags: str, **environment: str) -> None:
         self._screen = screen
         config = place / "hub.yml"
         config.write_text(
@@ -59,7 +61,7 @@ class Shown:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "streamer", "hub", "--config", str(config), *flags],
-                env={**os.environ, "DISPLAY": screen},
+                env={**os.environ, "DISPLAY": screen, **environment},
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -72,7 +74,7 @@ class Shown:
 
     def colour_at(self, column: int, row: int, *, down: float = 0.4) -> tuple[int, int, int]:
         """The colour in a window's upper part, under its title, by its place in the grid."""
-        at = int((column + 0.5) * WIDTH), int(row * (HEIGHT + TITLE_BAR) + down * HEIGHT)
+        at = int((column + 0.5) * WIDTH), int(row * (HEIGHT + TITLE_BAR) + TITLE_BAR + down * HEIGHT)
         red, green, blue = self.screenshot().getpixel(at)  # type: ignore[misc]
         return red, green, blue
 
@@ -167,7 +169,7 @@ def test_windows_have_their_places_grey_when_stale_and_close_when_gone(
 
     others = [source for source in everyone if source is not sources["five"]]
     until(sending(others, lambda: max(shown.colour_at(0, 1)) < 60 and len(set(shown.colour_at(0, 1))) == 1), 20)
-    middle = shown.screenshot().crop((0, HEIGHT + TITLE_BAR, WIDTH, 2 * HEIGHT + TITLE_BAR)).convert("L")
+    middle = shown.screenshot().crop((0, HEIGHT + 2 * TITLE_BAR, WIDTH, 2 * (HEIGHT + TITLE_BAR))).convert("L")
     assert middle.getextrema()[1] > 230, "the age stands on it in white"  # type: ignore[operator]
     assert shown.shows(RED, 0, 0)(), "another camera is not touched"
 
@@ -180,7 +182,7 @@ def test_window_of_a_name_that_two_have_says_so(shown: Shown, sources: dict[str,
     until(sending([one], shown.shows(RED, 0, 0)), 20)
 
     def has_words() -> bool:
-        window = np.asarray(shown.screenshot().crop((8, HEIGHT // 3, WIDTH - 8, HEIGHT)))
+        window = np.asarray(shown.screenshot().crop((8, TITLE_BAR + HEIGHT // 3, WIDTH - 8, TITLE_BAR + HEIGHT)))
         return bool(window.min(2).max() > 100)
 
     with contextlib.closing(Source(shown.endpoint, "one", GREEN)) as second:
@@ -247,6 +249,88 @@ def test_window_closed_by_hand_stays_closed_until_the_camera_comes_back(
         assert shown.shows(BLACK, 0, 0)()
     until(sending([three], lambda: "one: GONE" in shown.log.read_text()), 20)
     until(sending([one, three], shown.shows(RED, 0, 0)), 20)
+
+
+# -- which screen
+
+
+@pytest.fixture
+def free(tmp_path: Path) -> str:
+    """A display that is not there."""
+    with virtual_screen(800, 600) as display:
+        return display
+
+
+def manager(place: Path, *told: str) -> str:
+    """Make a `systemctl` that says what a desktop has told its user's manager; returns a PATH with it."""
+    program = place / "systemctl"
+    lines = ["HOME=/home/pi", *told, "WAYLAND_DISPLAY=wayland-0"]
+    program.write_text(
+        "\n".join(["#!/bin/sh", '[ "$*" = "--user show-environment" ] || exit 1', *map("echo {}".format, lines)])
+    )
+    program.chmod(0o755)
+    return f"{place}:{os.environ['PATH']}"
+
+
+@contextlib.contextmanager
+def showing(screen: str, place: Path, **environment: str) -> Iterator[tuple[Shown, Source]]:
+    shown = Shown(screen, place, **environment)
+    with contextlib.closing(Source(shown.endpoint, "one", RED)) as one:
+        yield shown, one
+        shown.process.send_signal(signal.SIGINT)
+        shown.process.communicate(timeout=10)
+    assert shown.process.returncode == 0, shown.log.read_text()
+
+
+def test_hub_without_a_screen_goes_on_and_opens_its_windows_when_there_is_one(free: str, tmp_path: Path) -> None:
+    with showing(free, tmp_path, PATH=manager(tmp_path)) as (shown, one):
+        until(sending([one], lambda: "one: LIVE" in shown.log.read_text()), 20)
+        until(lambda: "the windows open when there is one" in shown.log.read_text(), 20)
+        with virtual_screen(800, 600, free):
+            until(sending([one], shown.shows(RED, 0, 0)), 20)
+            shown.process.send_signal(signal.SIGINT)
+            shown.process.wait(10)
+    assert shown.log.read_text().count("no screen at") == 1
+
+
+def test_hub_that_never_gets_a_screen_ends_as_any(free: str, tmp_path: Path) -> None:
+    with showing(free, tmp_path, PATH=manager(tmp_path)) as (shown, one):
+        until(sending([one], lambda: f"no screen at {free}: the windows" in shown.log.read_text()), 20)
+
+
+def test_windows_open_where_the_user_s_desktop_is(screen: str, free: str, tmp_path: Path) -> None:
+    with showing(screen, tmp_path, DISPLAY=free, PATH=manager(tmp_path, f"DISPLAY={screen}")) as (shown, one):
+        until(sending([one], shown.shows(RED, 0, 0)), 20)
+
+
+def test_screen_that_is_named_comes_before_the_desktop_s(screen: str, free: str, tmp_path: Path) -> None:
+    environment = {"DISPLAY": screen, "PATH": manager(tmp_path, f"DISPLAY={free}")}
+    before = environment.copy()
+    find(environment)
+    assert environment == before
+    environment["DISPLAY"] = f"{free}.7"
+    with pytest.raises(TransportError, match=f"^no screen at {re.escape(free)}.7$"):
+        find(environment)
+    assert environment == {**before, "DISPLAY": f"{free}.7"}, "next time it is looked for there first"
+    environment |= {"DISPLAY": free, "PATH": manager(tmp_path, f"DISPLAY={screen}", "XAUTHORITY=/run/user/7/.auth")}
+    find(environment)
+    assert (environment["DISPLAY"], environment["XAUTHORITY"]) == (screen, "/run/user/7/.auth")
+
+
+def test_screen_that_keeps_strangers_out_is_opened_with_the_desktop_s_key(free: str, tmp_path: Path) -> None:
+    # Xau(3): a family (any), an address, a display's number, a method's name and its data, each after its length.
+    parts = b"", free.removeprefix(":").encode(), b"MIT-MAGIC-COOKIE-1", bytes(range(16))
+    keys = tmp_path / "keys"
+    keys.write_bytes(b"\xff\xff" + b"".join(len(part).to_bytes(2) + part for part in parts))
+    environment = {"DISPLAY": free, "PATH": str(tmp_path)}  # without systemctl
+    with pytest.raises(TransportError, match=f"^no screen at {free}$"):
+        find(environment)
+    with virtual_screen(800, 600, free, "-auth", str(keys)):
+        with pytest.raises(TransportError, match=rf"^no screen at {free} \(.*[Aa]uthori.*\)$"):
+            find(environment)
+        environment["PATH"] = manager(tmp_path, f"DISPLAY={free}", f"XAUTHORITY={keys}")
+        find(environment)
+    assert environment["XAUTHORITY"] == str(keys)
 
 
 # -- all in one window

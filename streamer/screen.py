@@ -1,0 +1,74 @@
+"""The screen that windows are to go to: an X server, or what a Wayland desktop has for programs of X.
+
+It is looked for before OpenCV does, since Qt ends the whole process where there is none.
+"""
+
+from __future__ import annotations
+
+import subprocess  # nosec B404
+import sys
+from typing import TYPE_CHECKING
+
+from streamer.errors import TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+_NAMES = ("DISPLAY", "XAUTHORITY")
+_WITHIN_S = 5.0
+# In a process of its own: libxcb writes to standard error itself, and may wait for a server that hangs.
+_ASK = """
+import ctypes
+x11 = ctypes.CDLL("libX11.so.6")
+x11.XOpenDisplay.restype = ctypes.c_void_p
+raise SystemExit(not x11.XOpenDisplay(None))
+"""
+
+
+def find(environment: MutableMapping[str, str]) -> None:
+    """Look for a screen, and name it in `environment`, which is to be the process's own.
+
+    It is the one that is named there, or else that of the user's desktop, which may be another: a desktop tells its
+    user's manager (`import-environment` in systemctl(1)) when it is there.
+
+    Raises:
+        TransportError: there is none now.
+    """
+    named = dict(environment)
+    why = _refusal(named)
+    if why is None:
+        return
+    told = _told(named)
+    if not told or _refusal({**named, **told}) is not None:
+        raise TransportError(f"no screen at {named.get('DISPLAY', 'any DISPLAY')}{f' ({why})' if why else ''}")
+    environment.update(told)
+
+
+def _refusal(environment: Mapping[str, str]) -> str | None:
+    """Say why no window can be opened, as far as it is known; None where one can."""
+    command = [sys.executable, "-I", "-c", _ASK]
+    try:
+        done = subprocess.run(  # nosec B603 # no shell, and nothing in it is anybody's
+            command, env=environment, capture_output=True, text=True, errors="replace", timeout=_WITHIN_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "it does not answer"
+    return None if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
+
+
+def _told(environment: Mapping[str, str]) -> dict[str, str]:
+    """Ask the user's manager which screen the desktop has; nothing where there is no manager, or no desktop."""
+    try:
+        done = subprocess.run(  # nosec B603 B607 # the system's own
+            ["systemctl", "--user", "show-environment"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_WITHIN_S,
+            check=False,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return {}
+    pairs = (line.partition("=") for line in done.stdout.splitlines())
+    return {name: value for name, _, value in pairs if name in _NAMES}
