@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import json
 import logging
-import math
 import os
 import platform
 import re
@@ -19,6 +18,7 @@ import socket
 import subprocess  # nosec B404 # the demo is real processes
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -476,19 +476,26 @@ def _wait_for_screen(ended: Callable[[float], bool]) -> bool:
     """Wait until there is a screen, while the hub does all that needs none; False when it is time to end."""
     from streamer import screen
 
-    told, looked = "", -math.inf
-    while platform.system() == "Linux":
-        if time.monotonic() - looked >= _SCREEN_EVERY_S:
+    found = threading.Event()
+
+    def look() -> None:
+        told = ""
+        while not found.is_set():
             try:
                 screen.find(os.environ)
-                break
+                found.set()
             except TransportError as error:
                 if str(error) != told:
                     _log.warning("%s: the windows open when there is one, the page is there meanwhile", error)
                 told = str(error)
-            looked = time.monotonic()
-        if ended(_LOOK_S):
-            return False
+                time.sleep(_SCREEN_EVERY_S)
+
+    if platform.system() == "Linux":
+        # A thread, since a screen may take its time to answer; signals and the watchdog must not wait for it.
+        threading.Thread(target=look, name="screen", daemon=True).start()
+        while not found.is_set():
+            if ended(0.05):
+                return False
     return True
 
 

@@ -53,6 +53,8 @@ def _refusal(environment: Mapping[str, str]) -> str | None:
         )
     except subprocess.TimeoutExpired:
         return "it does not answer"
+    except OSError as error:
+        return str(error)
     return None if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
 
 
@@ -68,7 +70,7 @@ def _told(environment: Mapping[str, str]) -> dict[str, str]:
             timeout=_WITHIN_S,
             check=False,
         )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired):
         return {}
     pairs = (line.partition("=") for line in done.stdout.splitlines())
     return {name: value for name, _, value in pairs if name in _NAMES}

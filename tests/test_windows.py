@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -296,6 +297,26 @@ def test_hub_without_a_screen_goes_on_and_opens_its_windows_when_there_is_one(fr
 def test_hub_that_never_gets_a_screen_ends_as_any(free: str, tmp_path: Path) -> None:
     with showing(free, tmp_path, PATH=manager(tmp_path)) as (shown, one):
         until(sending([one], lambda: f"no screen at {free}: the windows" in shown.log.read_text()), 20)
+
+
+def test_screen_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        number = next(number for number in range(100, 200) if can_listen(stack, 6000 + number))
+        shown, one = stack.enter_context(showing(f"127.0.0.1:{number}", tmp_path))
+        until(sending([one], lambda: "one: LIVE" in shown.log.read_text()), 20)
+        began = time.monotonic()
+        shown.process.send_signal(signal.SIGINT)
+        shown.process.wait(10)
+        assert time.monotonic() - began < 2
+
+
+def can_listen(stack: contextlib.ExitStack, port: int) -> bool:
+    """Listen there until the stack ends, and answer nobody; False where another program does."""
+    try:
+        stack.enter_context(socket.create_server(("127.0.0.1", port)))
+    except OSError:
+        return False
+    return True
 
 
 def test_windows_open_where_the_user_s_desktop_is(screen: str, free: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Eight cameras of 30 frames a second, and one attack after the other on the same hub and its page. Measured is how old
 the cameras' frames are when the hub has them, beside the same without an attack in the same round, and what the hub's
 memory comes to. A stranger has a machine of his own: here he gets what the others leave of the processor (nice 19).
+What no hub can help is measured by a bare ROUTER loop that replies, refuses nothing and checks nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from tests.bench.measure import (
     Options,
     Part,
     Row,
+    beside,
     compare,
     end_with_input,
     keep,
@@ -40,6 +42,7 @@ from tests.bench.measure import (
     progress,
     resident_mb,
 )
+from tests.bench.peers import BARE_HWM, KEPT_BYTES, TITLES
 from tests.peers import JPEG
 
 if TYPE_CHECKING:
@@ -59,12 +62,14 @@ class Measurement:
     """One attack, in one round.
 
     Attributes:
+        kind: whose hub.
         age_ms: from capture to the hub: 50th, 95th and 99th percentile.
         frames: that the hub had of all cameras, for each second.
         memory_mb: of the hub's process, at the end.
         refused: messages and connections that the hub refused meanwhile.
     """
 
+    kind: str
     attack: str
     age_ms: tuple[float, float, float]
     frames: float
@@ -84,7 +89,7 @@ def serve() -> None:
             if frame.captured_ns:
                 ages.append((frame.received_ns - frame.captured_ns) / 1e6)  # noqa: PERF401 - it never ends
 
-    resource.setrlimit(resource.RLIMIT_NOFILE, (8192, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))  # as its unit
+    _allow_descriptors(8192)  # as the command does
     with streamer.Hub("tcp://127.0.0.1:*") as hub, Wall(hub, "127.0.0.1", 0) as wall:
         threading.Thread(target=take, daemon=True).start()
         assert hub.endpoint
@@ -97,6 +102,38 @@ def serve() -> None:
             taken = list(ages)
             print(json.dumps([percentiles(taken), len(taken), hub.refused - refused]), flush=True)
     os._exit(0)
+
+
+def serve_bare() -> None:
+    """Be a bare loop, and answer as the hub does."""
+    ages: list[float] = []
+
+    def obey() -> None:
+        for _ in sys.stdin:
+            ages.clear()
+            print("begun", flush=True)
+            sys.stdin.readline()
+            taken = list(ages)
+            print(json.dumps([percentiles(taken), len(taken), 0]), flush=True)
+        os._exit(0)
+
+    _allow_descriptors(2 * CROWD)  # whom it does not refuse, it must hold
+    bytes(KEPT_BYTES)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.setsockopt(zmq.RCVHWM, BARE_HWM)
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        print(port, port, flush=True)
+        threading.Thread(target=obey, daemon=True).start()
+        while True:
+            route, *_, header, _ = router.recv_multipart(copy=False)
+            router.send_multipart([route.bytes, b"", b"OK"])
+            captured_ns = header.bytes.partition(b" ")[2]
+            if captured_ns.isdigit():  # else it is the stranger's
+                ages.append((time.time_ns() - int(captured_ns)) / 1e6)
+
+
+def _allow_descriptors(count: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 # -- the stranger's process
@@ -152,7 +189,7 @@ def deaf(port: int, _page: int) -> None:
 
 def crowd(port: int, page: int) -> None:
     """Ten thousand connections that say nothing, three quarters to the hub, the rest to its page."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (CROWD + 1000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    _allow_descriptors(CROWD + 1000)
     held = []
     for number in range(CROWD):
         stranger = socket.socket()
@@ -206,6 +243,8 @@ ATTACKS: dict[str, Callable[[int, int], None] | None] = {
     "slow": slow,
     "requests": requests,
 }
+# What a bare loop bears too.
+BARE_ATTACKS = ("nobody", "large", "crowd")
 
 
 def told(attack: str) -> str:
@@ -217,9 +256,13 @@ def told(attack: str) -> str:
 # -- the measurement
 
 
-def measure(attack: str, hub: Part, port: str, page: str, seconds: float) -> Measurement:
-    """Attack a hub that has its cameras."""
+def measure(kind: str, attack: str, seconds: float) -> Measurement:
+    """Attack a fresh hub that has its cameras."""
     with contextlib.ExitStack() as stack:
+        hub = stack.enter_context(Part("attack", "serve", kind))
+        port, page = hub.hear().split()
+        stack.enter_context(Part("peers", "send", kind, port, CAMERAS, FPS, FOOTAGE))
+        time.sleep(WARM_UP_S)
         if attack != "nobody":
             stack.enter_context(Part("attack", "do", attack, port, page))
             time.sleep(WARM_UP_S)
@@ -228,7 +271,7 @@ def measure(attack: str, hub: Part, port: str, page: str, seconds: float) -> Mea
         time.sleep(seconds)
         hub.say("end")
         age_ms, frames, refused = json.loads(hub.hear())
-        return Measurement(attack, age_ms, frames / seconds, resident_mb(hub.pid), refused)
+        return Measurement(kind, attack, age_ms, frames / seconds, resident_mb(hub.pid), refused)
 
 
 def run(options: Options) -> list[Row]:
@@ -237,33 +280,52 @@ def run(options: Options) -> list[Row]:
     done: list[Measurement] = []
     for number in range(options.rounds):
         for attack in ATTACKS:
-            progress(f"attack, round {number + 1} of {options.rounds}: {told(attack)}")
-            with Part("attack", "serve") as hub:
-                port, page = hub.hear().split()
-                with Part("peers", "send", "streamer", port, CAMERAS, FPS, FOOTAGE):
-                    time.sleep(WARM_UP_S)
-                    done.append(measure(attack, hub, port, page, max(SECONDS, options.seconds)))
-    of: dict[str, list[Measurement]] = {attack: [each for each in done if each.attack == attack] for attack in ATTACKS}
-    quiet = [each.age_ms[2] for each in of["nobody"]]
+            for kind in ("streamer", "bare-replies") if attack in BARE_ATTACKS else ("streamer",):
+                progress(f"attack, round {number + 1} of {options.rounds}: {told(attack)}: {TITLES[kind]}")
+                done.append(measure(kind, attack, max(SECONDS, options.seconds)))
+
+    def of(kind: str, attack: str) -> list[Measurement]:
+        return [each for each in done if (each.kind, each.attack) == (kind, attack)]
+
+    def p99(kind: str, attack: str) -> list[float]:
+        return [each.age_ms[2] for each in of(kind, attack)]
+
     rows = []
-    for attack, each in of.items():
+    for attack in ATTACKS:
         work = f"{CAMERAS} x {FPS}/s, {told(attack)}"
-        p50, _, p99 = (median(one.age_ms[at] for one in each) for at in range(3))
-        figure = f"{median(one.frames for one in each):.0f} | {p50:.1f} {p99:.1f} ms"
+        each = of("streamer", attack)
+        figure = f"{median(one.frames for one in each):.0f} | {_ages(each)}"
         rows.append(Row(work, "cameras' frames/s | latency p50 p99", figure))
         figure = f"{max(one.memory_mb for one in each):.0f} MB | {median(one.refused for one in each):.0f}"
         rows.append(Row(work, "hub's memory | refused", figure))
-        if attack != "nobody":
-            ages = [one.age_ms[2] for one in each]
-            rows.append(compare(work, "latency p99", ages, quiet, "<= 2", "without it"))
+        if attack in BARE_ATTACKS:
+            bare = of("bare-replies", attack)
+            figure = f"{median(one.frames for one in bare):.0f} | {_ages(bare)}"
+            rows.append(Row(work, f"{TITLES['bare-replies']}: frames/s | latency p50 p99", figure))
+        if attack == "nobody":
+            continue
+        if attack in BARE_ATTACKS:
+            what = f"{TITLES['bare-replies']}: latency p99"
+            floor = p99("bare-replies", attack), p99("bare-replies", "nobody")
+            rows.append(beside(work, what, *floor, "without it"))
+        rows.append(
+            compare(work, "latency p99", p99("streamer", attack), p99("streamer", "nobody"), "<= 2", "without it")
+        )
     keep("attack", options, done, rows)
     return rows
 
 
+def _ages(done: list[Measurement]) -> str:
+    p50, p99 = (median(each.age_ms[at] for each in done) for at in (0, 2))
+    return f"{p50:.1f} {p99:.1f} ms"
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["serve"]:
+        case ["serve", "streamer"]:
             serve()
+        case ["serve", "bare-replies"]:
+            serve_bare()
         case ["do", attack, port, page]:
             os.nice(19)
             threading.Thread(target=end_with_input, daemon=True).start()
