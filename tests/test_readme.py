@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import re
 import shutil
@@ -93,3 +94,16 @@ def test_demo_of_windows_has_what_windows_need() -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert re.search(r"environment.sh .*opencv", done.stdout)
     assert done.stdout.endswith("streamer demo --display windows\n")
+
+
+@pytest.mark.parametrize("module", ["tests.lab.power", "tests.lab.reboots", "tests.bench.fleet"])
+def test_what_needs_the_lab_begins_as_the_makefile_says_it(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"$(BIN)/python -m {module}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", [module])
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(": error: the lab needs root on Debian or Ubuntu\n")

@@ -164,6 +164,7 @@ def main() -> int:
     parser.add_argument("--hosts", type=int, nargs="+", default=[9, 32])
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    lab.need_root(parser)
     results = [result for _ in range(options.rounds) for count in options.hosts for result in measure(count)]
 
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"

@@ -576,6 +576,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def need_root(parser: argparse.ArgumentParser) -> None:
+    """Refuses where the lab cannot run, as a program that makes its own."""
+    if os.geteuid() != 0:
+        parser.error("the lab needs root on Debian or Ubuntu")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     given = _parse(argv)

@@ -1,4 +1,4 @@
-"""Cuts a camera's power at every step of its deploy: `python -m tests.lab.power [first|upgrade …]`; root on Debian.
+"""Cuts a camera's power at every step of its deploy: `python -m tests.lab.power [--only WHICH]`; root on Debian.
 
 The camera's disk is a card of its own, which loses what was not yet written. The power goes in the middle of each task
 that changes something on it, right after it, and when only half of what it did has been written. Then the camera boots;
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -137,10 +136,10 @@ def run(cuts: Cuts, scenario: str) -> list[dict[str, Any]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("scenarios", nargs="*", choices=["first", "upgrade"], default=["upgrade", "first"])
-    scenarios = parser.parse_args().scenarios
-    if os.geteuid() != 0:
-        parser.error("the lab needs root on Debian or Ubuntu")
+    parser.add_argument("--only", choices=["upgrade", "first"], help="instead of both")
+    only = parser.parse_args().only
+    scenarios = [only] if only else ["upgrade", "first"]
+    lab.need_root(parser)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without taking the lab down
     lab.down()
     with tempfile.TemporaryDirectory() as directory:

@@ -6,7 +6,6 @@ Each time all cameras must be LIVE again by themselves, and no other host's serv
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import secrets
 import signal
@@ -49,8 +48,7 @@ def main() -> int:
     parser.add_argument("--tries", type=int, default=100)
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of hosts and moments")
     options = parser.parse_args()
-    if os.geteuid() != 0:
-        parser.error("the lab needs root on Debian or Ubuntu")
+    lab.need_root(parser)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without taking the lab down
     rng = random.Random(options.seed)
     took: dict[str, list[float]] = {told: [] for told in KINDS.values()}
