@@ -909,9 +909,9 @@ class Picamera2:
         self.opened.append(self)
 
     def create_video_configuration(
-        self, main: dict[str, Any], transform: Transform, controls: dict[str, Any]
+        self, main: dict[str, Any], transform: Transform, controls: dict[str, Any], colour_space: object = "Smpte170m"
     ) -> dict[str, Any]:
-        return {"main": main, "controls": controls, "transform": transform}
+        return {"main": main, "controls": controls, "transform": transform, "colour_space": colour_space}
 
     def configure(self, camera_config: dict[str, Any] | None = None) -> None:
         assert camera_config
@@ -1005,7 +1005,11 @@ def board(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     put_into(tmp_path, monkeypatch, *(PI5 if request.param == "Pi 5" else PI4))
     mjpeg_encoder = MJPEGEncoder if request.param == "hardware" else LibavMjpegEncoder
     modules: dict[str, dict[str, object]] = {
-        "libcamera": {"Transform": Transform, "controls": LIBCAMERA_CONTROLS},
+        "libcamera": {
+            "Transform": Transform,
+            "controls": LIBCAMERA_CONTROLS,
+            "ColorSpace": SimpleNamespace(Sycc=lambda: "Sycc"),
+        },
         "picamera2": {"Picamera2": Picamera2},
         "picamera2.encoders": {
             "JpegEncoder": JpegEncoder,
@@ -1026,8 +1030,8 @@ def board(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return board
 
 
-def open_pi_camera(quality: int = 85, size: tuple[int, int] = (640, 480), **settings: Any) -> Camera:
-    return cameras.opener("picamera2", name="pi1", size=size, fps=30, quality=quality, **settings)()
+def open_pi_camera(quality: int = 85, size: tuple[int, int] = (640, 480), fps: float = 30, **settings: Any) -> Camera:
+    return cameras.opener("picamera2", name="pi1", size=size, fps=fps, quality=quality, **settings)()
 
 
 def test_pi_camera(board: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -1038,6 +1042,7 @@ def test_pi_camera(board: str, caplog: pytest.LogCaptureFixture) -> None:
         (device,) = Picamera2.opened
         assert device.configuration["main"] == {"size": (640, 480), "format": "YUV420"}
         assert device.configuration["controls"] == {"FrameRate": 30}
+        assert device.configuration["colour_space"] == "Sycc", "a JPEG's black is 0, a video's 16"
         if board == "hardware":
             assert isinstance(device.encoder, MJPEGEncoder)
             assert device.encoder.bitrate == 640 * 480 * 30 * 1.9
@@ -1198,10 +1203,53 @@ def test_padding_is_trimmed(board: str, padding: bytes, monkeypatch: pytest.Monk
 )
 @ONE_BOARD
 def test_quality_becomes_a_bit_rate(board: str, quality: int, bits_per_pixel: float) -> None:
-    with open_pi_camera(quality):
+    with open_pi_camera(quality, (320, 240)):
         encoder = Picamera2.opened[0].encoder
         assert isinstance(encoder, MJPEGEncoder)
-        assert encoder.bitrate == pytest.approx(640 * 480 * 30 * bits_per_pixel, abs=1)
+        assert encoder.bitrate == pytest.approx(320 * 240 * 30 * bits_per_pixel, abs=1)
+
+
+# Quality, size, frames a second; what the board's encoder has bits for, 25 Mbit/s and pictures of 384 KiB on average.
+TOO_MUCH = [
+    (95, (640, 480), 30, "89", 25_000_000),
+    (100, (640, 480), 60, "75", 25_000_000),
+    (85, (1280, 720), 30, "55", 25_000_000),
+    (85, (1920, 1080), 30, "under 50", 25_000_000),
+    (85, (1920, 1080), 5, "78", 15_728_640),
+]
+
+
+@pytest.mark.parametrize(("quality", "size", "fps", "reached", "bits"), TOO_MUCH)
+@ONE_BOARD
+def test_what_the_board_has_no_bits_for_is_encoded_in_software(  # noqa: PLR0917
+    board: str,
+    quality: int,
+    size: tuple[int, int],
+    fps: int,
+    reached: str,
+    bits: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    with open_pi_camera(quality, size, fps=fps):
+        encoder = Picamera2.opened[0].encoder
+        assert isinstance(encoder, JpegEncoder)
+        assert encoder.q == quality
+    with open_pi_camera(quality, size, fps=fps, encoder="hardware"):
+        encoder = Picamera2.opened[1].encoder
+        assert isinstance(encoder, MJPEGEncoder)
+        assert encoder.bitrate == bits
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        (
+            "INFO",
+            f"picamera2: Raspberry Pi 4 Model B, JPEG in software: in hardware its quality would be {reached}",
+        ),
+        (
+            "WARNING",
+            "picamera2: Raspberry Pi 4 Model B, MJPEG in hardware, which has bits for quality "
+            f"{reached}, {quality} was asked for",
+        ),
+    ]
 
 
 def give_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:

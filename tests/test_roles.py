@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -821,6 +822,39 @@ def test_survey_reads_a_hostname_with_comments(tmp_path: Path) -> None:
     (tmp_path / "etc/hostname").write_text("# See hostname(5).\n\npi3\n")
     found = survey(tmp_path)
     assert (found["static_name"], found["hosts"]) == ("pi3", "wrong")
+
+
+@pytest.mark.parametrize(
+    ("line", "root", "is_on"),
+    [
+        ("overlayroot=tmpfs console=tty1 root=PARTUUID=1", "overlayfs", "on"),
+        ("console=tty1 boot=overlay", "overlayfs", "on"),
+        ("overlayroot=tmpfs console=tty1", "ext2/ext3", "off"),
+        ("console=tty1 root=PARTUUID=1", "overlayfs", "off"),
+    ],
+)
+def test_survey_finds_an_overlay_that_forgets(tmp_path: Path, line: str, root: str, is_on: str) -> None:
+    write_program(tmp_path, "stat", f"echo {root}")
+    write_program(
+        tmp_path, "grep", f'[ "$3" != /proc/cmdline ] || {{ echo "{line}" | command -p grep "$1" "$2"; exit; }}'
+    )
+    found = survey(tmp_path)
+    assert found["overlay"] == is_on
+    assert abs(int(found["time"]) - time.time()) < 60
+
+
+@pytest.mark.parametrize(("ahead_s", "told"), [(0, ""), (7200, "localhost: its clock is 120 minutes behind this")])
+def test_clock_that_is_behind_is_waited_for_and_then_told(tmp_path: Path, ahead_s: int, told: str) -> None:
+    now = int(time.time())
+    variables = load(ROOT / "roles/node/vars/main.yml")
+    variables |= {"_node_now": now + ahead_s, "_node_clock_wait_s": 1, "node_found": {"time": now}}
+    tasks = [{"name": "Wait", "ansible.builtin.include_tasks": str(ROOT / "roles/node/tasks/time.yml")}]
+    (tmp_path / "play.yml").write_text(
+        yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": tasks, "vars": variables}])
+    )
+    done = subprocess.run([PLAYBOOK, tmp_path / "play.yml"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == (not told), done.stdout
+    assert told in " ".join(done.stdout.split())
 
 
 def test_survey_finds_which_hubs_a_sender_knows(tmp_path: Path) -> None:

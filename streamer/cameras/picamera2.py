@@ -34,6 +34,9 @@ _NO_FRAME_S = 5.0
 _END_OF_IMAGE = b"\xff\xd9"
 # The hardware encoder takes a bit rate, not a quality: bits a pixel that give about what libjpeg's quality gives.
 _BITS_PER_PIXEL = {50: 0.8, 75: 1.3, 85: 1.9, 95: 3.6, 100: 6.0}
+# Of more the kernel's driver bcm2835-codec says nothing, and gives this.
+_BITS_PER_S_MAX = 25_000_000
+_PICTURE_BITS_MAX = 8 * 512 * 1024 * 3 // 4  # picamera2 has half a megabyte for each, and some are above the mean
 _RATE_CONTROLS = ("FrameDurationLimits", "FrameRate")
 _log = logging.getLogger(__name__)
 
@@ -94,6 +97,13 @@ class PiCamera:
             if encoder == "hardware":
                 raise ConfigError("encoder is 'hardware': picamera2 finds none here: it must be auto or software")
             in_hardware = False
+        reached = _quality_in_hardware(size, fps, quality)
+        how, is_less = "MJPEG in hardware" if in_hardware else "JPEG in software", in_hardware and reached < quality
+        if is_less and encoder == "auto":
+            in_hardware, is_less = False, False
+            how = f"JPEG in software: in hardware its quality would be {_words(reached)}"
+        elif is_less:
+            how = f"MJPEG in hardware, which has bits for quality {_words(reached)}, {quality} was asked for"
         if not Picamera2.global_camera_info():
             # libcamera has looked once; without this it would not see what was taken then, or not ready.
             Picamera2._cm.reset()
@@ -104,7 +114,7 @@ class PiCamera:
             raise CameraError(f"picamera2: {error}; does another program use the camera?") from error
         self._newest = _Newest()
         self._encoder: Any = (
-            MJPEGEncoder(bitrate=_bit_rate(size, fps, quality))
+            MJPEGEncoder(bitrate=min(_bit_rate(size, fps, quality), _most_bits(fps)))
             if in_hardware
             else JpegEncoder(num_threads=2, q=quality)
         )
@@ -123,12 +133,16 @@ class PiCamera:
         except (CameraError, ConfigError):
             self.__exit__()
             raise
-        _log.info("picamera2: %s, %s", board.name, "MJPEG in hardware" if in_hardware else "JPEG in software")
+        _log.log(logging.WARNING if is_less else logging.INFO, "picamera2: %s, %s", board.name, how)
 
     def _configure(self, size: tuple[int, int], fps: float, transform: Any) -> None:
         self._camera.configure(
             self._camera.create_video_configuration(
-                main={"size": size, "format": "YUV420"}, controls={"FrameRate": fps}, transform=transform
+                main={"size": size, "format": "YUV420"},
+                controls={"FrameRate": fps},
+                transform=transform,
+                # JFIF's: for video it is one whose black is 16 and whose white 235, and no encoder converts that.
+                colour_space=libcamera.ColorSpace.Sycc(),
             )
         )
         given = self._camera.camera_configuration()
@@ -189,6 +203,22 @@ def _bit_rate(size: tuple[int, int], fps: float, quality: int) -> int:
         if quality >= low:
             bits = low_bits + min(1.0, (quality - low) / (high - low)) * (high_bits - low_bits)
     return int(size[0] * size[1] * fps * bits)
+
+
+def _most_bits(fps: float) -> int:
+    """Give the bits per second that the board's encoder makes at most."""
+    return int(min(_BITS_PER_S_MAX, _PICTURE_BITS_MAX * fps))
+
+
+def _quality_in_hardware(size: tuple[int, int], fps: float, quality: int) -> int:
+    """Give the quality for which the board's encoder has bits, up to `quality`; 0 where it is less than any known."""
+    if _bit_rate(size, fps, quality) <= _most_bits(fps):
+        return quality
+    return next((each for each in range(quality, 49, -1) if _bit_rate(size, fps, each) <= _most_bits(fps)), 0)
+
+
+def _words(quality: int) -> str:
+    return str(quality) if quality else "under 50"
 
 
 def _control_value(name: str, value: Any, low: Any, high: Any) -> Any:

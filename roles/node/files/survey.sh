@@ -12,6 +12,11 @@ echo "static_name=$(grep -Evs '^[[:space:]]*(#|$)' /etc/hostname | head -n 1)"
 grep -Eqs "^127\.0\.1\.1[[:space:]]+($name\.[^[:space:]]+[[:space:]]+)?$name\$" /etc/hosts && hosts=right
 echo "hosts=${hosts:-wrong}"
 
+echo "time=$(date +%s)"
+# What is written under raspi-config's overlay is gone with the next boot.
+grep -Eqsw 'overlayroot=tmpfs|boot=overlay' /proc/cmdline && [ "$(stat -fc %T /)" = overlayfs ] && overlay=on
+echo "overlay=${overlay:-off}"
+
 # cloud-init renames at every boot what its seed does not leave alone. The seed wins over /etc/cloud/cloud.cfg.d.
 if [ -d /etc/cloud/cloud.cfg.d ]; then
   grep -qsx 'preserve_hostname: true' /etc/cloud/cloud.cfg.d/99-streamer.cfg && cloud=kept || cloud=loose
