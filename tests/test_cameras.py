@@ -909,7 +909,7 @@ class Picamera2:
         self.opened.append(self)
 
     def create_video_configuration(
-        self, main: dict[str, Any], transform: Transform, controls: dict[str, Any], colour_space: object = "Smpte170m"
+        self, main: dict[str, Any], transform: Transform, colour_space: object, controls: dict[str, Any]
     ) -> dict[str, Any]:
         return {"main": main, "controls": controls, "transform": transform, "colour_space": colour_space}
 
