@@ -97,13 +97,14 @@ class PiCamera:
             if encoder == "hardware":
                 raise ConfigError("encoder is 'hardware': picamera2 finds none here: it must be auto or software")
             in_hardware = False
-        reached = _quality_in_hardware(size, fps, quality)
-        how, is_less = "MJPEG in hardware" if in_hardware else "JPEG in software", in_hardware and reached < quality
-        if is_less and encoder == "auto":
-            in_hardware, is_less = False, False
-            how = f"JPEG in software: in hardware its quality would be {_words(reached)}"
-        elif is_less:
-            how = f"MJPEG in hardware, which has bits for quality {_words(reached)}, {quality} was asked for"
+        how, level = "JPEG in software", logging.INFO
+        if in_hardware:
+            how, reached = "MJPEG in hardware", _quality_in_hardware(size, fps, quality)
+            if reached < quality and encoder == "auto":
+                in_hardware, how = False, f"JPEG in software: in hardware its quality would be {reached or 'under 50'}"
+            elif reached < quality:
+                how += f", which has bits for quality {reached or 'under 50'}, {quality} was asked for"
+                level = logging.WARNING
         if not Picamera2.global_camera_info():
             # libcamera has looked once; without this it would not see what was taken then, or not ready.
             Picamera2._cm.reset()
@@ -133,7 +134,7 @@ class PiCamera:
         except (CameraError, ConfigError):
             self.__exit__()
             raise
-        _log.log(logging.WARNING if is_less else logging.INFO, "picamera2: %s, %s", board.name, how)
+        _log.log(level, "picamera2: %s, %s", board.name, how)
 
     def _configure(self, size: tuple[int, int], fps: float, transform: Any) -> None:
         self._camera.configure(
@@ -215,10 +216,6 @@ def _quality_in_hardware(size: tuple[int, int], fps: float, quality: int) -> int
     if _bit_rate(size, fps, quality) <= _most_bits(fps):
         return quality
     return next((each for each in range(quality, 49, -1) if _bit_rate(size, fps, each) <= _most_bits(fps)), 0)
-
-
-def _words(quality: int) -> str:
-    return str(quality) if quality else "under 50"
 
 
 def _control_value(name: str, value: Any, low: Any, high: Any) -> Any:
