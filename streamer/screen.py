@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from streamer.errors import TransportError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import Mapping, MutableMapping, Sequence
 
 _NAMES = ("DISPLAY", "XAUTHORITY")
 _WITHIN_S = 5.0
@@ -46,11 +46,8 @@ def find(environment: MutableMapping[str, str]) -> None:
 
 def _refusal(environment: Mapping[str, str]) -> str | None:
     """Say why no window can be opened, as far as it is known; None where one can."""
-    command = [sys.executable, "-I", "-c", _ASK]
     try:
-        done = subprocess.run(  # nosec B603 # no shell, and nothing in it is anybody's
-            command, env=environment, capture_output=True, text=True, errors="replace", timeout=_WITHIN_S, check=False
-        )
+        done = _run([sys.executable, "-I", "-c", _ASK], environment)
     except subprocess.TimeoutExpired:
         return "it does not answer"
     except OSError as error:
@@ -61,16 +58,14 @@ def _refusal(environment: Mapping[str, str]) -> str | None:
 def _told(environment: Mapping[str, str]) -> dict[str, str]:
     """Ask the user's manager which screen the desktop has; nothing where there is no manager, or no desktop."""
     try:
-        done = subprocess.run(  # nosec B603 B607 # the system's own
-            ["systemctl", "--user", "show-environment"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_WITHIN_S,
-            check=False,
-        )
+        done = _run(["systemctl", "--user", "show-environment"], environment)
     except (OSError, subprocess.TimeoutExpired):
         return {}
     pairs = (line.partition("=") for line in done.stdout.splitlines())
     return {name: value for name, _, value in pairs if name in _NAMES}
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # nosec B603 # no shell, and nothing in it is anybody's
+        command, env=environment, capture_output=True, text=True, errors="replace", timeout=_WITHIN_S, check=False
+    )

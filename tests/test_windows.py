@@ -256,7 +256,7 @@ def test_window_closed_by_hand_stays_closed_until_the_camera_comes_back(
 
 
 @pytest.fixture
-def free(tmp_path: Path) -> str:
+def free() -> str:
     """A display that is not there."""
     with virtual_screen(800, 600) as display:
         return display

@@ -213,9 +213,7 @@ def _most_bits(fps: float) -> int:
 
 def _quality_in_hardware(size: tuple[int, int], fps: float, quality: int) -> int:
     """Give the quality for which the board's encoder has bits, up to `quality`; 0 where it is less than any known."""
-    if _bit_rate(size, fps, quality) <= _most_bits(fps):
-        return quality
-    return next((each for each in range(quality, 49, -1) if _bit_rate(size, fps, each) <= _most_bits(fps)), 0)
+    return next((each for each in range(quality, 0, -1) if _bit_rate(size, fps, each) <= _most_bits(fps)), 0)
 
 
 def _control_value(name: str, value: Any, low: Any, high: Any) -> Any:

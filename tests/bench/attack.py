@@ -94,42 +94,42 @@ def serve() -> None:
         threading.Thread(target=take, daemon=True).start()
         assert hub.endpoint
         print(hub.endpoint.rpartition(":")[2], wall.port, flush=True)
-        for _ in sys.stdin:
-            ages.clear()
-            refused = hub.refused
-            print("begun", flush=True)
-            sys.stdin.readline()
-            taken = list(ages)
-            print(json.dumps([percentiles(taken), len(taken), hub.refused - refused]), flush=True)
+        obey(ages, lambda: hub.refused)
     os._exit(0)
+
+
+def obey(ages: list[float], refused: Callable[[], int]) -> None:
+    """Say, for each second line of input, what came since the one before, until input ends."""
+    for _ in sys.stdin:
+        ages.clear()
+        before = refused()
+        print("begun", flush=True)
+        sys.stdin.readline()
+        taken = list(ages)
+        print(json.dumps([percentiles(taken), len(taken), refused() - before]), flush=True)
 
 
 def serve_bare() -> None:
     """Be a bare loop, and answer as the hub does."""
     ages: list[float] = []
 
-    def obey() -> None:
-        for _ in sys.stdin:
-            ages.clear()
-            print("begun", flush=True)
-            sys.stdin.readline()
-            taken = list(ages)
-            print(json.dumps([percentiles(taken), len(taken), 0]), flush=True)
-        os._exit(0)
-
-    _allow_descriptors(2 * CROWD)  # whom it does not refuse, it must hold
-    bytes(KEPT_BYTES)
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
-        router.setsockopt(zmq.RCVHWM, BARE_HWM)
-        port = router.bind_to_random_port("tcp://127.0.0.1")
-        print(port, port, flush=True)
-        threading.Thread(target=obey, daemon=True).start()
+    def take() -> None:
         while True:
             route, *_, header, _ = router.recv_multipart(copy=False)
             router.send_multipart([route.bytes, b"", b"OK"])
             captured_ns = header.bytes.partition(b" ")[2]
             if captured_ns.isdigit():  # else it is the stranger's
                 ages.append((time.time_ns() - int(captured_ns)) / 1e6)
+
+    _allow_descriptors(2 * CROWD)  # whom it does not refuse, it must hold
+    bytes(KEPT_BYTES)
+    router = zmq.Context().socket(zmq.ROUTER)
+    router.setsockopt(zmq.RCVHWM, BARE_HWM)
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    print(port, port, flush=True)
+    threading.Thread(target=take, daemon=True).start()
+    obey(ages, lambda: 0)
+    os._exit(0)
 
 
 def _allow_descriptors(count: int) -> None:
