@@ -7,6 +7,9 @@ asked what they have received (`TCP_INFO`, Linux only) and, at worst, shut down,
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import resource
 import socket
 import struct
@@ -15,13 +18,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 Answer = TypeVar("Answer")
 
 CONNECTIONS_MAX = 2048  # of a socket; no more than half of the descriptors that the process may have
 UNFINISHED_MAX_BYTES = 256 * 1024 * 1024  # of messages that have begun and not ended, of all peers together
-_LOOKED_AT_ONCE = 256
+_LOOKED_AT_ONCE = 32  # a fifth of a millisecond, when the kernel has to fetch them from memory
 # struct tcp_info in linux/tcp.h: tcpi_bytes_received, a 64-bit count.
 _RECEIVED_AT = 128
 _INFO_BYTES = 136
@@ -41,11 +44,12 @@ class Connections:
     def __init__(self) -> None:
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = CONNECTIONS_MAX if most == resource.RLIM_INFINITY else min(CONNECTIONS_MAX, most // 2)
+        _make_room(2 * self._most)
         self._open: dict[int, _Connection] = {}
         # The same by address, the oldest first: thousands may come in a second.
         self._of_address: defaultdict[str | None, dict[int, _Connection]] = defaultdict(dict)
         self._cut: dict[int, str | None] = {}  # ended here, of which libzmq has not told yet: the address of each
-        # What is still to be looked at, and what lies unfinished on those that were: how much, and where.
+        # Of a look: what is still to be looked at, and what lies unfinished on those that were: how much, and where.
         self._unseen: list[tuple[int, _Connection]] = []
         self._unfinished: list[tuple[int, int, _Connection]] = []
 
@@ -86,15 +90,25 @@ class Connections:
         connection.has_sent, connection.is_quiet, connection.received_before = True, False, None
         return True
 
-    def look(self) -> Iterator[tuple[str | None, str]]:
-        """End the connections with the largest unfinished messages, while all together are too large; say whose.
+    @property
+    def is_looking(self) -> bool:
+        """Whether a look that has begun goes on."""
+        return bool(self._unseen)
 
-        Where there are many, a quarter of them is looked at each time: frames wait meanwhile.
-        """
+    def begin_look(self) -> None:
+        """Begin to look for messages without an end; nothing new while such a look goes on."""
         if not self._unseen:
             self._unseen, self._unfinished = list(self._open.items()), []
-        at_once = max(_LOOKED_AT_ONCE, len(self._open) // 4)
-        for descriptor, connection in self._unseen[:at_once]:
+
+    def look(self) -> list[tuple[str | None, str]]:
+        """Go on with a look, by a few connections: frames wait meanwhile.
+
+        With the last of them, end the connections with the largest unfinished messages, while all together are too
+        large; returns whose and why.
+        """
+        if not self._unseen:
+            return []
+        for descriptor, connection in self._unseen[-_LOOKED_AT_ONCE:]:
             if self._open.get(descriptor) is not connection:
                 continue
             if connection.is_quiet and connection.address is not None:
@@ -103,17 +117,21 @@ class Connections:
                     connection.received_before = received
                 self._unfinished.append((received - connection.received_before, descriptor, connection))
             connection.is_quiet = True
-        del self._unseen[:at_once]
-        if self._unseen:
-            return
+        del self._unseen[-_LOOKED_AT_ONCE:]
+        return [] if self._unseen else self._end_largest()
+
+    def _end_largest(self) -> list[tuple[str | None, str]]:
+        ended: list[tuple[str | None, str]] = []
         total = sum(size for size, _, _ in self._unfinished)
-        for size, descriptor, connection in sorted(self._unfinished, key=lambda each: each[0], reverse=True):
-            if total <= UNFINISHED_MAX_BYTES:
-                break
+        if total > UNFINISHED_MAX_BYTES:
+            self._unfinished.sort(key=lambda each: each[0])
+        while total > UNFINISHED_MAX_BYTES:
+            size, descriptor, connection = self._unfinished.pop()
             total -= size
             if self._open.get(descriptor) is connection:
                 self._end(descriptor)
-                yield connection.address, f"its message had no end after {size // 1_000_000} MB"
+                ended.append((connection.address, f"its message had no end after {size // 1_000_000} MB"))
+        return ended
 
     def _end(self, descriptor: int) -> None:
         address = self._cut[descriptor] = self._forget(descriptor)
@@ -124,6 +142,16 @@ class Connections:
                 connection.shutdown(socket.SHUT_RDWR)
 
         _ask(descriptor, shut)
+
+
+def _make_room(descriptors: int) -> None:
+    """Have the system's table of this process's descriptors hold so many.
+
+    Where threads share it, Linux waits for all processors when it has to be enlarged (`expand_fdtable` in fs/file.c):
+    a connection too many for it then keeps every camera waiting, for 10 ms or more.
+    """
+    with contextlib.suppress(OSError), socket.socket() as one:  # more are open already
+        os.close(fcntl.fcntl(one, fcntl.F_DUPFD, descriptors - 1))
 
 
 def _ask(descriptor: int, question: Callable[[socket.socket], Answer]) -> Answer | None:

@@ -237,7 +237,7 @@ class Hub:
         alone = self._replier if not self._subscribers else None
         if alone:
             alone.wait_at_most(_LOOK_S)
-        flowing = False
+        flowing = crowded = False
         looked = ticked = 0.0
         while not self._closing:
             # While frames come, the socket waits for the next itself: a poll takes three times as many system calls.
@@ -249,17 +249,17 @@ class Hub:
                 if received:
                     self._accept(received, now)
             else:
-                poller.wait(_TICK_S)
+                poller.wait(0 if crowded else _TICK_S)
                 now = self.turned = time.monotonic()
                 flowing = self._receive_waiting(ends, now)
                 looked = 0.0
-            if now - looked >= _LOOK_S:
-                looked = now
-                if self._replier and self._count(self._replier.admit()):
-                    looked = 0.0  # there may be thousands more: a few after each frame, so that none waits for all
             if now - ticked >= _TICK_S:
                 ticked = now
                 self._tick(now)
+            if self._replier and (crowded or now - looked >= _LOOK_S):
+                looked = now
+                self._count(self._replier.admit())
+                crowded = self._replier.crowded
 
     def _receive_waiting(self, ends: Sequence[Replier | Subscriber], now: float) -> bool:
         """Take the messages that are there, of each end at most a batch; whether there were any."""
@@ -300,14 +300,13 @@ class Hub:
         if change:
             _tell(change)
 
-    def _count(self, refused: list[tuple[str | None, str]]) -> bool:
+    def _count(self, refused: list[tuple[str | None, str]]) -> None:
         for address, why in refused:
             self._refusals.add(address, why)
-        return bool(refused)
 
     def _tick(self, now: float) -> None:
         if self._replier:
-            self._count(self._replier.weigh())
+            self._replier.weigh()
         with self._lock:
             changes = self._presence.tick(now)
         for change in changes:

@@ -42,6 +42,7 @@ _REPLY_MAX_BYTES = 64 * 1024  # of what a hub says to a camera
 _END_S = 0.5  # to wait for libzmq's thread
 _MEMORY_KEPT_BYTES = 8 * 1024 * 1024  # by the allocator, for the next frames
 _PARTS_MAX = 8
+_ANSWERED_AT_ONCE = 8  # at a door, while frames wait
 _SWITCH_S = 0.0001
 _PAUSE_S = 0.1  # before a hub that has left is tried again
 # ZAP domains (RFC 27): they tell a replier's two listeners apart.
@@ -410,8 +411,9 @@ class Requester:
 class Replier:
     """The receiving end of request and reply: a ROUTER, which serves stock REQ senders and ours on one port.
 
-    With keys, handshakes wait until `admit` is called: to be done whenever a Poller that watches this end wakes, as for
-    one that is guarded, whose `weigh` is to be called a few times a second.
+    With keys, handshakes wait until `admit` is called: to be done whenever a Poller that watches this end wakes, and
+    again for as long as this end is `crowded`. The same goes for one that is guarded, whose `weigh` is to be called a
+    few times a second.
 
     Args:
         endpoint: to bind, `tcp://*:PORT`.
@@ -463,13 +465,23 @@ class Replier:
             raise
 
     def admit(self) -> list[tuple[str | None, str]]:
-        """Let in the peers that wait and may come in; returns the address of each that may not, if known, and why."""
-        return self.door.answer() if self.door else []
+        """Let in some of the peers that wait and may come in, and go on to weigh what lies unfinished.
 
-    def weigh(self) -> list[tuple[str | None, str]]:
-        """End connections whose messages have no end; returns the address of each, if known, and why."""
+        Returns:
+            The address of each that may not come in, or whose message has no end, if known, and why.
+        """
+        return [*self.door.answer(), *self.door.connections.look()] if self.door else []
+
+    @property
+    def crowded(self) -> bool:
+        """Whether `admit` has left something to do, so that no frame waits for all of it."""
+        return self.door is not None and (self.door.crowded or self.door.connections.is_looking)
+
+    def weigh(self) -> None:
+        """Begin to look for connections whose messages have no end; `admit` goes on with it."""
         self._lately.clear()
-        return list(self.door.connections.look()) if self.door else []
+        if self.door:
+            self.door.connections.begin_look()
 
     def receive(self, *, wait: bool = False) -> Received | None:
         """Return the next request, or None when there is none now, or in time. What is no request has no parts."""
@@ -534,12 +546,19 @@ class _Door:
         self.monitor = _monitor(guarded, zmq.EVENT_ACCEPTED | _ENDED)
         self._guarded = guarded
         self.connections = Connections()
+        self.crowded = False  # more wait than were answered at once
+        self._at_once = _ANSWERED_AT_ONCE
         self._failed: str | None = None
 
     def answer(self) -> list[tuple[str | None, str]]:
-        """Answer all that wait, and return the address of each that was kept out, if known, and why."""
+        """Answer some that wait, and return the address of each that was kept out, if known, and why.
+
+        More each time that some are left: libzmq's own thread would wait if they became too many.
+        """
         refused: list[tuple[str | None, str]] = []
-        while self.requests and self._allowed and _option(self.requests, _EVENTS) & _POLLIN:
+        left = self._at_once
+        while left and self.requests and self._allowed and _option(self.requests, _EVENTS) & _POLLIN:
+            left -= 1
             version, number, domain, peer, _, mechanism, *credentials = self.requests.recv_multipart()
             if (domain, mechanism) == (_PLAIN, b"NULL"):
                 verdict = [b"200", b"", _NO_KEY.encode(), b""]
@@ -550,7 +569,8 @@ class _Door:
                 refused.append((peer.decode().removeprefix("::ffff:"), f"{key} is not in {self._allowed.path}"))
                 verdict = [b"400", b"", b"", b""]
             self.requests.send_multipart([version, number, *verdict])
-        while _option(self.monitor, _EVENTS) & _POLLIN:
+        while left and _option(self.monitor, _EVENTS) & _POLLIN:
+            left -= 1
             event, value = _event(self.monitor)
             if event == zmq.EVENT_ACCEPTED:
                 if surplus := self.connections.began(value):
@@ -568,11 +588,15 @@ class _Door:
                     if self._allowed
                     else "it did not complete ZMTP's handshake"
                 )
+        self.crowded = not left
+        self._at_once = self._at_once + _ANSWERED_AT_ONCE if self.crowded else _ANSWERED_AT_ONCE
         return refused
 
     def close(self) -> None:
         """Close at once."""
         self.answer()  # a monitor that is full would hold up libzmq
+        while self.crowded:
+            self.answer()
         if not self._guarded.closed:
             self._guarded.disable_monitor()
         self.monitor.close()

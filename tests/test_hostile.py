@@ -11,6 +11,7 @@ import resource
 import socket
 import ssl
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -159,7 +160,7 @@ def test_a_message_of_200_mb_is_told_why_it_is_refused(hub: Hub, good: Good) -> 
     until(lambda: resident_mb() < before + 100)
 
 
-@pytest.mark.parametrize("at_once", [256, 1], ids="{} looked at at once".format)
+@pytest.mark.parametrize("at_once", [32, 1], ids="{} looked at at once".format)
 def test_a_message_without_an_end_is_ended_and_told(
     hub: Hub, good: Good, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at_once: int
 ) -> None:
@@ -215,6 +216,19 @@ def test_a_stranger_who_takes_all_connections_gets_nobody_elses(
         good.goes_on()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks for /proc")
+@pytest.mark.parametrize(("allowed", "holds"), [(8192, 4096), (1024, 1024)])
+def test_the_table_of_descriptors_need_not_grow_while_connections_come(allowed: int, holds: int) -> None:
+    program = f"""if True:
+        import pathlib, re, resource, streamer
+        resource.setrlimit(resource.RLIMIT_NOFILE, ({allowed}, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        with streamer.Hub("{LOCAL}"):
+            print(re.search("FDSize:(.*)", pathlib.Path("/proc/self/status").read_text())[1])
+    """
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert holds <= int(told) < 2 * holds
+
+
 class Doorstep:
     """Accepts TCP connections as libzmq does, under the eyes of a Connections."""
 
@@ -233,6 +247,14 @@ class Doorstep:
         peer, ours = self.accept(source)
         self.connections.began(ours.fileno())
         return peer, ours
+
+    def look(self) -> list[tuple[str | None, str]]:
+        """Look at all connections."""
+        self.connections.begin_look()
+        ended = self.connections.look()
+        while self.connections.is_looking:
+            ended += self.connections.look()
+        return ended
 
 
 @pytest.fixture
@@ -265,10 +287,29 @@ def test_of_a_camera_only_what_came_after_its_last_whole_message_is_unfinished(d
         hand_over(camera, ours)
         assert doorstep.connections.heard(ours.fileno())
         for _ in range(3):
-            assert list(doorstep.connections.look()) == []
+            assert doorstep.look() == []
     hand_over(camera, ours, 120_000)
-    assert list(doorstep.connections.look()) == [(STRANGER, "its message had no end after 0 MB")]
+    assert doorstep.look() == [(STRANGER, "its message had no end after 0 MB")]
     assert not lives(camera, ours)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what was received")
+def test_a_few_connections_are_looked_at_at_a_time(doorstep: Doorstep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_LOOKED_AT_ONCE", 2)
+    doorstep.connections._most = 9
+    crowd = [doorstep.begin() for _ in range(5)]
+    hand_over(*crowd[0], 120_000)
+    left = []
+    doorstep.connections.begin_look()
+    for _ in range(2):
+        assert doorstep.connections.look() == []
+        left.append(len(doorstep.connections._unseen))
+        doorstep.connections.begin_look()  # one that is under way is not begun anew
+    assert left == [3, 1]
+    doorstep.connections.ended(crowd[4][1].fileno())
+    assert doorstep.connections.look() == [(STRANGER, "its message had no end after 0 MB")]
+    assert not doorstep.connections.is_looking
+    assert [lives(*each) for each in crowd] == [False, True, True, True, True]
 
 
 def test_who_is_one_too_many_costs_a_silent_connection_and_no_camera(doorstep: Doorstep) -> None:

@@ -317,6 +317,7 @@ def test_while_frames_pour_in_those_at_the_door_are_let_in_after_each(
     assert hub.endpoint
     with Sender(hub.endpoint, "pi1", source=lambda: JPEG):
         until(lambda: frames(hub) > 100)
+        monkeypatch.setattr(Replier, "crowded", True)
         monkeypatch.setattr(Replier, "admit", lambda _: [("192.0.2.1", "of 40 connections it has most")])
         until(lambda: hub.refused)
         began, before = frames(hub), hub.refused

@@ -603,6 +603,23 @@ def test_a_message_that_is_quicker_than_the_news_of_its_connection_is_followed_b
         assert connection.has_sent
 
 
+def test_a_crowd_at_the_door_is_answered_a_few_at_a_time_and_more_when_some_are_left() -> None:
+    with closing(Replier(LOCAL, guarded=True)) as replier, ExitStack() as stack:
+        assert replier.door
+        known, port = replier.door.connections._open, int(replier.endpoint.rpartition(":")[2])
+        answered: list[int] = []
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), WAIT_S))
+        with raw(zmq.REQ, connect=replier.endpoint) as last:
+            last.send_multipart([HEADER, JPEG])
+            replier.wait()  # libzmq has told of all
+            while replier.crowded or not answered:
+                before = len(known)
+                replier.admit()
+                answered.append(len(known) - before)
+    assert answered == [8, 16, 24, 32, 21]
+
+
 def test_a_connection_too_many_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamer.connections.CONNECTIONS_MAX", 2)
     with closing(Replier(LOCAL, guarded=True)) as replier, ExitStack() as stack:
