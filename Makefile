@@ -95,7 +95,8 @@ $(VENV)/demo-windows: pyproject.toml
 
 $(VENV)/test: pyproject.toml tests/environment.sh
 	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv,video,fleet,test python3-venv libgl1 libglib2.0-0 \
-	  xvfb openbox xdotool openssh-client prometheus chromium ffmpeg iproute2 faketime valgrind
+	  xvfb openbox xdotool openssh-client prometheus chromium firefox-esr webkit2gtk-driver ffmpeg iproute2 faketime \
+	  valgrind
 	@touch $@ $(VENV)/demo $(VENV)/demo-windows
 
 $(VENV)/bench: $(VENV)/test

@@ -315,7 +315,7 @@ class Sender:
         if hasattr(picture, "dtype") and array.ndim != 1:  # of one dimension are the bytes that cv2.imencode returns
             payload, dtype, shape = wire.image_to_send(array)
             return _Outgoing(payload, dtype, shape, captured_ns, wall)
-        return _Outgoing(wire.jpeg_to_send(cast("Buffer", picture), self._sizes.read), None, None, captured_ns, wall)
+        return _Outgoing(wire.jpeg_to_send(cast("Any", picture), self._sizes.read), None, None, captured_ns, wall)
 
     @property
     def statistics(self) -> SenderStatistics:

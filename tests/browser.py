@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import threading
 import urllib.request
@@ -24,7 +25,14 @@ from tests.peers import Program
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+def _runs(program: str) -> bool:
+    """Whether it is more than Ubuntu's note that a snap would have it."""
+    return subprocess.run([program, "--version"], check=False, capture_output=True).returncode == 0
+
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((found for name in _NAMES if (found := shutil.which(name)) and _runs(found)), None)
 needs_chromium = pytest.mark.skipif(not CHROMIUM and "CI" not in os.environ, reason="no Chromium: apt install chromium")
 # A browser that asks nobody but the hub, and that root may run.
 FLAGS = [

@@ -22,10 +22,17 @@ fi
 if [ -n "$missing" ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "Installing Debian packages:$missing"
-    # The lab may be installing its own at this moment; apt gives up where it finds another.
-    # shellcheck disable=SC2086 # a list of words
-    flock /run/lock/streamer-apt sh -c 'apt-get -qq update &&
-      DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "$@" >/dev/null' sh $missing
+    # The lab may be installing its own at this moment; apt gives up where it finds another. Ubuntu has not all of them.
+    # shellcheck disable=SC2016,SC2086 # the inner shell's variables; a list of words
+    flock /run/lock/streamer-apt sh -c '
+      set -e
+      apt-get -qq update
+      known=
+      for package; do
+        if apt-get -qq install --simulate "$package" >/dev/null 2>&1; then known="$known $package"
+        else echo "Not to be had here, so what needs it is skipped: $package"; fi
+      done
+      DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $known >/dev/null' sh $missing
     # Of this one the tests need the programs, not the service that comes with them.
     case "$missing " in
       *" prometheus "*) [ ! -d /run/systemd/system ] || systemctl --quiet disable --now prometheus ;;

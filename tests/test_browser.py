@@ -44,6 +44,19 @@ ImageBitmapRenderingContext.prototype.transferFromImageBitmap = function (bitmap
 """
 
 
+# Counts what keeps the screen on.
+COUNT_LOCKS = """
+window.locks = 0;
+const request = WakeLock.prototype.request;
+WakeLock.prototype.request = async function (kind) {
+  const lock = await request.call(this, kind);
+  window.locks += 1;
+  lock.addEventListener("release", () => { window.locks -= 1; });
+  return lock;
+};
+"""
+
+
 # Collects what an element says whenever that changes.
 CHANGES = """selector => {
   const said = [];
@@ -209,6 +222,19 @@ def test_tile_is_one_link_to_a_reader_of_screens(browser: Browser, eight: Fleet)
         tile(page, "pi2").click()
         page.get_by_role("link", name="pi2, LIVE: back to all cameras", exact=True).click()
         until(lambda: page.evaluate("location.hash") == "")
+
+
+def test_screen_stays_on_while_the_wall_fills_it(browser: Browser, eight: Fleet) -> None:
+    with looking(browser, "about:blank") as page:
+        page.add_init_script(COUNT_LOCKS)
+        page.goto(eight.url)
+        all_drawn(page, ["pi1"])
+        assert page.evaluate("window.locks") == 0
+        for _ in range(2):
+            page.keyboard.press("f")
+            until(lambda: page.evaluate("document.fullscreenElement !== null && window.locks === 1"))
+            page.keyboard.press("f")
+            until(lambda: page.evaluate("document.fullscreenElement === null && window.locks === 0"))
 
 
 def test_link_to_one_camera_and_saving_its_picture(browser: Browser, eight: Fleet, tmp_path: Path) -> None:

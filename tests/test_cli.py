@@ -205,7 +205,7 @@ def test_bad_input_gets_one_line_and_status_2(
         ),
         (["hub", "--htpp=1"], "streamer hub: --htpp=1 is not known; did you mean --http? (streamer hub --help)"),
         (["hub", "a\nb"], "streamer hub: 'a\\nb' is not known (streamer hub --help)"),
-        (["send", "--size", "-640x480"], "streamer send: --size needs a value (streamer send --help)"),
+        (["send", "--size", "--fps"], "streamer send: --size needs a value (streamer send --help)"),
         (["send", "--hflip=1"], "streamer send: --hflip takes no value (streamer send --help)"),
     ],
 )

@@ -6,7 +6,7 @@ import logging
 import stat
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamer import codec
 from streamer.errors import CameraError, MissingExtraError
@@ -89,7 +89,7 @@ class VideoFile:
         if why := _why_closed(Path(self._path)):
             raise CameraError(f"{self._source}: {why}")
         try:
-            container = av.open(self._path, metadata_errors="replace")  # a title may be in any encoding
+            container = _open(self._path)
         except av.FFmpegError as error:
             raise CameraError(f"{self._source}: is no video that FFmpeg can read: {error.strerror}") from error
         if not container.streams.video:
@@ -130,6 +130,16 @@ class VideoFile:
         how = "AREA" if scale < 1 else "BILINEAR"
         image = frame.to_ndarray(width=width, height=height, format="bgr24", interpolation=how)
         return np.rot90(image, quarters)
+
+
+def _open(path: str) -> InputContainer:
+    """Open a file, whose title may be in any encoding: up to PyAV 18 that has to be asked for, from 19 on it cannot."""
+    try:
+        return av.open(path)
+    except UnicodeDecodeError:
+        option: dict[str, Any] = {"metadata_errors": "replace"}
+        container: InputContainer = av.open(path, **option)
+        return container
 
 
 def _why_closed(path: Path) -> str:

@@ -21,6 +21,7 @@ const since = document.getElementById("since"); // beside the notice, which is r
 const counts = document.getElementById("summary");
 const one = document.getElementById("one");
 const template = document.getElementById("tile");
+const filling = matchMedia("(display-mode: fullscreen)");
 
 const tiles = new Map(); // by name, in the hub's order
 let staleAfterS = 3;
@@ -28,6 +29,7 @@ let version = null;
 let lostAt = null; // since when there is no connection
 let everConnected = false;
 let columns = 1;
+let awake = null; // the promise of what keeps the screen on
 
 class Tile {
   constructor(name) {
@@ -336,6 +338,18 @@ function toggleFull() {
   else document.documentElement.requestFullscreen?.();
 }
 
+// A page that fills the screen, by its own button, by F11 or in a kiosk, is a wall: the screen stays on, where the browser
+// lets a page ask for that (over https, or on the hub itself). While the page is hidden the browser ends it.
+function stayAwake() {
+  const wanted = !document.hidden && (document.fullscreenElement || filling.matches);
+  if (wanted) {
+    awake ??= navigator.wakeLock?.request("screen").catch(() => null);
+  } else {
+    awake?.then((lock) => lock?.release());
+    awake = null;
+  }
+}
+
 function move(by) {
   const elements = [...wall.children];
   const at = elements.indexOf(document.activeElement);
@@ -399,5 +413,9 @@ addEventListener("hashchange", ({ oldURL }) => {
 });
 addEventListener("resize", look);
 document.addEventListener("visibilitychange", want);
+document.addEventListener("visibilitychange", stayAwake);
+document.addEventListener("fullscreenchange", stayAwake);
+filling.addEventListener("change", stayAwake);
 setInterval(look, LOOK_MS);
+stayAwake();
 start();
