@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -47,6 +48,7 @@ def manual_of(path: Path) -> dict[str, Any]:
     return dict(yaml.safe_load(re.sub(r"^# (?=[a-z_]+:( |$))", "", path.read_text(), flags=re.MULTILINE)))
 
 
+@functools.cache
 def defaults_of(role: str) -> dict[str, Any]:
     return dict(load(ROOT / "roles" / role / "defaults" / "main.yml"))
 
@@ -297,6 +299,7 @@ def test_no_host_but_a_hub_can_be_one_that_ansible_does_not_manage() -> None:
 
 def test_a_certificate_that_the_operator_cannot_read_is_told() -> None:
     who = os.geteuid()
+    plan(FLEET)  # reads what a clone in root's own home lets nobody else read
     # Not in tmp_path, which root keeps to itself.
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -713,7 +716,7 @@ def test_a_wheel_that_cannot_be_built_is_told_by_the_build_alone(project: Path) 
         module.write_text(whole)
     assert REACHED not in output
     assert f"{module}: has no line __version__" in re.sub(r"\s+", " ", output)
-    assert "changed_when" not in output, output
+    assert not re.search(r"changed_when\b", output), output
 
 
 def test_lock_is_a_lease_of_those_hosts(tmp_path: Path) -> None:
