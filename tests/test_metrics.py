@@ -412,10 +412,14 @@ class Prometheus:
         self._url = url
 
     def is_ready(self) -> bool:
-        with contextlib.suppress(OSError):
+        try:
             get(f"{self._url}/-/ready")
-            return True
-        return False
+        except urllib.error.HTTPError as error:
+            error.close()
+            return False
+        except OSError:
+            return False
+        return True
 
     def api(self, path: str, **parameters: str) -> Any:
         answer = json.loads(get(f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}")[1])

@@ -378,6 +378,12 @@ def test_a_hub_s_keys_are_those_of_its_configuration(tmp_path: Path) -> None:
         (NETWORK, ' --password-file "wall_password"', "http://192.0.2.0:8080/ asks for the password in {password}, of"),
         ({**NETWORK, "streamer_http_open": True}, " --open", "http://192.0.2.0:8080/ shows every camera to whoever"),
         ({}, "", "http://127.0.0.1:8080/ on itself; from here: ssh -L 8080:127.0.0.1:8080 192.0.2.0"),
+        (
+            {"ansible_host": "192.0.2.7", "ansible_user": "pi", "ansible_port": 2222, "streamer_address": "192.0.2.8"},
+            "",
+            "http://127.0.0.1:8080/ on itself; from here: ssh -L 8080:127.0.0.1:8080 -p 2222 pi@192.0.2.7",
+        ),
+        ({"ansible_connection": "local", "ansible_host": "192.0.2.7"}, "", "http://127.0.0.1:8080/ on this machine"),
     ],
 )
 def test_a_hub_that_ansible_does_not_manage_is_told_who_may_look(hub: dict[str, Any], flags: str, page: str) -> None:

@@ -160,6 +160,12 @@ class Host:
         return str(given or ("" if self.local else self.name))
 
     @property
+    def login(self) -> str:
+        """What `ssh` on the control machine has to be told to reach this host."""
+        port, user = self.get("ansible_port"), self.get("ansible_user")
+        return f"{f'-p {port} ' if port else ''}{f'{user}@' if user else ''}{self.get('ansible_host') or self.name}"
+
+    @property
     def preferred_hubs(self) -> list[str]:
         """What `streamer_hub` says: one name, several, or none."""
         wanted = self["streamer_hub"] or []
@@ -460,7 +466,9 @@ def _hub_command(hub: Host) -> str:
 def _page_told(hub: Host) -> str:
     """Say where a hub's page is and who may look, in words that {password} completes."""
     if hub.http.is_loopback:
-        return f"{hub.name}: {hub.page} on itself; from here: ssh -L {hub.http.port}:{hub.http} {hub.address}"
+        if hub.local:
+            return f"{hub.name}: {hub.page} on this machine"
+        return f"{hub.name}: {hub.page} on itself; from here: ssh -L {hub.http.port}:{hub.http} {hub.login}"
     if not hub.asks:
         return f"{hub.name}: {hub.page} shows every camera to whoever reaches it"
     copy = "" if hub.managed else ", of which its command needs a copy"
