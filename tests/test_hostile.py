@@ -622,6 +622,16 @@ def test_a_form_without_an_end_is_ended(wall: Wall, monkeypatch: pytest.MonkeyPa
         assert loris.recv(1000).startswith(b"HTTP/1.1 408")
 
 
+def test_who_leaves_in_the_middle_of_a_form_is_worth_no_line(wall: Wall, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        with dial(wall.port) as stranger:
+            stranger.sendall(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\npassword=")
+            until(lambda: any(connection.is_answered for connection in wall._door._connections.values()))
+    until(lambda: not wall._door._connections)
+    assert is_let_in(wall)
+    assert caplog.text == ""
+
+
 def test_forms_of_a_megabyte_hold_up_nobody(wall: Wall) -> None:
     form = b"a=b&" * 250_000
     head = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(form)

@@ -157,6 +157,11 @@ class Wall:
         self._fan_out.close_all()
         await self._door.close()
         await runner.cleanup()
+        # The library goes on reading, for 10 s, what was left of a request whose peer has gone.
+        if left := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=_CLOSE_S)
         if self._socket and not self._failure:
             self._socket.unlink(missing_ok=True)
 

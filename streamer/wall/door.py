@@ -127,6 +127,8 @@ class Door:
     def _is_own_fault(self, record: logging.LogRecord) -> bool:
         """Count what the web library logs of a request that was none, and let it log the rest."""
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, ConnectionError):  # the peer left in the middle of its request
+            return False
         # Of the latter kind: the library quotes a peer's header in its answer, and that is not UTF-8.
         if not isinstance(error, HttpProcessingError | UnicodeEncodeError):
             return record.levelno >= logging.WARNING
