@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from tests.conftest import until
 from tests.peers import Program
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 
 def _runs(program: str) -> bool:
@@ -34,6 +35,16 @@ def _runs(program: str) -> bool:
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in _NAMES if (found := shutil.which(name)) and _runs(found)), None)
 needs_chromium = pytest.mark.skipif(not CHROMIUM and "CI" not in os.environ, reason="no Chromium: apt install chromium")
+# Counts what is drawn on each canvas from now on.
+COUNT_DRAWINGS = """
+window.drawings = {};
+const draw = ImageBitmapRenderingContext.prototype.transferFromImageBitmap;
+ImageBitmapRenderingContext.prototype.transferFromImageBitmap = function (bitmap) {
+  const name = this.canvas.closest(".tile").dataset.name;
+  window.drawings[name] = (window.drawings[name] ?? 0) + 1;
+  return draw.call(this, bitmap);
+};
+"""
 # A browser that asks nobody but the hub, and that root may run.
 FLAGS = [
     "--no-sandbox",
@@ -54,6 +65,21 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def reads(what: str, text: Callable[[], str], pattern: str, within_s: float) -> None:
+    """Wait until a text, its words one space apart, has a pattern in it."""
+    words = ""
+
+    def look() -> bool:
+        nonlocal words
+        words = " ".join(text().split())
+        return re.search(pattern, words) is not None
+
+    try:
+        until(look, within_s)
+    except AssertionError:
+        raise AssertionError(f"{what} says {words!r}, not {pattern!r}") from None
 
 
 class Fleet:

@@ -13,7 +13,7 @@ from PIL import Image
 
 import streamer
 from streamer.codec import encode_jpeg
-from tests.browser import Fleet, SlowLine, chromium, needs_chromium
+from tests.browser import COUNT_DRAWINGS, Fleet, SlowLine, chromium, needs_chromium, reads
 from tests.conftest import until
 from tests.peers import JPEG
 
@@ -31,18 +31,6 @@ pytestmark = [
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 EIGHT = {f"pi{number}": "pattern" for number in range(1, 9)}
-
-# Counts what is drawn on each canvas, before the page's own script runs.
-COUNT_DRAWINGS = """
-window.drawings = {};
-const draw = ImageBitmapRenderingContext.prototype.transferFromImageBitmap;
-ImageBitmapRenderingContext.prototype.transferFromImageBitmap = function (bitmap) {
-  const name = this.canvas.closest(".tile").dataset.name;
-  window.drawings[name] = (window.drawings[name] ?? 0) + 1;
-  return draw.call(this, bitmap);
-};
-"""
-
 
 # Counts what keeps the screen on.
 COUNT_LOCKS = """
@@ -104,17 +92,7 @@ def tile(page: Page, name: str) -> Any:
 
 def says(page: Page, name: str, pattern: str, within_s: float = 15) -> None:
     """Wait until a tile says so."""
-    words = ""
-
-    def look() -> bool:
-        nonlocal words
-        words = " ".join(tile(page, name).inner_text().split())
-        return re.search(pattern, words) is not None
-
-    try:
-        until(look, within_s)
-    except AssertionError:
-        raise AssertionError(f"{name} says {words!r}, not {pattern!r}") from None
+    reads(name, lambda: tile(page, name).inner_text(), pattern, within_s)
 
 
 def drawings(page: Page) -> dict[str, int]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser import Fleet
+from tests.browser import COUNT_DRAWINGS, Fleet, reads
 from tests.conftest import until
 from tests.engines import ENGINES
 
@@ -19,16 +18,6 @@ if TYPE_CHECKING:
     from tests.engines import Engine
 
 CAMERAS = {f"pi{number}": "pattern" for number in range(1, 5)}
-# Counts what is drawn on each canvas.
-COUNT_DRAWINGS = """(() => {
-  window.drawings = {};
-  const draw = ImageBitmapRenderingContext.prototype.transferFromImageBitmap;
-  ImageBitmapRenderingContext.prototype.transferFromImageBitmap = function (bitmap) {
-    const name = this.canvas.closest(".tile").dataset.name;
-    window.drawings[name] = (window.drawings[name] ?? 0) + 1;
-    return draw.call(this, bitmap);
-  };
-})()"""
 DIFFERENT_PIXELS = """[...document.querySelectorAll(".tile canvas")].map(canvas => {
   const copy = new OffscreenCanvas(64, 48).getContext("2d");
   copy.drawImage(canvas, 0, 0, 64, 48);
@@ -47,22 +36,13 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 def says(engine: Engine, selector: str, pattern: str) -> None:
     """Wait until an element says so."""
-    words = ""
-
-    def look() -> Any:
-        nonlocal words
-        words = " ".join((engine.ask(f"document.querySelector({json.dumps(selector)})?.innerText") or "").split())
-        return re.search(pattern, words)
-
-    try:
-        until(look, 20)
-    except AssertionError:
-        raise AssertionError(f"{selector} says {words!r}, not {pattern!r}") from None
+    script = f"document.querySelector({json.dumps(selector)})?.innerText"
+    reads(selector, lambda: engine.ask(script) or "", pattern, 20)
 
 
 def all_move(engine: Engine) -> None:
     """Wait until each picture was drawn ten times more."""
-    engine.ask(COUNT_DRAWINGS)
+    engine.ask(f"(() => {{{COUNT_DRAWINGS}}})()")
     until(lambda: all(engine.ask("window.drawings").get(name, 0) >= 10 for name in CAMERAS), 30)
 
 
