@@ -461,6 +461,7 @@ def _hub(options: argparse.Namespace) -> int:
             while not ended(_LOOK_S):
                 pass
         elif _wait_for_screen(ended):
+            _skip_destructors()
             display = (
                 GridWindow(hub, config.cameras, layout=config.layout, width=config.window_width)
                 if config.layout
@@ -497,6 +498,18 @@ def _wait_for_screen(ended: Callable[[float], bool]) -> bool:
             if ended(0.05):
                 return False
     return True
+
+
+def _skip_destructors() -> None:
+    """Let no C++ library be taken down when the process exits.
+
+    Qt calls exit() when its screen goes away, while threads decode with what exit() would then destroy. Destructors run
+    in the reverse order of their registration, and some are registered at the first picture; the thread's own run
+    before all, and this thread's only one registers the end of the process, with the status that exit() was given.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit") and hasattr(libc, "__cxa_thread_atexit_impl"):  # glibc
+        libc.__cxa_thread_atexit_impl(libc.on_exit, libc._exit, libc._exit)
 
 
 def _announce(*lines: str) -> None:

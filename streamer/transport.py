@@ -38,6 +38,9 @@ _SRCFD = int(zmq.SRCFD)
 _EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
 # Over this size a copy costs more than lending libzmq the buffer, which a thread of pyzmq's, in Python, takes back.
 _COPY_MAX_BYTES = 512 * 1024
+# Two threads that lend their first at once would each make that thread's socket, of which pyzmq 27 forgets one: a frame
+# is kept for good, and now and then the process hangs at its end.
+_lending = threading.Lock()
 _REPLY_MAX_BYTES = 64 * 1024  # of what a hub says to a camera
 _END_S = 0.5  # to wait for libzmq's thread
 _MEMORY_KEPT_BYTES = 8 * 1024 * 1024  # by the allocator, for the next frames
@@ -145,7 +148,11 @@ def _send(socket: zmq.Socket[bytes], parts: Sequence[Buffer]) -> bool:
         for part in parts[:-1]:
             socket.send(part, _MORE)
         payload = parts[-1]
-        socket.send(payload, _DONTWAIT, copy=memoryview(payload).nbytes <= _COPY_MAX_BYTES)
+        if memoryview(payload).nbytes <= _COPY_MAX_BYTES:
+            socket.send(payload, _DONTWAIT)
+        else:
+            with _lending:
+                socket.send(payload, _DONTWAIT, copy=False)
     except zmq.Again:
         return False
     return True

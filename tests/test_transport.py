@@ -10,11 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import zmq
+from zmq.utils.garbage import gc as collector
 
 from streamer import wire
 from streamer.errors import TransportError
@@ -766,6 +767,28 @@ def test_wait_keeps_to_the_programs_time_out(make: Callable[[], Replier | Subscr
         end.wait()
     assert 0.19 <= time.monotonic() - began < 5
     end.close()
+
+
+def test_first_large_frames_of_several_threads_are_lent_to_one_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    collector.stop()  # as where nothing has been lent yet
+    make, made, both = zmq.Context.socket, [], threading.Barrier(2)
+
+    def slowly(context: zmq.Context[Any], kind: int, *rest: Any, **options: Any) -> zmq.Socket[Any]:
+        if kind == zmq.PUSH:  # pyzmq's own: nothing here has one
+            made.append(kind)
+            with suppress(threading.BrokenBarrierError):
+                both.wait(0.3)  # for a second one, which must not be made
+        return make(context, kind, *rest, **options)
+
+    with ExitStack() as stack:
+        publishers = [stack.enter_context(closing(Publisher(LOCAL))) for _ in range(2)]
+        monkeypatch.setattr(zmq.Context, "socket", slowly)
+        threads = [threading.Thread(target=each.send, args=(HEADER, bytes(1 << 20))) for each in publishers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(made) == 1
 
 
 def test_closing_waits_for_nobody(hub: RawHub) -> None:

@@ -70,6 +70,10 @@ class Shown:
         assert self.process.stdout
         self.endpoint = self.process.stdout.readline().removeprefix("hub: ").strip()
 
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
     def screenshot(self) -> Image.Image:
         return ImageGrab.grab(xdisplay=self._screen)
 
@@ -97,6 +101,12 @@ class Shown:
 
         until(pressed, 20)
 
+    def is_open(self, window: str) -> bool:
+        try:
+            return bool(self.xdotool(window))
+        except subprocess.CalledProcessError:
+            return False
+
     def xdotool(self, window: str, *commands: str) -> str:
         return subprocess.run(
             ["xdotool", "search", "--name", f"^{window}$", *commands],
@@ -111,16 +121,16 @@ class Shown:
 def shown(screen: str, tmp_path: Path) -> Iterator[Shown]:
     shown = Shown(screen, tmp_path)
     yield shown
-    shown.process.kill()
-    shown.process.communicate()
+    shown.close()
 
 
 class Source:
-    """A sender of one colour that can fall silent and come back."""
+    """A sender of one colour, or of one picture, that can fall silent and come back."""
 
-    def __init__(self, endpoint: str, name: str, colour: tuple[int, int, int]) -> None:
+    def __init__(self, endpoint: str, name: str, image: tuple[int, int, int] | np.ndarray) -> None:
         self._sender = streamer.Sender(endpoint, name=name)
-        image = np.full((HEIGHT, WIDTH, 3), colour[::-1], np.uint8)
+        if isinstance(image, tuple):
+            image = np.full((HEIGHT, WIDTH, 3), image[::-1], np.uint8)
         self._jpeg = encode_jpeg(image, 95)
         self._sent = 0
 
@@ -299,6 +309,22 @@ def test_hub_that_never_gets_a_screen_ends_as_any(free: str, tmp_path: Path) -> 
         until(sending([one], lambda: f"no screen at {free}: the windows" in shown.log.read_text()), 20)
 
 
+@pytest.mark.parametrize("attempt", range(3))  # that what is being decoded is hit is likely, not certain
+def test_screen_that_goes_away_ends_the_hub_without_a_crash(attempt: int, tmp_path: Path) -> None:
+    # OpenCV decodes, as where Debian's packages are: it is what Qt's exit would destroy under the threads that decode.
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['simplejpeg'] = None")
+    noise = np.random.default_rng(attempt).integers(0, 255, (1440, 2560, 3), np.uint8)
+    with contextlib.ExitStack() as stack:
+        with virtual_screen(800, 600) as display:
+            shown = Shown(display, tmp_path, PYTHONPATH=str(tmp_path))
+            stack.callback(shown.close)
+            names = "one", "two", "three", "four"
+            sources = [stack.enter_context(contextlib.closing(Source(shown.endpoint, name, noise))) for name in names]
+            until(sending(sources, lambda: all(map(shown.is_open, names))), 20)
+        until(sending(sources, lambda: shown.process.poll() is not None), 10)
+    assert shown.process.returncode == 1, shown.log.read_text()
+
+
 def test_screen_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         number = next(number for number in range(100, 200) if can_listen(stack, 6000 + number))
@@ -401,8 +427,7 @@ class Wall(Shown):
 def wall(screen: str, tmp_path: Path) -> Iterator[Wall]:
     wall = Wall(screen, tmp_path)
     yield wall
-    wall.process.kill()
-    wall.process.communicate()
+    wall.close()
 
 
 @pytest.fixture
@@ -471,5 +496,4 @@ def test_cameras_that_the_grid_has_no_place_for_are_told(screen: str, tmp_path: 
         assert "four: has no place" in wall.log.read_text()
         assert "five: has no place" in wall.log.read_text()
     finally:
-        wall.process.kill()
-        wall.process.communicate()
+        wall.close()
