@@ -26,6 +26,9 @@ CAMERAS_MAX = 1024
 STORED_MAX_BYTES = 512 * 1024 * 1024  # of the newest pictures of all cameras; only large ones are ever refused for it
 _RATE_WINDOW_S = 2.0
 _CONTEST_S = 1.0  # for which two senders of one name must both send before that is told
+# For so long after a sender has started again, frames may come that were under way of it before, as after a packet was
+# lost: they give the name back to nobody.
+_UNDER_WAY_S = 1.0
 _STILL_S = 10.0  # for which a picture must stay the same before that is told
 _LOOK_S = 1.0
 _EARLIER_MAX = 16  # senders of one name that are told apart from new ones
@@ -230,8 +233,9 @@ class _Camera:
         if self.frame is None or now - self.seen >= patience_s:
             self._contest = None
             self._earlier.clear()
-        elif self._contest:
-            self._contest.rival, self._contest.seen = address, now
+        elif self._contest or now - until < _UNDER_WAY_S:
+            if self._contest:
+                self._contest.rival, self._contest.seen = address, now
             raise NameTakenError(f"another sender at {self.address or '?'} has this name")
         elif now - until < patience_s:
             self._contest = _Contest(self.address, since=now, seen=now)
