@@ -164,8 +164,10 @@ class _Link:
     def _take(self, reply: bytes, now: float) -> None:
         received_ns = time.monotonic_ns()
         sent_ns = self._window.answered(received_ns)
+        if sent_ns is None:  # nobody has asked for it
+            return
         stamp_ns = wire.read_stamp(reply)
-        if sent_ns is not None and stamp_ns is not None:
+        if stamp_ns is not None:
             self._hub_clock.add(sent_ns, stamp_ns, received_ns)
         self._moved = now
         self._resume = self._backoff_s = 0.0

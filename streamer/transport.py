@@ -292,7 +292,7 @@ class Requester:
         options = {zmq.IMMEDIATE: int(not self._queues), zmq.SNDHWM: 64, zmq.RCVHWM: 64, **limits}
         self.socket = _open(self.context, zmq.DEALER, {**options, zmq.RCVTIMEO: self._patience_ms, **self._curve})
         self._opened += 1
-        self._handshake_failed = self._met = False
+        self._is_refused = self._met = False
         events = _MET | _ENDED if self._queues else _ENDED
         self.monitor = _monitor(self.socket, events, f"inproc://left-{self._opened}")
         _connect(self.socket, self.endpoint)
@@ -334,9 +334,9 @@ class Requester:
                 continue
             left = True
             if event != zmq.EVENT_DISCONNECTED:
-                self._handshake_failed = True
+                self._is_refused = True
                 self._note(event, value)
-            elif not self._handshake_failed:
+            elif not self._is_refused:
                 self._refusal, self._cuts = None, 0
         return left
 
@@ -364,13 +364,20 @@ class Requester:
         return _send(self.socket, (b"", header, payload))
 
     def receive(self, *, wait: bool = False) -> bytes | None:
-        """Return the next reply, or None when there is none now; with `wait`, when none comes in time."""
+        """Return the next reply, or None when there is none now; with `wait`, when none comes in time.
+
+        What is no reply is none, and told as why no hub is reached.
+        """
         if not wait and not _option(self.socket, _EVENTS) & _POLLIN:  # an exception would take longer
             return None
         try:
-            return _receive_parts(self.socket, wait=wait)[-1].bytes
+            parts = _receive_parts(self.socket, wait=wait)
         except zmq.Again:
             return None
+        if len(parts[0]) or len(parts) == 1:  # as libzmq reads an HTTP server's answer, of ZMTP's first version
+            self._is_refused, self._refusal = True, "is no hub: is this the port of a page?"
+            return None
+        return parts[-1].bytes
 
     def ask(self, header: bytes, payload: Buffer) -> bytes:
         """Send a request and wait for its reply, as REQ does; when the hub leaves in between, ask the next that comes.

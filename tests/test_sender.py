@@ -24,6 +24,7 @@ from streamer.errors import CameraError, ConfigError, TransportError, WireError
 from streamer.hub import Hub
 from streamer.sender import Feed, Sender
 from streamer.transport import Poller, Requester
+from streamer.wall import Wall
 from tests.chaos.line import Line
 from tests.conftest import Keys, until
 from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, listener, open_descriptors, picture, raw
@@ -617,6 +618,24 @@ def test_a_first_hub_that_accepts_and_never_replies_holds_nothing_up(
             began = len(reopened)
             send_until(sender, lambda: len(reopened) >= began + 3)  # it is still tried
             send_until(sender, lambda: answer_all(hub) or sender.statistics.hub == hub.endpoint)
+
+
+def test_a_page_is_no_hub_and_that_is_told_once(
+    quick: None, reopened: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Hub(LOCAL) as hub, Wall(hub, "127.0.0.1", 0) as wall:
+        endpoint = f"tcp://127.0.0.1:{wall.port}"
+        with Sender(endpoint, "pi1", reply_timeout_s=0.5) as sender:
+            send_until(sender, lambda: "no hub answers" in caplog.text and "is no hub" in caplog.text)
+            began = len(reopened)
+            send_until(sender, lambda: len(reopened) > began + 10)
+            assert sender.statistics.answered == 0
+    said = [message for message in caplog.messages if "no HTTP request" not in message]
+    assert sorted(message for message in said if "sending to" not in message) == [
+        f"pi1: no hub answers at {endpoint}; waiting for one",
+        f"{endpoint} is no hub: is this the port of a page?",
+    ]
+    assert len(said) <= 3, "before it answers it looks like a hub, once"
 
 
 # -- publishing
