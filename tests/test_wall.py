@@ -320,16 +320,34 @@ def test_many_viewers_leave_nothing_behind(hub: streamer.Hub, wall: Wall, sender
 
 
 @pytest.mark.parametrize("by_socket", [False, True], ids=["TCP", "socket"])
-def test_viewers_of_a_camera_that_never_came_leave_nothing_behind(
-    hub: streamer.Hub, tmp_path: Path, by_socket: bool
+def test_viewers_of_a_camera_that_sends_nothing_leave_nothing_behind(
+    hub: streamer.Hub, sender: streamer.Sender, tmp_path: Path, by_socket: bool
 ) -> None:
+    send_one(hub, sender, picture())
     with Wall(hub, "127.0.0.1", 0, socket=tmp_path / "hub.sock") as wall:
         for _ in range(20):
             with socket.socket(socket.AF_UNIX if by_socket else socket.AF_INET) as client:
                 client.connect(str(tmp_path / "hub.sock") if by_socket else ("127.0.0.1", wall.port))
-                client.sendall(b"GET /stream/pi9.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                client.sendall(b"GET /stream/pi1.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert client.recv(12) == b"HTTP/1.1 200"
         until(lambda: not viewers(wall) and not hub._mailboxes and not wall._streams)
+
+
+def test_stream_of_a_camera_that_is_gone_ends_and_none_begins(
+    hub: streamer.Hub, wall: Wall, sender: streamer.Sender, hub_clock: HubClock
+) -> None:
+    assert get(wall, "/stream/pi9.mjpg")[::2] == (503, b"pi9 is WAITING: it sends no pictures\n")
+    send_one(hub, sender, picture())
+    stream = Stream(wall, "pi1")
+    stream.part()
+    hub_clock.ahead_s = 1000
+    assert stream.rest() == b""
+    stream.close()
+    assert get(wall, "/stream/pi1.mjpg")[::2] == (503, b"pi1 is GONE: it sends no pictures\n")
+    send_one(hub, sender, again := picture())
+    stream = Stream(wall, "pi1")
+    assert stream.part() == again
+    stream.close()
 
 
 def test_hub_that_closes_first_ends_the_streams() -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import streamer
 from streamer.config import Address
 from streamer.errors import CodecError, MissingExtraError, TransportError
+from streamer.presence import State
 
 try:
     from aiohttp import WSCloseCode, WSMsgType, web
@@ -204,8 +205,9 @@ class Wall:
                 sampled = now
                 self._history.add(statuses)
             # The web library does not tell a handler that its peer has left, and a silent camera's waits for a picture.
-            for viewer in [each for each, request in self._streams.items() if request.transport is None]:
-                self._fan_out.close(viewer)
+            for viewer, request in list(self._streams.items()):
+                if request.transport is None or states.get(request.match_info["name"]) == State.GONE.value:
+                    self._fan_out.close(viewer)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), _TURN_S)
 
@@ -341,10 +343,18 @@ class Wall:
         return web.Response(body=await _jpeg(frame), content_type="image/jpeg", headers=headers)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        """Answer with a camera's pictures as they come, at most `?fps=` a second, as multipart/x-mixed-replace."""
+        """Answer with a camera's pictures as they come, at most `?fps=` a second, as multipart/x-mixed-replace.
+
+        It ends when the camera is GONE, since programs try again after an end, but wait for pictures for ever.
+        """
         name = request.match_info["name"]
-        if name not in {status.name for status in self._hub.cameras()}:
+        state = next((status.state for status in self._hub.cameras() if status.name == name), None)
+        if state is None:
             raise self._unknown(name)
+        if state in {State.GONE.value, State.WAITING.value}:
+            raise web.HTTPServiceUnavailable(
+                text=f"{name} is {state}: it sends no pictures\n", headers={"Retry-After": "1"}
+            )
         frame = self._hub.latest(name)
         if frame is not None:
             await _jpeg(frame)  # before the stream begins, so that one without pictures can say so
