@@ -30,5 +30,6 @@ class MissingExtraError(StreamerError):
 
     def __init__(self, purpose: str, extra: str, debian: str) -> None:
         super().__init__(
-            f"{purpose} needs the extra '{extra}': pip install 'streamer[{extra}]', or on Debian: apt install {debian}"
+            f"{purpose} needs the extra '{extra}': pip install '.[{extra}]' in this project's directory, "
+            f"or on Debian: apt install {debian}"
         )

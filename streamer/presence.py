@@ -171,6 +171,8 @@ class _Rate:
         # A slow camera may not have a frame in each window: its rate stands until the next one is half a frame late.
         if last is not None and elapsed < max(_RATE_WINDOW_S, 1.5 / last[0]):
             return last
+        if elapsed >= 2 * _RATE_WINDOW_S:  # it has stopped, else there were another window
+            return 0.0, 0.0
         return (frames / elapsed, size / elapsed) if elapsed > 0 else (0.0, 0.0)
 
 

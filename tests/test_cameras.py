@@ -1331,7 +1331,7 @@ def test_missing_extra(source: str, library: str, extra: str, package: str, monk
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingExtraError) as missing:
         cameras.opener(source, name="pi1", size=(640, 480), fps=30, quality=85)
-    assert f"needs the extra '{extra}': pip install 'streamer[{extra}]'" in str(missing.value)
+    assert f"needs the extra '{extra}': pip install '.[{extra}]'" in str(missing.value)
     assert f"apt install {package}" in str(missing.value)
     assert "\n" not in str(missing.value)
 
