@@ -257,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     hub.add_argument("--display", metavar="none|windows", help="windows: one window a camera on this screen")
     hub.add_argument("--layout", metavar="2x4", help="with --display windows: all cameras in one, ROWSxCOLUMNS")
+    hub.add_argument("--full-screen", action="store_true", default=None, help="with --layout: it fills the screen")
 
     keys = commands.add_parser("keys", help="make and show keys, for encryption and to tell who may send")
     verbs = keys.add_subparsers(required=True, metavar="make|show")
@@ -403,7 +404,7 @@ def _hub(options: argparse.Namespace) -> int:
         _print(manual(HubConfig).rstrip())
         return 0
     senders = ("bind", "curve_key_file", "curve_allowed_file", "plain_bind", "subscribe")
-    viewers = ("http", "http_password_file", "http_open", "display", "layout")
+    viewers = ("http", "http_password_file", "http_open", "display", "layout", "full_screen")
     given = _given(options, *senders, *viewers)
     config = load(HubConfig, *given)
     if config.display == "windows":
@@ -463,7 +464,13 @@ def _hub(options: argparse.Namespace) -> int:
         elif _wait_for_screen(ended):
             _skip_destructors()
             display = (
-                GridWindow(hub, config.cameras, layout=config.layout, width=config.window_width)
+                GridWindow(
+                    hub,
+                    config.cameras,
+                    layout=config.layout,
+                    width=config.window_width,
+                    full_screen=config.full_screen,
+                )
                 if config.layout
                 else Windows(hub, config.cameras, rows=config.window_rows, width=config.window_width)
             )

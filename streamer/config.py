@@ -336,6 +336,7 @@ class HubConfig:
     stale_after_s: float = _setting(number(0.5, 3600), 3.0)
     gone_after_s: float = _setting(number(1, 86400), 30.0)
     layout: Layout | None = _setting(optional(_layout), None)
+    full_screen: bool = _setting(_boolean, default=False)
     window_rows: int = _setting(integer(1, 16), 2)
     window_width: int = _setting(integer(64, 8192), 480)
 
@@ -476,6 +477,8 @@ def _hub_contradiction(config: HubConfig) -> str:
         return f"{given} is set and {missing} is not: set both, or neither"
     if config.layout and config.display != "windows":
         return f"layout is {config.layout} and display is {config.display}: set display to windows, or no layout"
+    if config.full_screen and not config.layout:
+        return "full_screen is true and there is no layout: set it to ROWSxCOLUMNS, as in 2x4"
     return ""
 
 

@@ -39,7 +39,7 @@ _LOOK_S = 0.25
 _CLOSED_S = 1.0
 _FRAMED_S = 2.0
 _OPEN_EVERY_S = 0.05  # of several windows opened at once, Qt now and then leaves one unpainted for good
-_KEY_QUIT, _KEY_ESCAPE = ord("q"), 27
+_KEY_QUIT, _KEY_ESCAPE, _KEY_FULL_SCREEN = ord("q"), 27, ord("f")
 _TITLE = "streamer"
 _GRID_MAX = (1920, 1080)  # pixels, at first
 
@@ -220,19 +220,23 @@ class Windows(_Display):
 class GridWindow(_Display):
     """All cameras in one window; closing it ends the display.
 
-    A click on a camera shows it alone, a second click or Escape shows all again.
+    A click on a camera shows it alone, a second click or Escape shows all again; f fills the screen, and again not.
 
     Args:
         hub: whose cameras are shown.
         cameras: names that get the first places, in this order.
         layout: how many rows and columns.
         width: of each tile at first, in pixels; less where the whole would be larger than a screen.
+        full_screen: fill the screen from the beginning.
     """
 
     _draw_every_s = 1 / 30  # each time the whole canvas goes to the screen, whichever tile is new
 
-    def __init__(self, hub: Hub, cameras: Sequence[str] = (), *, layout: Layout, width: int = 480) -> None:
+    def __init__(
+        self, hub: Hub, cameras: Sequence[str] = (), *, layout: Layout, width: int = 480, full_screen: bool = False
+    ) -> None:
         super().__init__(hub)
+        self._full_screen = full_screen
         whole = layout.columns * width, layout.rows * width * 33 // 40  # three quarters, and a tenth of it for captions
         scale = min(1.0, _GRID_MAX[0] / whole[0], _GRID_MAX[1] / whole[1])
         self._size = int(whole[0] * scale), int(whole[1] * scale)
@@ -259,6 +263,8 @@ class GridWindow(_Display):
         if not self._is_open:
             cv2.namedWindow(_TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_FREERATIO | cv2.WINDOW_GUI_NORMAL)
             cv2.resizeWindow(_TITLE, *self._size)
+            if self._full_screen:
+                self._fill()
             cv2.setMouseCallback(_TITLE, self._click)
             self._grid.resize(*self._size)
             self._is_open = True
@@ -274,6 +280,14 @@ class GridWindow(_Display):
     def _press(self, key: int) -> None:
         if key == _KEY_ESCAPE:
             self._grid.restore()
+        elif key == _KEY_FULL_SCREEN:
+            self._full_screen = not self._full_screen
+            self._fill()
+
+    def _fill(self) -> None:
+        """Fill the screen, or no longer."""
+        mode = cv2.WINDOW_FULLSCREEN if self._full_screen else cv2.WINDOW_NORMAL
+        cv2.setWindowProperty(_TITLE, cv2.WND_PROP_FULLSCREEN, mode)
 
     def _click(self, event: int, x: int, y: int, _flags: int, _param: object) -> None:
         if event == cv2.EVENT_LBUTTONUP:

@@ -181,6 +181,7 @@ HUB_KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
         [("2x4", Layout(2, 4)), ("1x1", Layout(1, 1)), ("16x16", Layout(16, 16)), (None, None)],
         ["", "2", "2x", "x4", "0x4", "2x17", "2x4x1", "2 x 4", "2X4", "-2x4", "2x4.0", "\u0662x4", 8, [2, 4], True],
     ),
+    "full_screen": ([(True, True), (False, False)], ["true", "", 1, 0, None, [True]]),
     "window_rows": ([(1, 1), (16, 16)], [0, 17, 1.5, *NUMBERS]),
     "window_width": ([(64, 64), (8192, 8192)], [63, 8193, *NUMBERS]),
 }
@@ -190,6 +191,7 @@ GOOD = [(kind, key, *pair) for kind, keys in KEYS.items() for key, (good, _) in 
 BESIDE: dict[str, dict[str, Any]] = {
     "http": {"http_open": True},
     "layout": {"display": "windows"},
+    "full_screen": {"display": "windows", "layout": "2x4"},
     "tls_certificate": {"tls_key": "/etc/key.pem"},
     "tls_key": {"tls_certificate": "/etc/cert.pem"},
 }
@@ -214,7 +216,9 @@ def test_every_key_is_in_the_tables(kind: Kind) -> None:
 def test_good_value(kind: Kind, key: str, value: Any, expected: Any, tmp_path: Path) -> None:
     beside = BESIDE.get(key, {}) if value is not None else {}
     others = (
-        load(kind, None, beside | {key: {"http": "127.0.0.1:1", "layout": "1x1"}.get(key, "x")}) if beside else kind()
+        load(kind, None, beside | {key: {"http": "127.0.0.1:1", "layout": "1x1", "full_screen": False}.get(key, "x")})
+        if beside
+        else kind()
     )
     values = {key: value, **beside}
     loaded = [load(kind, None, values)]
@@ -315,6 +319,7 @@ def test_only_picamera2_has_what_the_sensor_does(key: str, value: Any, camera: s
         ({"tls_key": "a"}, "streamer.yml: tls_key is set and tls_certificate is not: set both, or neither"),
         ({"tls_certificate": "a"}, "streamer.yml: tls_certificate is set and tls_key is not: set both, or neither"),
         ({"layout": "2x4"}, "streamer.yml: layout is 2x4 and display is none: set display to windows, or no layout"),
+        ({"full_screen": True}, "streamer.yml: full_screen is true and there is no layout: set it to ROWSxCOLUMNS"),
     ],
 )
 def test_what_does_not_go_together(values: dict[str, Any], error: str, tmp_path: Path) -> None:

@@ -388,8 +388,8 @@ class Wall(Shown):
 
     ROWS, COLUMNS = 2, 3
 
-    def __init__(self, screen: str, place: Path, layout: str = f"{ROWS}x{COLUMNS}") -> None:
-        super().__init__(screen, place, "--layout", layout)
+    def __init__(self, screen: str, place: Path, layout: str = f"{ROWS}x{COLUMNS}", *flags: str) -> None:
+        super().__init__(screen, place, "--layout", layout, *flags)
 
     def tile(self, row: int, column: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """What is shown of a camera, without its caption: RGB of shape (height, width, 3); nothing before it is."""
@@ -470,6 +470,24 @@ def test_resized_grid_fills_its_window(wall: Wall, senders: dict[str, Source]) -
         return tile.shape[1] > 220 and bool(inside.all()) and not beside.any()
 
     until(sending([one], is_laid_out), 20)
+
+
+def test_grid_fills_the_screen_and_leaves_it(screen: str, tmp_path: Path) -> None:
+    wall = Wall(screen, tmp_path, "2x3", "--full-screen")
+    try:
+        with four_sources(wall.endpoint) as senders:
+            one = senders["one"]
+
+            def fills() -> bool:
+                size = wall.xdotool("streamer", "getwindowgeometry", "--shell") if wall.is_open("streamer") else ""
+                return "WIDTH=800\nHEIGHT=600\n" in size
+
+            until(sending([one], fills), 20)
+            until(sending([one], wall.has(RED, 0, 0)), 20)
+            wall.press("f", "streamer", sending([one], lambda: not fills()))
+            wall.press("f", "streamer", sending([one], fills))
+    finally:
+        wall.close()
 
 
 def test_click_shows_one_camera_alone_and_escape_all_again(wall: Wall, senders: dict[str, Source]) -> None:
