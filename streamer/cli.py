@@ -452,6 +452,8 @@ def _hub(options: argparse.Namespace) -> int:
             """Feed the watchdog while both loops go round; say whether it is time to end."""
             if hub.failure:
                 raise StreamerError(f"the hub has failed: {hub.failure}")
+            if wall.failure:
+                raise StreamerError(f"the page has failed: {wall.failure}")
             now = time.monotonic()
             if now - fed[2] >= _LOOK_S and hub.turned > fed[0] and wall.turned > fed[1]:
                 notifier.watchdog()

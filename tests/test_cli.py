@@ -285,6 +285,19 @@ def test_missing_library_names_its_extra() -> None:
     )
 
 
+def test_hub_without_its_page_ends() -> None:
+    broken = (
+        "import sys; from streamer.cli import main; from streamer.wall.history import History; History.add = None; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]
+    done = subprocess.run(
+        [sys.executable, "-c", broken, *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "streamer: the page has failed: 'NoneType' object is not callable"
+
+
 def test_address_that_cannot_be_listened_on_is_named_and_what_would_be_right(tmp_path: Path) -> None:
     socket_file = tmp_path / "hub.yml"
     socket_file.write_text(f"http_socket: {tmp_path}\n")

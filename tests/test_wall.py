@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import http.client
 import io
 import json
@@ -272,6 +273,37 @@ def test_wall_closes_under_its_viewers(hub: streamer.Hub, sender: streamer.Sende
     stream.close()
 
 
+_HEAD = b" HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /stream/pi1.mjpg" + _HEAD + b"\r\n",
+        (b"GET /snapshot/pi1.jpg" + _HEAD + b"\r\n") * 20,
+        b"POST /login" + _HEAD + b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 100\r\n\r\nabc",
+    ],
+    ids=["stream", "snapshots", "form"],
+)
+def test_wall_closes_though_who_asked_does_not_go_on(
+    request_: bytes, hub: streamer.Hub, sender: streamer.Sender
+) -> None:
+    noise = encode_jpeg(np.random.default_rng(1).integers(0, 255, (720, 1280, 3), np.uint8), 90)
+    send_one(hub, sender, noise)
+    wall = Wall(hub, "127.0.0.1", 0)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", wall.port))
+        client.sendall(request_)
+        if request_.startswith(b"GET"):
+            assert client.recv(12) == b"HTTP/1.1 200"
+            for _ in range(10):  # more than the sockets' buffers hold
+                send_one(hub, sender, noise)
+        began = time.monotonic()
+        wall.close()
+        assert time.monotonic() - began < 5
+
+
 def test_viewer_that_does_not_read_delays_nobody_and_gets_the_newest(
     hub: streamer.Hub, wall: Wall, sender: streamer.Sender
 ) -> None:
@@ -302,10 +334,26 @@ def test_port_that_is_taken_is_named(hub: streamer.Hub, wall: Wall) -> None:
         ("127.0.0.1", wall.port, f"127.0.0.1:{wall.port}: Address already in use"),
         ("192.0.2.1", 0, "192.0.2.1:0: Cannot assign requested address"),
         ("fe80::1%none", 0, "[fe80::1%none]:0: Cannot assign requested address"),
+        ("127.0.0.1", 70000, "127.0.0.1:70000: "),
+        ("a..b", 0, "a..b:0: "),
     ):
         with pytest.raises(streamer.TransportError) as refused, Wall(hub, host, port):
             pass
-        assert str(refused.value) == f"cannot listen on http {error}"
+        assert str(refused.value).startswith(f"cannot listen on http {error}")
+
+
+def test_address_of_a_family_that_the_system_has_not_is_named(
+    hub: streamer.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Socket(socket.socket):
+        def __init__(self, family: int = -1, *rest: Any, **options: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            super().__init__(family, *rest, **options)
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    with pytest.raises(streamer.TransportError, match=r"cannot listen on http \[::1\]:0: the system has no such"):
+        Wall(hub, "::1", 0)
 
 
 def test_many_viewers_leave_nothing_behind(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:

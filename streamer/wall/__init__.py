@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import functools
 import json
+import logging
 import math
 import os
 import threading
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from streamer.presence import Status
     from streamer.wall.viewers import Picture, Viewer
 
+_log = logging.getLogger(__name__)
 _TURN_S = 0.25
 _TABLE_S = 1.0
 _STUCK_S = 5.0
@@ -94,19 +96,19 @@ class Wall:
         self._looking = 0, 0  # viewers, and frames sent to them, as the loop last told
         self._metrics = Metrics(hub, viewers=lambda: self._looking[0], viewer_frames=lambda: self._looking[1])
         self._listening = threading.Event()
-        self._failure: TransportError | None = None
+        self.failure: Exception | None = None  # what ended the thread; None while it works
         self._history = History()
         self._pages: set[_Page] = set()
         self._streams: dict[Viewer, web.Request] = {}
         self._table = ""
         self.port = port
         self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()], name="wall")
+        self._thread = threading.Thread(target=self._run, name="wall", daemon=True)
         self._thread.start()
         self._listening.wait()
-        if self._failure:
+        if self.failure:
             self.close()
-            raise self._failure
+            raise self.failure
 
     def close(self) -> None:
         """End at once, whatever the viewers do."""
@@ -120,6 +122,14 @@ class Wall:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _run(self) -> None:
+        """Be the thread."""
+        try:
+            self._loop.run_until_complete(self._serve())
+        except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
+            self.failure = error
+            _log.exception("the page has failed")
 
     async def _serve(self) -> None:
         self._fan_out = FanOut(self._hub)
@@ -145,32 +155,34 @@ class Wall:
         app.on_response_prepare.append(self._access.add_headers)
         runner = web.AppRunner(app)
         await runner.setup()
+        server = runner.server
+        assert server  # noqa: S101 - it is set up
         listening: list[asyncio.Server] = []
         try:
-            await self._listen(runner, listening)
-        except TransportError as error:
-            self._failure = error
+            await self._listen(server, listening)
+        except Exception as error:  # noqa: BLE001 - raised by whoever waits for it
+            self.failure = error
             self._ending.set()
         self._listening.set()
         await self._watch()
-        for server in listening:
-            server.close()
+        for each in listening:
+            each.close()
         self._fan_out.close_all()
         await self._door.close()
+        await server.shutdown(_CLOSE_S)  # by itself, the library waits two minutes for who reads nothing
         await runner.cleanup()
         # The library goes on reading, for 10 s, what was left of a request whose peer has gone.
         if left := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in left:
                 task.cancel()
             await asyncio.wait(left, timeout=_CLOSE_S)
-        if self._socket and not self._failure:
+        if self._socket and not self.failure:
             self._socket.unlink(missing_ok=True)
 
-    async def _listen(self, runner: web.AppRunner, listening: list[asyncio.Server]) -> None:
-        assert runner.server  # noqa: S101 - it is set up
+    async def _listen(self, server: web.Server, listening: list[asyncio.Server]) -> None:
         protocol = functools.partial(
             Protocol,
-            runner.server,
+            server,
             loop=self._loop,
             access_log=None,  # type: ignore[arg-type] # what the library calls none
             logger=self._door.logger,
@@ -182,6 +194,10 @@ class Wall:
             # Whose number is none of the system's is of a name, or of asyncio, for an address that is not here.
             number = error.errno if error.errno and error.errno > 0 else errno.EADDRNOTAVAIL
             raise TransportError(f"cannot listen on http {Address(host, port)}: {os.strerror(number)}") from error
+        except (ValueError, OverflowError) as error:  # no name, or no port
+            raise TransportError(f"cannot listen on http {Address(host, port)}: {error}") from error
+        if not listening[0].sockets:  # asyncio leaves out families that the system has not
+            raise TransportError(f"cannot listen on http {Address(host, port)}: the system has no such addresses")
         self.port = listening[0].sockets[0].getsockname()[1]
         if self._socket:
             listening.append(await self._loop.create_server(protocol, sock=unix_socket(self._socket)))
