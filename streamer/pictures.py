@@ -12,6 +12,7 @@ than for all of it). Of a JPEG of quality 95 most of the time goes into its entr
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # Of one thread a camera with large pictures would have all; more than four gain nothing beside the hub's.
 _THREADS = min(4, max(2, os.cpu_count() or 2))
+_LEAVE_S = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -65,6 +67,7 @@ class Pictures:
         self._threads = [threading.Thread(target=self._run, name=f"decode-{at}", daemon=True) for at in range(threads)]
         for thread in self._threads:
             thread.start()
+        atexit.register(self._leave)
 
     def take(self, timeout_s: float | None = 0.0) -> tuple[Frame, Image | None] | None:
         """Remove and return the newest decoded picture of the camera that has waited longest.
@@ -98,8 +101,15 @@ class Pictures:
             if image is not None:
                 yield frame, image
 
+    def _leave(self) -> None:
+        """At the end of the program: a thread that came back from OpenCV after that would abort it."""
+        self._hub.close_mailbox(self._frames)
+        for thread in self._threads:
+            thread.join(_LEAVE_S)
+
     def close(self) -> None:
         """End the threads, each after the picture that it is at."""
+        atexit.unregister(self._leave)
         self._hub.close_mailbox(self._frames)
         for thread in self._threads:
             thread.join()

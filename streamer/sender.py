@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import random
 import socket
 import threading
@@ -289,6 +290,7 @@ class Sender:
             self._waker.close()
             raise
         share_interpreter()
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name=f"sender-{self.name}", daemon=True)
         self._thread.start()
 
@@ -302,10 +304,13 @@ class Sender:
 
         Raises:
             WireError: it is neither, or too large to be sent.
-            TransportError: the sender is closed, or has failed for good (out of file descriptors, say).
+            TransportError: the sender is closed, has failed for good (out of file descriptors, say), or is another
+                process's: its thread is not there after a fork.
         """
         if self._closing or self._failure:
             raise TransportError(f"the sender has failed: {self._failure}" if self._failure else "the sender is closed")
+        if os.getpid() != self._process:
+            raise TransportError("the sender was made before this process was forked: make one in each")
         self._mailbox.put(self.name, self._outgoing(picture, captured_ns))
 
     def _outgoing(self, picture: Buffer | npt.NDArray[Any], captured_ns: int | None) -> _Outgoing:
@@ -345,8 +350,8 @@ class Sender:
         self._closing = True
         self._mailbox.close()
         self._waker.wake()
-        self._thread.join()
-        self._waker.close()
+        if threading.current_thread() is not self._thread:  # as where `source` has had enough
+            self._thread.join()
 
     def __enter__(self) -> Sender:
         return self
@@ -387,6 +392,7 @@ class Sender:
             _log.exception("%s: the sender has failed", self.name)
         finally:
             self._close_ends()
+            self._waker.close()
 
     def _request(self) -> None:
         poller = Poller(self._waker)

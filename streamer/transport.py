@@ -41,6 +41,7 @@ _COPY_MAX_BYTES = 512 * 1024
 # Two threads that lend their first at once would each make that thread's socket, of which pyzmq 27 forgets one: a frame
 # is kept for good, and now and then the process hangs at its end.
 _lending = threading.Lock()
+os.register_at_fork(before=_lending.acquire, after_in_parent=_lending.release, after_in_child=_lending.release)
 _REPLY_MAX_BYTES = 64 * 1024  # of what a hub says to a camera
 _END_S = 0.5  # to wait for libzmq's thread
 _MEMORY_KEPT_BYTES = 8 * 1024 * 1024  # by the allocator, for the next frames

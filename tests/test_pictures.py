@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from tests.conftest import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from streamer.codec import Image
 
@@ -54,6 +57,26 @@ def cameras(hub: streamer.Hub) -> Iterator[Cameras]:
     cameras = Cameras(hub)
     with cameras.stack:
         yield cameras
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_program_that_ends_in_the_middle_of_decoding_ends_well(attempt: int, tmp_path: Path) -> None:
+    noise = np.random.default_rng(attempt).integers(0, 255, (1080, 1920, 3), np.uint8)
+    (tmp_path / "noise.jpg").write_bytes(encode_jpeg(noise, 90))
+    program = """
+import sys, pathlib
+sys.modules["simplejpeg"] = None  # OpenCV decodes, as where Debian's packages are
+import streamer
+jpeg = pathlib.Path(sys.argv[1]).read_bytes()
+hub = streamer.Hub("tcp://127.0.0.1:*")
+senders = [streamer.Sender(hub.endpoint, name, source=lambda: jpeg) for name in ("one", "two")]
+pictures = streamer.Pictures(hub)
+for _ in range(20):
+    pictures.take(5)
+"""
+    arguments = [sys.executable, "-c", program, str(tmp_path / "noise.jpg")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 class Slow:

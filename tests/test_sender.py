@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import random
 import signal
 import threading
@@ -638,6 +639,57 @@ def test_a_page_is_no_hub_and_that_is_told_once(
     assert len(said) <= 3, "before it answers it looks like a hub, once"
 
 
+# -- forked, and closed from within
+
+
+def test_a_sender_of_another_process_says_so(hub: RawHub) -> None:
+    with Sender(hub.endpoint, "pi1") as sender:
+        reader, writer = os.pipe()
+        if not (child := os.fork()):
+            try:
+                sender.send(JPEG)
+            except TransportError as error:
+                os.write(writer, str(error).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        os.close(writer)
+        with os.fdopen(reader) as told:
+            assert told.read() == "the sender was made before this process was forked: make one in each"
+        sender.send(JPEG)
+        hub.take()
+
+
+def test_a_process_that_was_forked_amid_large_frames_sends_its_own() -> None:
+    large = np.zeros((1000, 1000, 3), np.uint8)
+    with Hub(LOCAL) as hub, ExitStack() as stack:
+        endpoint = hub.endpoint or ""
+        senders = [stack.enter_context(Sender(endpoint, f"pi{at}", source=lambda: large)) for at in range(3)]
+        until(lambda: all(sender.statistics.answered for sender in senders))
+        for number in range(40):
+            if not (child := os.fork()):
+                own = Sender(endpoint, f"child{number}")
+                own.send(large)
+                end = time.monotonic() + WAIT_S
+                while not own.statistics.answered and time.monotonic() < end:
+                    time.sleep(0.01)
+                os._exit(not own.statistics.answered)
+            assert os.waitpid(child, 0)[1] == 0
+
+
+def test_source_that_closes_its_sender_ends_it(hub: RawHub) -> None:
+    before = open_descriptors()
+    made: list[Sender] = []
+
+    def end() -> None:
+        until(lambda: made)
+        made[0].close()
+
+    made.append(Sender(hub.endpoint, "pi1", source=end))
+    made[0]._thread.join(WAIT_S)
+    assert made[0].failure is None
+    until(lambda: open_descriptors() <= before)
+
+
 # -- publishing
 
 
@@ -988,7 +1040,7 @@ def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             rests.append(timeout or 0.0)
             return self.is_set()
 
-    monkeypatch.setattr(module, "threading", SimpleNamespace(Thread=threading.Thread, Event=Resting))
+    monkeypatch.setattr(module, "threading", SimpleNamespace(**{**vars(threading), "Event": Resting}))
     clocks = SimpleNamespace(**vars(time))
     clocks.monotonic = lambda: sum(rests, 1000.0)
     monkeypatch.setattr(module, "time", clocks)
