@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import itertools
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -693,15 +695,16 @@ def _status(options: argparse.Namespace) -> int:
     page = Page(_hub_here() if options.hub is None else options.hub, password_file, ca_file)
     deadline = time.monotonic() + (wait_s or 0)
     before: dict[str, int] = {}
-    while True:
+    for look in itertools.count():
         rows, problem = page.cameras()
         known = {row["name"]: row for row in rows or ()}
         if rows is not None and options.names:
             rows = [known.get(name) or _unknown(name) for name in options.names]
-        moving = bool(rows) and all(
-            row["state"] == "LIVE" and before and row["frames"] > before.get(row["name"], 0) for row in rows or ()
-        )
-        if wait_s is None or moving or time.monotonic() >= deadline:
+        late = [
+            row for row in rows or () if row["state"] != "LIVE" or row["frames"] <= before.get(row["name"], math.inf)
+        ]
+        # What moves only a second look can tell, however short the wait.
+        if wait_s is None or (rows and not late) or (look and time.monotonic() >= deadline):
             break
         before = {row["name"]: row["frames"] for row in rows or ()}
         time.sleep(0.5)
@@ -714,7 +717,10 @@ def _status(options: argparse.Namespace) -> int:
     if unknown := [name for name in options.names if name not in known]:
         its = ", ".join(known) or "none"
         raise StreamerError(f"the hub knows no camera {', '.join(unknown)}; its cameras are: {its}")
-    return 0 if moving or wait_s is None else _FAILED
+    if wait_s is not None and (late or not rows):
+        those = [f"{row['name']} is {row['state']}" + " without a new frame" * (row["state"] == "LIVE") for row in late]
+        raise StreamerError(f"not LIVE and moving within {wait_s:g} s: {', '.join(those) or 'the hub has no camera'}")
+    return 0
 
 
 def _unknown(name: str) -> dict[str, Any]:

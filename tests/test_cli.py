@@ -655,6 +655,7 @@ def test_status_shows_what_the_hub_knows(tmp_path: Path) -> None:
         not_all = run("status", "--hub", wall, "--wait", "0.1", "--json")
         assert not_all.returncode == 1
         assert {row["name"]: row["state"] for row in json.loads(not_all.stdout)} == {"pi1": "LIVE", "pi2": "WAITING"}
+        assert not_all.stderr == "streamer: not LIVE and moving within 0.1 s: pi2 is WAITING\n"
         assert run("status", "--hub", wall, "pi2").returncode == 0
         for wait in ([], ["--wait", "0.1"]):
             stranger = run("status", "--hub", wall, *wait, "--json", "pi1", "pi7")
@@ -751,6 +752,27 @@ def test_status_waits_for_pictures_that_move(monkeypatch: pytest.MonkeyPatch) ->
     later = itertools.count()
     monkeypatch.setattr(Page, "cameras", lambda _: ([ROW | {"frames": next(later)}], ""))
     assert cli.main(["status", "--wait", "10"]) == 0
+    assert cli.main(["status", "--wait", "0"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        (
+            [ROW, ROW | {"name": "pi2", "state": "STALE"}, ROW | {"name": "pi3", "state": "GONE"}],
+            "pi1 is LIVE without a new frame, pi2 is STALE, pi3 is GONE",
+        ),
+        ([], "the hub has no camera"),
+    ],
+)
+def test_status_that_has_waited_in_vain_says_for_what(
+    rows: list[dict[str, Any]], why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Page, "cameras", lambda _: (rows, ""))
+    assert cli.main(["status", "--wait", "0"]) == 1
+    assert capsys.readouterr().err == f"streamer: not LIVE and moving within 0 s: {why}\n"
+    assert cli.main(["status"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_status_without_a_hub_says_so() -> None:
