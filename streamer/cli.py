@@ -276,7 +276,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--display", metavar="none|windows", help="windows: one window a camera on this screen")
     demo.add_argument("--layout", metavar="2x4", help="with --display windows: all cameras in one, ROWSxCOLUMNS")
 
-    status = commands.add_parser("status", help="print a table of a hub's cameras")
+    status = commands.add_parser(
+        "status",
+        help="print a table of a hub's cameras",
+        epilog="Exit status: 0, whatever the cameras' states; 1 if no hub answers or it knows no camera NAME, with "
+        "--wait also unless all are LIVE and moving by then; 2 for a wrong flag, file, password or address.",
+    )
     status.set_defaults(run=_status)
     status.add_argument("names", nargs="*", metavar="NAME", help="only these cameras")
     status.add_argument(

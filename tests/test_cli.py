@@ -775,6 +775,16 @@ def test_status_that_has_waited_in_vain_says_for_what(
     assert capsys.readouterr().err == ""
 
 
+def test_what_a_script_may_rely_on_is_in_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["status", "--help"]) == 0
+    promised = " ".join(capsys.readouterr().out.split()).partition("Exit status: ")[2]
+    assert promised.startswith("0, whatever the cameras' states; 1 if no hub answers or it knows no camera NAME")
+    monkeypatch.setattr(Page, "cameras", lambda _: ([ROW | {"state": "GONE"}], ""))
+    assert [cli.main(["status", *arguments]) for arguments in ([], ["pi2"], ["--wait=0"], ["--wat"])] == [0, 1, 1, 2]
+
+
 def test_status_without_a_hub_says_so() -> None:
     done = run("status", "--hub", "http://127.0.0.1:9")
     assert (done.returncode, done.stdout) == (1, "")
