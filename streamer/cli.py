@@ -451,6 +451,7 @@ def _hub(options: argparse.Namespace) -> int:
             *([f"plain: {hub.plain_endpoint}"] if hub.plain_endpoint else []),
             f"wall: {config.http._replace(port=wall.port).url(tls=tls is not None)}",
         )
+        _say_who_may_send(hub, config.curve_allowed_file)
         notifier.ready()
         fed = [hub.turned, wall.turned, 0.0]
 
@@ -525,6 +526,21 @@ def _announce(*lines: str) -> None:
         _print(*lines)
     except _UnprintedError as error:
         _log.warning("where the hub is: %s", error)
+
+
+def _say_who_may_send(hub: Hub, allowed_file: Path | None) -> None:
+    """Log it, but for this machine's own programs."""
+    from streamer.config import is_loopback
+
+    count, said = hub.keys_allowed, []
+    if count is not None:
+        said.append(f"encrypted, {count or 'no'} key{'s' * (count != 1)} of {allowed_file} may send")
+    endpoint = (hub.endpoint if count is None else hub.plain_endpoint) or ""
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    if endpoint.startswith("tcp://") and not is_loopback(host):
+        said.append(f"not encrypted, anybody who reaches {endpoint} may send (README, Who may send)")
+    if said:
+        _log.log(logging.INFO if count else logging.WARNING, "%s", "; ".join(said))
 
 
 def _allow_descriptors() -> None:

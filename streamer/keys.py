@@ -144,6 +144,11 @@ class AllowList:
     def __contains__(self, key: str) -> bool:
         return key in self._names
 
+    @property
+    def count(self) -> int:
+        """How many keys may send."""
+        return len(self._names)
+
     def check(self, key: str | None, camera: str) -> None:
         """See that a frame may be that camera's.
 

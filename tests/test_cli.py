@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import re
 import resource
@@ -23,6 +24,7 @@ from streamer import cameras, cli
 from streamer.errors import ConfigError
 from streamer.page import Page
 from tests.conftest import Keys, until
+from tests.peers import LOCAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -415,6 +417,37 @@ def test_what_a_hub_s_file_says_reaches_the_hub_and_its_page(tmp_path: Path, mon
     assert (address, keywords["socket"], keywords["tls"]) == (["127.0.0.1", 8088], Path("/run/hub.sock"), None)
 
 
+@pytest.mark.parametrize(
+    ("unencrypted", "allowed", "told"),
+    [
+        ("tcp://*:0", None, "WARNING not encrypted, anybody who reaches {} may send (README, Who may send)"),
+        ("tcp://127.0.0.1:0", None, ""),
+        (None, 2, "INFO encrypted, 2 keys of {} may send"),
+        (None, 0, "WARNING encrypted, no keys of {} may send"),
+        (
+            "tcp://*:0",
+            1,
+            "INFO encrypted, 1 key of {} may send; "
+            "not encrypted, anybody who reaches {} may send (README, Who may send)",
+        ),
+    ],
+)
+def test_a_hub_that_others_reach_says_who_may_send(
+    unencrypted: str | None, allowed: int | None, told: str, curve: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    if allowed is None:
+        settings: dict[str, Any] = {"bind": unencrypted}
+    else:
+        settings = {"bind": LOCAL, "plain_bind": unencrypted, **curve.hub}
+        curve.allowed.write_text("".join(f"pi1 {pair.public}\n" for pair in [*curve.pairs.values()][:allowed]))
+    with streamer.Hub(**settings) as hub:
+        cli._say_who_may_send(hub, settings.get("curve_allowed_file"))
+        names = [hub.endpoint] if allowed is None else [curve.allowed, hub.plain_endpoint]
+    said = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+    assert said == [told.format(*names)] * bool(told)
+
+
 def test_a_hub_may_have_more_descriptors_than_a_shell_gives(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
@@ -803,6 +836,7 @@ def test_keys_are_made_shown_and_used_and_no_secret_is_told(tmp_path: Path, curv
     flags = ["--key", str(tmp_path / "hub.key"), "--allowed", str(curve.allowed), "--plain-bind", "tcp://127.0.0.1:0"]
     with running_hub(tmp_path / "hub", *flags) as (hub, endpoint, _):
         plain = hub.said(r"plain: (\S+)")
+        hub.said(f"(INFO: encrypted, 1 key of {curve.allowed} may send\n)")
         own = ["--key", str(tmp_path / "pi2.key"), "--hub-key", curve.pairs["hub"].public]
         strange = ["--key", str(tmp_path / "stranger.key"), "--hub-key", curve.pairs["hub"].public]
         with (
