@@ -492,6 +492,8 @@ def _read_keys(key_file: Path | str | None, hub_keys: Sequence[str], endpoints: 
         return None
     if not endpoints:
         raise ConfigError("curve_key_file is set, but what is published is not encrypted: it needs hubs")
+    if not hub_keys:
+        raise ConfigError("curve_key_file is set and curve_hub_keys is not: set both, or neither")
     if len(hub_keys) != len(endpoints):
         raise ConfigError(
             f"curve_hub_keys has {len(hub_keys)} and hubs {len(endpoints)}: each hub needs its public key, in the same "

@@ -735,7 +735,11 @@ def test_a_hub_that_refuses_is_asked_less_and_less_often(curve: Keys, reopened: 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"curve_hub_keys": ()}, "curve_hub_keys has 0 and hubs 1: each hub needs its public key, in the same order"),
+        ({"curve_hub_keys": ()}, "curve_key_file is set and curve_hub_keys is not: set both, or neither"),
+        (
+            {"hubs": ["tcp://127.0.0.1:1", "tcp://127.0.0.1:2"]},
+            "curve_hub_keys has 1 and hubs 2: each hub needs its public key, in the same order",
+        ),
         ({"curve_key_file": None}, "curve_hub_keys is set and curve_key_file is not: set both, or neither"),
         (
             {"hubs": (), "publish": LOCAL},
