@@ -206,7 +206,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="streamer", description=streamer.__doc__)
     parser.add_argument("--version", action="version", version=f"streamer {streamer.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="send|hub|keys|demo|status")
+    commands = _subparsers(parser, "send|hub|keys|demo|status")
 
     send = commands.add_parser("send", help="send a camera's pictures to a hub")
     send.set_defaults(run=_send)
@@ -261,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     hub.add_argument("--layout", metavar="2x4", help="with --display windows: all cameras in one, ROWSxCOLUMNS")
 
     keys = commands.add_parser("keys", help="make and show keys, for encryption and to tell who may send")
-    verbs = keys.add_subparsers(required=True, metavar="make|show")
+    verbs = _subparsers(keys, "make|show")
     for verb, does in (
         ("make", "make a key pair in a new file, 0600, and print its public half"),
         ("show", "print the public half of a key pair"),
@@ -294,6 +294,15 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--wait", metavar="SECONDS", help="until all are LIVE and moving; fail if not by then")
     status.add_argument("--json", action="store_true", help="print the API's JSON instead of the table")
     return parser
+
+
+def _subparsers(parser: _Parser, metavar: str) -> argparse._SubParsersAction[_Parser]:
+    """Add what takes one of several words.
+
+    Were it required for argparse, that would miss it before it says that an option is not known.
+    """
+    parser.set_defaults(run=lambda _: parser.error(f"{metavar} is missing"))
+    return parser.add_subparsers(metavar=metavar)
 
 
 def _given(options: argparse.Namespace, *keys: str) -> Given:

@@ -152,6 +152,7 @@ def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
         (["hub", "--key", "a"], "--key is set and --allowed is not: set both, or neither"),
         (["hub", "--plain-bind", "tcp://*:1"], "--plain-bind is set and --key is not: without keys, senders need only"),
         (["send", "--hub", NOWHERE, "--publish", "tcp://*:1"], "--hub and --publish are both set: either it sends, or"),
+        ([*PATTERN, "--hub", NOWHERE, "--key", "a"], "--key is set and --hub-key is not: set both, or neither"),
         ([*PATTERN, "--hub", NOWHERE, "--hub-key", PUBLIC], "--hub-key is set and --key is not: set both, or neither"),
         ([*PATTERN, "--hub", NOWHERE, "--size", "16x16"], "--size is 16x16: it must be 176x144 or more for the camera"),
         (["send", "--config", ""], "--config is '': it must be the path of a file"),
@@ -170,7 +171,8 @@ def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
         (["hub", "--password-file", "/nowhere/a\nb"], "--password-file /nowhere/a\\nb: No such file or directory"),
         (["status", "--password-file", "/nowhere/a\nb"], "--password-file /nowhere/a\\nb: No such file or directory"),
         (["status", "--hub", "http://a\nb"], "--hub is 'http://a\\nb': it must be the hub's page"),
-        (["keys", "make", "/nowhere/key"], "/nowhere/key: No such file or directory"),
+        (["keys", "make", "/nowhere/key"], "/nowhere/key: there is no directory /nowhere: make it first, or name anot"),
+        (["keys", "make", "/dev/null/key"], "/dev/null/key: there is no directory /dev/null: make it first, or name"),
         (["keys", "show", "/nowhere/key"], "/nowhere/key: there is no such key: 'streamer keys make /nowhere/key'"),
         (["send", "--hub", NOWHERE, "--hub-key", f"curve-secret:{'5' * 64}"], "--hub-key is a secret key, which must"),
         (
@@ -196,6 +198,9 @@ def test_bad_input_gets_one_line_and_status_2(
     ("arguments", "complaint"),
     [
         ([], "streamer: send|hub|keys|demo|status is missing (streamer --help)"),
+        (["keys"], "streamer keys: make|show is missing (streamer keys --help)"),
+        (["--help-me"], "streamer: --help-me is not known; did you mean --help? (streamer --help)"),
+        (["keys", "-x"], "streamer keys: -x is not known (streamer keys --help)"),
         (["--bogus", "send", "--print-config"], "streamer: --bogus is not known (streamer --help)"),
         (["sned"], "streamer: sned is not known; did you mean send? (streamer --help)"),
         (["keys", "mak", "a"], "streamer keys: mak is not known; did you mean make? (streamer keys --help)"),
