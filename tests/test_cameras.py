@@ -1351,6 +1351,15 @@ def test_a_camera_needs_no_other_ones_library(source: str, blocked: list[str], m
     assert callable(cameras.opener(source, name="pi1", size=(640, 480), fps=30, quality=85))
 
 
+def test_a_video_in_ones_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    video = Path(write_video(tmp_path)).name
+    with cameras.opener(f"file:~/{video}", name="pi1", size=(64, 48), fps=10, quality=85)() as camera:
+        assert isinstance(camera, VideoFile)
+    with pytest.raises(CameraError, match=r"^file:~no\.such/a\.avi: there is no such file$"):
+        cameras.opener("file:~no.such/a.avi", name="pi1", size=(64, 48), fps=10, quality=85)()
+
+
 @pytest.mark.parametrize(("source", "kind"), [("pattern", Pattern), ("file:VIDEO", VideoFile)])
 def test_opener_opens_again_and_again(source: str, kind: type, tmp_path: Path, clock: Clock) -> None:
     source = source.replace("VIDEO", write_video(tmp_path, size=(320, 240)))
