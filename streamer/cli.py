@@ -212,7 +212,13 @@ def _parser() -> argparse.ArgumentParser:
     send.set_defaults(run=_send)
     send.add_argument("--config", metavar="FILE", help="YAML file; --print-config shows one with every key")
     send.add_argument("--print-config", action="store_true", help="print the commented default file and end")
-    send.add_argument("--hub", action="append", dest="hubs", metavar="tcp://HOST:5555", help="again: a second choice")
+    send.add_argument(
+        "--hub",
+        action="append",
+        dest="hubs",
+        metavar="tcp://HOST:5555",
+        help="the hub to send to; given several times, frames go to the first of them that answers",
+    )
     send.add_argument("--key", dest="curve_key_file", metavar="FILE", help="this camera's key pair, for encryption")
     send.add_argument(
         "--hub-key",
@@ -223,10 +229,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     send.add_argument("--publish", metavar="tcp://*:5555", help="instead of --hub: publish here, for subscribers")
     send.add_argument("--name", help="the camera's name at the hub; this host's name by default")
-    send.add_argument("--camera", metavar="picamera2|usb:0|usb:/dev/PATH|file:PATH|pattern")
-    send.add_argument("--size", metavar="640x480")
-    send.add_argument("--fps", metavar="30")
-    send.add_argument("--quality", metavar="85", help="of the JPEG, 1 to 100")
+    send.add_argument(
+        "--camera",
+        metavar="picamera2|usb:0|usb:/dev/PATH|file:PATH|pattern",
+        help="the Pi's own camera, a USB camera, a video file or a test card; picamera2 by default",
+    )
+    send.add_argument("--size", metavar="640x480", help="of the pictures, WIDTHxHEIGHT in pixels; 640x480 by default")
+    send.add_argument("--fps", metavar="30", help="frames a second that are wanted, 0.1 to 240; 30 by default")
+    send.add_argument("--quality", metavar="85", help="of the JPEG, 1 to 100; 85 by default")
     send.add_argument("--hflip", action="store_true", default=None, help="mirror left to right (picamera2)")
     send.add_argument("--vflip", action="store_true", default=None, help="mirror top to bottom (picamera2)")
     send.add_argument("--rotate", metavar="180", help="by 0 or 180 degrees (picamera2)")
@@ -245,7 +255,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     hub.add_argument("--plain-bind", metavar="tcp://*:5556", help="with --key: also for senders without encryption")
     hub.add_argument(
-        "--subscribe", action="append", metavar="tcp://HOST:5555", help="a publishing sender, or again more"
+        "--subscribe",
+        action="append",
+        metavar="tcp://HOST:5555",
+        help="a sender that publishes, to receive from as well; may be given several times",
     )
     hub.add_argument("--http", metavar="127.0.0.1:8080", help="where the page is served")
     hub.add_argument(
@@ -255,7 +268,11 @@ def _parser() -> argparse.ArgumentParser:
         help="its first line is the page's password; an address that others reach needs one",
     )
     hub.add_argument(
-        "--open", action="store_true", default=None, dest="http_open", help="or else let everybody look who reaches it"
+        "--open",
+        action="store_true",
+        default=None,
+        dest="http_open",
+        help="instead of --password-file: let everybody look who reaches the page",
     )
     hub.add_argument("--display", metavar="none|windows", help="windows: one window a camera on this screen")
     hub.add_argument("--layout", metavar="2x4", help="with --display windows: all cameras in one, ROWSxCOLUMNS")

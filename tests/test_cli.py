@@ -21,10 +21,12 @@ import pytest
 
 import streamer
 from streamer import cameras, cli
+from streamer.config import SenderConfig
 from streamer.errors import ConfigError
 from streamer.page import Page
 from tests.conftest import Keys, until
 from tests.peers import LOCAL
+from tests.test_readme import parsers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -346,6 +348,19 @@ def test_sender_of_the_test_card_loads_neither_numpy_nor_opencv(tmp_path: Path) 
         mapped = Path(f"/proc/{sender.process.pid}/maps").read_text()
         assert "zmq" in mapped
         assert not re.search(r"numpy|cv2|opencv", mapped)
+
+
+def test_every_flag_says_what_it_is_for_and_what_it_is_without() -> None:
+    helps = {
+        (parser.prog, option): action.help or ""
+        for parser in parsers(cli._parser())
+        for action in parser._actions
+        for option in action.option_strings
+    }
+    assert [flag for flag, said in helps.items() if not said] == []
+    for key in ("camera", "size", "fps", "quality"):
+        default = SenderConfig.__dataclass_fields__[key].default
+        assert helps["streamer send", f"--{key}"].endswith(f"; {format(default, 'g' * (key == 'fps'))} by default")
 
 
 @pytest.mark.parametrize("command", ["send", "hub"])
