@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import itertools
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -204,13 +206,19 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="streamer", description=streamer.__doc__)
     parser.add_argument("--version", action="version", version=f"streamer {streamer.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="send|hub|keys|demo|status")
+    commands = _subparsers(parser, "send|hub|keys|demo|status")
 
     send = commands.add_parser("send", help="send a camera's pictures to a hub")
     send.set_defaults(run=_send)
     send.add_argument("--config", metavar="FILE", help="YAML file; --print-config shows one with every key")
     send.add_argument("--print-config", action="store_true", help="print the commented default file and end")
-    send.add_argument("--hub", action="append", dest="hubs", metavar="tcp://HOST:5555", help="again: a second choice")
+    send.add_argument(
+        "--hub",
+        action="append",
+        dest="hubs",
+        metavar="tcp://HOST:5555",
+        help="the hub to send to; given several times, frames go to the first of them that answers",
+    )
     send.add_argument("--key", dest="curve_key_file", metavar="FILE", help="this camera's key pair, for encryption")
     send.add_argument(
         "--hub-key",
@@ -221,10 +229,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     send.add_argument("--publish", metavar="tcp://*:5555", help="instead of --hub: publish here, for subscribers")
     send.add_argument("--name", help="the camera's name at the hub; this host's name by default")
-    send.add_argument("--camera", metavar="picamera2|usb:0|usb:/dev/PATH|file:PATH|pattern")
-    send.add_argument("--size", metavar="640x480")
-    send.add_argument("--fps", metavar="30")
-    send.add_argument("--quality", metavar="85", help="of the JPEG, 1 to 100")
+    send.add_argument(
+        "--camera",
+        metavar="picamera2|usb:0|usb:/dev/PATH|file:PATH|pattern",
+        help="the Pi's own camera, a USB camera, a video file or a test card; picamera2 by default",
+    )
+    send.add_argument("--size", metavar="640x480", help="of the pictures, WIDTHxHEIGHT in pixels; 640x480 by default")
+    send.add_argument("--fps", metavar="30", help="frames a second that are wanted, 0.1 to 240; 30 by default")
+    send.add_argument("--quality", metavar="85", help="of the JPEG, 1 to 100; 85 by default")
     send.add_argument("--hflip", action="store_true", default=None, help="mirror left to right (picamera2)")
     send.add_argument("--vflip", action="store_true", default=None, help="mirror top to bottom (picamera2)")
     send.add_argument("--rotate", metavar="180", help="by 0 or 180 degrees (picamera2)")
@@ -243,7 +255,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     hub.add_argument("--plain-bind", metavar="tcp://*:5556", help="with --key: also for senders without encryption")
     hub.add_argument(
-        "--subscribe", action="append", metavar="tcp://HOST:5555", help="a publishing sender, or again more"
+        "--subscribe",
+        action="append",
+        metavar="tcp://HOST:5555",
+        help="a sender that publishes, to receive from as well; may be given several times",
     )
     hub.add_argument("--http", metavar="127.0.0.1:8080", help="where the page is served")
     hub.add_argument(
@@ -253,14 +268,18 @@ def _parser() -> argparse.ArgumentParser:
         help="its first line is the page's password; an address that others reach needs one",
     )
     hub.add_argument(
-        "--open", action="store_true", default=None, dest="http_open", help="or else let everybody look who reaches it"
+        "--open",
+        action="store_true",
+        default=None,
+        dest="http_open",
+        help="instead of --password-file: let everybody look who reaches the page",
     )
     hub.add_argument("--display", metavar="none|windows", help="windows: one window a camera on this screen")
     hub.add_argument("--layout", metavar="2x4", help="with --display windows: all cameras in one, ROWSxCOLUMNS")
     hub.add_argument("--full-screen", action="store_true", default=None, help="with --layout: it fills the screen")
 
     keys = commands.add_parser("keys", help="make and show keys, for encryption and to tell who may send")
-    verbs = keys.add_subparsers(required=True, metavar="make|show")
+    verbs = _subparsers(keys, "make|show")
     for verb, does in (
         ("make", "make a key pair in a new file, 0600, and print its public half"),
         ("show", "print the public half of a key pair"),
@@ -275,7 +294,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--display", metavar="none|windows", help="windows: one window a camera on this screen")
     demo.add_argument("--layout", metavar="2x4", help="with --display windows: all cameras in one, ROWSxCOLUMNS")
 
-    status = commands.add_parser("status", help="print a table of a hub's cameras")
+    status = commands.add_parser(
+        "status",
+        help="print a table of a hub's cameras",
+        epilog="Exit status: 0, whatever the cameras' states; 1 if no hub answers or it knows no camera NAME, with "
+        "--wait also unless all are LIVE and moving by then; 2 for a wrong flag, file, password or address.",
+    )
     status.set_defaults(run=_status)
     status.add_argument("names", nargs="*", metavar="NAME", help="only these cameras")
     status.add_argument(
@@ -288,6 +312,15 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--wait", metavar="SECONDS", help="until all are LIVE and moving; fail if not by then")
     status.add_argument("--json", action="store_true", help="print the API's JSON instead of the table")
     return parser
+
+
+def _subparsers(parser: _Parser, metavar: str) -> argparse._SubParsersAction[_Parser]:
+    """Add what takes one of several words.
+
+    Were it required for argparse, that would miss it before it says that an option is not known.
+    """
+    parser.set_defaults(run=lambda _: parser.error(f"{metavar} is missing"))
+    return parser.add_subparsers(metavar=metavar)
 
 
 def _given(options: argparse.Namespace, *keys: str) -> Given:
@@ -445,6 +478,7 @@ def _hub(options: argparse.Namespace) -> int:
             *([f"plain: {hub.plain_endpoint}"] if hub.plain_endpoint else []),
             f"wall: {config.http._replace(port=wall.port).url(tls=tls is not None)}",
         )
+        _say_who_may_send(hub, config.curve_allowed_file)
         notifier.ready()
         fed = [hub.turned, wall.turned, 0.0]
 
@@ -527,6 +561,21 @@ def _announce(*lines: str) -> None:
         _print(*lines)
     except _UnprintedError as error:
         _log.warning("where the hub is: %s", error)
+
+
+def _say_who_may_send(hub: Hub, allowed_file: Path | None) -> None:
+    """Log it, but for this machine's own programs."""
+    from streamer.config import is_loopback
+
+    count, said = hub.keys_allowed, []
+    if count is not None:
+        said.append(f"encrypted, {count or 'no'} key{'s' * (count != 1)} of {allowed_file} may send")
+    endpoint = (hub.endpoint if count is None else hub.plain_endpoint) or ""
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    if endpoint.startswith("tcp://") and not is_loopback(host):
+        said.append(f"not encrypted, anybody who reaches {endpoint} may send (README, Who may send)")
+    if said:
+        _log.log(logging.INFO if count else logging.WARNING, "%s", "; ".join(said))
 
 
 def _allow_descriptors() -> None:
@@ -702,15 +751,16 @@ def _status(options: argparse.Namespace) -> int:
     page = Page(_hub_here() if options.hub is None else options.hub, password_file, ca_file)
     deadline = time.monotonic() + (wait_s or 0)
     before: dict[str, int] = {}
-    while True:
+    for look in itertools.count():
         rows, problem = page.cameras()
         known = {row["name"]: row for row in rows or ()}
         if rows is not None and options.names:
             rows = [known.get(name) or _unknown(name) for name in options.names]
-        moving = bool(rows) and all(
-            row["state"] == "LIVE" and before and row["frames"] > before.get(row["name"], 0) for row in rows or ()
-        )
-        if wait_s is None or moving or time.monotonic() >= deadline:
+        late = [
+            row for row in rows or () if row["state"] != "LIVE" or row["frames"] <= before.get(row["name"], math.inf)
+        ]
+        # What moves only a second look can tell, however short the wait.
+        if wait_s is None or (rows and not late) or (look and time.monotonic() >= deadline):
             break
         before = {row["name"]: row["frames"] for row in rows or ()}
         time.sleep(0.5)
@@ -723,7 +773,10 @@ def _status(options: argparse.Namespace) -> int:
     if unknown := [name for name in options.names if name not in known]:
         its = ", ".join(known) or "none"
         raise StreamerError(f"the hub knows no camera {', '.join(unknown)}; its cameras are: {its}")
-    return 0 if moving or wait_s is None else _FAILED
+    if wait_s is not None and (late or not rows):
+        those = [f"{row['name']} is {row['state']}" + " without a new frame" * (row["state"] == "LIVE") for row in late]
+        raise StreamerError(f"not LIVE and moving within {wait_s:g} s: {', '.join(those) or 'the hub has no camera'}")
+    return 0
 
 
 def _unknown(name: str) -> dict[str, Any]:

@@ -119,6 +119,11 @@ class Hub:
         """Where it listens for senders without encryption beside the others, as `endpoint`; None when it does not."""
         return self._replier.plain_endpoint if self._replier else None
 
+    @property
+    def keys_allowed(self) -> int | None:
+        """How many keys may send; None where senders need none."""
+        return self._allowed.count if self._allowed else None
+
     def __iter__(self) -> Iterator[Frame]:
         """Yield frames as they come, of each camera only the newest, until the hub is closed.
 

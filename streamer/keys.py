@@ -87,6 +87,8 @@ def make_pair(path: Path) -> KeyPair:
         raise ConfigError(
             f"{path}: is there already, and a key that is overwritten is lost: remove the file first if it is to go"
         ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{path}: there is no directory {path.parent}: make it first, or name another file") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     finally:
@@ -143,6 +145,11 @@ class AllowList:
 
     def __contains__(self, key: str) -> bool:
         return key in self._names
+
+    @property
+    def count(self) -> int:
+        """How many keys may send."""
+        return len(self._names)
 
     def check(self, key: str | None, camera: str) -> None:
         """See that a frame may be that camera's.

@@ -273,7 +273,7 @@ class Sender:
         self._first_sent = self._last_sent = 0.0
         self._last: memoryview | None = None
         self._hub: str | None = None
-        self._hubless_since: float | None = time.monotonic()
+        self._tell_at = time.monotonic() + reply_timeout_s  # when the want of a hub is to be told next
         self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
         self._links: list[_Link] = []
         self._publisher: Publisher | None = None
@@ -476,18 +476,20 @@ class Sender:
                 seq += 1
 
     def _tell(self, link: _Link | None, now: float) -> None:
-        """Log a change of hub once, and the want of one once it has lasted."""
+        """Log a change of hub once, and the want of one when it has lasted, and again each minute."""
         if link:
             if link.end.endpoint != self._hub:
                 _log.info("%s: sending to %s", self.name, link.end.endpoint)
-            self._hub, self._hubless_since = link.end.endpoint, None
+            self._hub = link.end.endpoint
             return
         if self._hub:
-            self._hub, self._hubless_since = None, now
-        if self._hubless_since is not None and now - self._hubless_since >= self._reply_timeout_s:
-            self._hubless_since = None
-            endpoints = ", ".join(each.end.endpoint for each in self._links)
-            _log.warning("%s: no hub answers at %s; waiting for one", self.name, endpoints)
+            self._hub, self._tell_at = None, now + self._reply_timeout_s
+        if now >= self._tell_at:
+            self._tell_at = now + _REMIND_S
+            ends = [each.end for each in self._links]
+            does = "takes the frames" if any(end.refusal for end in ends) else "answers"
+            places = ", and at ".join(end.endpoint + (f", which {end.refusal}" if end.refusal else "") for end in ends)
+            _log.warning("%s: no hub %s at %s; waiting for one", self.name, does, places)
 
 
 def _read_keys(key_file: Path | str | None, hub_keys: Sequence[str], endpoints: Sequence[str]) -> KeyPair | None:
@@ -498,6 +500,8 @@ def _read_keys(key_file: Path | str | None, hub_keys: Sequence[str], endpoints: 
         return None
     if not endpoints:
         raise ConfigError("curve_key_file is set, but what is published is not encrypted: it needs hubs")
+    if not hub_keys:
+        raise ConfigError("curve_key_file is set and curve_hub_keys is not: set both, or neither")
     if len(hub_keys) != len(endpoints):
         raise ConfigError(
             f"curve_hub_keys has {len(hub_keys)} and hubs {len(endpoints)}: each hub needs its public key, in the same "

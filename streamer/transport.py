@@ -356,6 +356,11 @@ class Requester:
             # What a hub does when it cannot decrypt the first message; one that is just ending does so once.
             self._refusal = "ends every handshake: it has another key than the one that this sender expects"
 
+    @property
+    def refusal(self) -> str | None:
+        """Why the hub that was met last does not take this end, to be said after its endpoint; None if it did."""
+        return self._refusal
+
     def connected(self) -> bool:
         """Whether a hub has completed the handshake on this socket, and still holds the connection."""
         return bool(_option(self.socket, _EVENTS) & _POLLOUT)

@@ -577,7 +577,7 @@ def test_usb_camera_that_does_not_work(trait: str, value: object, error: str, de
 
 
 def test_usb_camera_that_is_really_not_there(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(CameraError, match=re.escape("usb:97: there is no /dev/video97: is the camera plugged in?")):
+    with pytest.raises(CameraError, match=re.escape("usb:97: there is no /dev/video97 (is the camera plugged in?)")):
         UsbCamera(97, (64, 48), 15, 85)
     assert capfd.readouterr().err == ""
 
@@ -588,8 +588,8 @@ def test_usb_camera_that_is_really_not_there(capfd: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (errno.ENOENT, "usb:0: there is no /dev/null: is the camera plugged in?"),
-        (errno.ENODEV, "usb:0: there is no /dev/null: is the camera plugged in?"),
+        (errno.ENOENT, "usb:0: there is no /dev/null (is the camera plugged in?)"),
+        (errno.ENODEV, "usb:0: there is no /dev/null (is the camera plugged in?)"),
         (errno.EACCES, "usb:0: /dev/null is not open to this user: put it into the group 'root', and log in again"),
         (errno.EBUSY, "usb:0: /dev/null is in use: another program has this camera"),
         (errno.EIO, "usb:0: /dev/null: Input/output error"),
@@ -621,7 +621,7 @@ STREAMS = 0x0400_0000
         (CAPTURE | STREAMS, None, None, None),
         (CAPTURE | STREAMS, None, errno.EINVAL, None),  # for OpenCV to find out
         (CAPTURE | STREAMS, None, errno.EBUSY, "/dev/null is in use: another program has this camera"),
-        (CAPTURE | STREAMS, None, errno.ENODEV, "there is no /dev/null: is the camera plugged in?"),
+        (CAPTURE | STREAMS, None, errno.ENODEV, "there is no /dev/null (is the camera plugged in?)"),
         (OUTPUT | STREAMS, None, None, "/dev/null of 'Webcam' gives no pictures: a camera often has several devices"),
         (CAPTURE | METADATA, METADATA, None, "/dev/null of 'Webcam' gives no pictures: a camera often has several"),
     ],
@@ -1349,6 +1349,15 @@ def test_a_camera_needs_no_other_ones_library(source: str, blocked: list[str], m
     for library in blocked:
         monkeypatch.setitem(sys.modules, library, None)
     assert callable(cameras.opener(source, name="pi1", size=(640, 480), fps=30, quality=85))
+
+
+def test_a_video_in_ones_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    video = Path(write_video(tmp_path)).name
+    with cameras.opener(f"file:~/{video}", name="pi1", size=(64, 48), fps=10, quality=85)() as camera:
+        assert isinstance(camera, VideoFile)
+    with pytest.raises(CameraError, match=r"^file:~no\.such/a\.avi: there is no such file$"):
+        cameras.opener("file:~no.such/a.avi", name="pi1", size=(64, 48), fps=10, quality=85)()
 
 
 @pytest.mark.parametrize(("source", "kind"), [("pattern", Pattern), ("file:VIDEO", VideoFile)])

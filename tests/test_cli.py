@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import re
 import resource
@@ -20,9 +21,12 @@ import pytest
 
 import streamer
 from streamer import cameras, cli
+from streamer.config import SenderConfig
 from streamer.errors import ConfigError
 from streamer.page import Page
 from tests.conftest import Keys, until
+from tests.peers import LOCAL
+from tests.test_readme import parsers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -150,6 +154,7 @@ def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
         (["hub", "--key", "a"], "--key is set and --allowed is not: set both, or neither"),
         (["hub", "--plain-bind", "tcp://*:1"], "--plain-bind is set and --key is not: without keys, senders need only"),
         (["send", "--hub", NOWHERE, "--publish", "tcp://*:1"], "--hub and --publish are both set: either it sends, or"),
+        ([*PATTERN, "--hub", NOWHERE, "--key", "a"], "--key is set and --hub-key is not: set both, or neither"),
         ([*PATTERN, "--hub", NOWHERE, "--hub-key", PUBLIC], "--hub-key is set and --key is not: set both, or neither"),
         ([*PATTERN, "--hub", NOWHERE, "--size", "16x16"], "--size is 16x16: it must be 176x144 or more for the camera"),
         (["send", "--config", ""], "--config is '': it must be the path of a file"),
@@ -168,7 +173,8 @@ def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
         (["hub", "--password-file", "/nowhere/a\nb"], "--password-file /nowhere/a\\nb: No such file or directory"),
         (["status", "--password-file", "/nowhere/a\nb"], "--password-file /nowhere/a\\nb: No such file or directory"),
         (["status", "--hub", "http://a\nb"], "--hub is 'http://a\\nb': it must be the hub's page"),
-        (["keys", "make", "/nowhere/key"], "/nowhere/key: No such file or directory"),
+        (["keys", "make", "/nowhere/key"], "/nowhere/key: there is no directory /nowhere: make it first, or name anot"),
+        (["keys", "make", "/dev/null/key"], "/dev/null/key: there is no directory /dev/null: make it first, or name"),
         (["keys", "show", "/nowhere/key"], "/nowhere/key: there is no such key: 'streamer keys make /nowhere/key'"),
         (["send", "--hub", NOWHERE, "--hub-key", f"curve-secret:{'5' * 64}"], "--hub-key is a secret key, which must"),
         (
@@ -194,6 +200,9 @@ def test_bad_input_gets_one_line_and_status_2(
     ("arguments", "complaint"),
     [
         ([], "streamer: send|hub|keys|demo|status is missing (streamer --help)"),
+        (["keys"], "streamer keys: make|show is missing (streamer keys --help)"),
+        (["--help-me"], "streamer: --help-me is not known; did you mean --help? (streamer --help)"),
+        (["keys", "-x"], "streamer keys: -x is not known (streamer keys --help)"),
         (["--bogus", "send", "--print-config"], "streamer: --bogus is not known (streamer --help)"),
         (["sned"], "streamer: sned is not known; did you mean send? (streamer --help)"),
         (["keys", "mak", "a"], "streamer keys: mak is not known; did you mean make? (streamer keys --help)"),
@@ -354,6 +363,19 @@ def test_sender_of_the_test_card_loads_neither_numpy_nor_opencv(tmp_path: Path) 
         assert not re.search(r"numpy|cv2|opencv", mapped)
 
 
+def test_every_flag_says_what_it_is_for_and_what_it_is_without() -> None:
+    helps = {
+        (parser.prog, option): action.help or ""
+        for parser in parsers(cli._parser())
+        for action in parser._actions
+        for option in action.option_strings
+    }
+    assert [flag for flag, said in helps.items() if not said] == []
+    for key in ("camera", "size", "fps", "quality"):
+        default = SenderConfig.__dataclass_fields__[key].default
+        assert helps["streamer send", f"--{key}"].endswith(f"; {format(default, 'g' * (key == 'fps'))} by default")
+
+
 @pytest.mark.parametrize("command", ["send", "hub"])
 def test_print_config_prints_the_manual(command: str, tmp_path: Path) -> None:
     printed = run(command, "--print-config")
@@ -426,6 +448,37 @@ def test_what_a_hub_s_file_says_reaches_the_hub_and_its_page(tmp_path: Path, mon
     (hub, *address), keywords = asked_for(monkeypatch, "streamer.wall.Wall", "hub", "--config", str(file))
     assert isinstance(hub, streamer.Hub)
     assert (address, keywords["socket"], keywords["tls"]) == (["127.0.0.1", 8088], Path("/run/hub.sock"), None)
+
+
+@pytest.mark.parametrize(
+    ("unencrypted", "allowed", "told"),
+    [
+        ("tcp://*:0", None, "WARNING not encrypted, anybody who reaches {} may send (README, Who may send)"),
+        ("tcp://127.0.0.1:0", None, ""),
+        (None, 2, "INFO encrypted, 2 keys of {} may send"),
+        (None, 0, "WARNING encrypted, no keys of {} may send"),
+        (
+            "tcp://*:0",
+            1,
+            "INFO encrypted, 1 key of {} may send; "
+            "not encrypted, anybody who reaches {} may send (README, Who may send)",
+        ),
+    ],
+)
+def test_a_hub_that_others_reach_says_who_may_send(
+    unencrypted: str | None, allowed: int | None, told: str, curve: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    if allowed is None:
+        settings: dict[str, Any] = {"bind": unencrypted}
+    else:
+        settings = {"bind": LOCAL, "plain_bind": unencrypted, **curve.hub}
+        curve.allowed.write_text("".join(f"pi1 {pair.public}\n" for pair in [*curve.pairs.values()][:allowed]))
+    with streamer.Hub(**settings) as hub:
+        cli._say_who_may_send(hub, settings.get("curve_allowed_file"))
+        names = [hub.endpoint] if allowed is None else [curve.allowed, hub.plain_endpoint]
+    said = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+    assert said == [told.format(*names)] * bool(told)
 
 
 def test_a_hub_may_have_more_descriptors_than_a_shell_gives(tmp_path: Path) -> None:
@@ -668,6 +721,7 @@ def test_status_shows_what_the_hub_knows(tmp_path: Path) -> None:
         not_all = run("status", "--hub", wall, "--wait", "0.1", "--json")
         assert not_all.returncode == 1
         assert {row["name"]: row["state"] for row in json.loads(not_all.stdout)} == {"pi1": "LIVE", "pi2": "WAITING"}
+        assert not_all.stderr == "streamer: not LIVE and moving within 0.1 s: pi2 is WAITING\n"
         assert run("status", "--hub", wall, "pi2").returncode == 0
         for wait in ([], ["--wait", "0.1"]):
             stranger = run("status", "--hub", wall, *wait, "--json", "pi1", "pi7")
@@ -764,6 +818,37 @@ def test_status_waits_for_pictures_that_move(monkeypatch: pytest.MonkeyPatch) ->
     later = itertools.count()
     monkeypatch.setattr(Page, "cameras", lambda _: ([ROW | {"frames": next(later)}], ""))
     assert cli.main(["status", "--wait", "10"]) == 0
+    assert cli.main(["status", "--wait", "0"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        (
+            [ROW, ROW | {"name": "pi2", "state": "STALE"}, ROW | {"name": "pi3", "state": "GONE"}],
+            "pi1 is LIVE without a new frame, pi2 is STALE, pi3 is GONE",
+        ),
+        ([], "the hub has no camera"),
+    ],
+)
+def test_status_that_has_waited_in_vain_says_for_what(
+    rows: list[dict[str, Any]], why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Page, "cameras", lambda _: (rows, ""))
+    assert cli.main(["status", "--wait", "0"]) == 1
+    assert capsys.readouterr().err == f"streamer: not LIVE and moving within 0 s: {why}\n"
+    assert cli.main(["status"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_what_a_script_may_rely_on_is_in_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["status", "--help"]) == 0
+    promised = " ".join(capsys.readouterr().out.split()).partition("Exit status: ")[2]
+    assert promised.startswith("0, whatever the cameras' states; 1 if no hub answers or it knows no camera NAME")
+    monkeypatch.setattr(Page, "cameras", lambda _: ([ROW | {"state": "GONE"}], ""))
+    assert [cli.main(["status", *arguments]) for arguments in ([], ["pi2"], ["--wait=0"], ["--wat"])] == [0, 1, 1, 2]
 
 
 def test_status_without_a_hub_says_so() -> None:
@@ -784,6 +869,7 @@ def test_keys_are_made_shown_and_used_and_no_secret_is_told(tmp_path: Path, curv
     flags = ["--key", str(tmp_path / "hub.key"), "--allowed", str(curve.allowed), "--plain-bind", "tcp://127.0.0.1:0"]
     with running_hub(tmp_path / "hub", *flags) as (hub, endpoint, _):
         plain = hub.said(r"plain: (\S+)")
+        hub.said(f"(INFO: encrypted, 1 key of {curve.allowed} may send\n)")
         own = ["--key", str(tmp_path / "pi2.key"), "--hub-key", curve.pairs["hub"].public]
         strange = ["--key", str(tmp_path / "stranger.key"), "--hub-key", curve.pairs["hub"].public]
         with (

@@ -512,6 +512,32 @@ def test_want_of_a_hub_is_told_once(hub: RawHub, quick: None, caplog: pytest.Log
     assert caplog.messages[1] == f"pi1: no hub answers at {hub.endpoint}; waiting for one"
 
 
+def test_want_of_a_hub_is_told_again_each_minute(
+    quick: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_REMIND_S", 0.1)
+    hubs = ["tcp://127.0.0.1:1", "tcp://127.0.0.1:9"]
+    began = time.monotonic()
+    with Sender(hubs, "pi1", reply_timeout_s=0.1):
+        until(lambda: len(caplog.messages) == 3)
+    assert time.monotonic() - began >= 0.3
+    assert caplog.messages == [f"pi1: no hub answers at {', and at '.join(hubs)}; waiting for one"] * 3
+
+
+def test_want_of_a_hub_is_told_with_why_none_takes_the_frames(
+    curve: Keys, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        Hub(LOCAL, **curve.hub) as hub,
+        Sender(hub.endpoint or "", "pi1", reply_timeout_s=0.2, **curve.sender("stranger")),
+    ):
+        until(lambda: any("waiting for one" in message for message in caplog.messages))
+    why = "refuses this sender's key: the hub's list of allowed keys has not got it"
+    assert f"{hub.endpoint} {why}" in caplog.messages
+    assert f"pi1: no hub takes the frames at {hub.endpoint}, which {why}; waiting for one" in caplog.messages
+    assert "no hub answers" not in caplog.text
+
+
 def test_refusal_is_told_once_and_is_a_credit(hub: RawHub, caplog: pytest.LogCaptureFixture) -> None:
     with Sender(hub.endpoint, "pi1") as sender:
         for number in range(10):
@@ -780,7 +806,11 @@ def test_a_hub_that_refuses_is_asked_less_and_less_often(curve: Keys, reopened: 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"curve_hub_keys": ()}, "curve_hub_keys has 0 and hubs 1: each hub needs its public key, in the same order"),
+        ({"curve_hub_keys": ()}, "curve_key_file is set and curve_hub_keys is not: set both, or neither"),
+        (
+            {"hubs": ["tcp://127.0.0.1:1", "tcp://127.0.0.1:2"]},
+            "curve_hub_keys has 1 and hubs 2: each hub needs its public key, in the same order",
+        ),
         ({"curve_key_file": None}, "curve_hub_keys is set and curve_key_file is not: set both, or neither"),
         (
             {"hubs": (), "publish": LOCAL},

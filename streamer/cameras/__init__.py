@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,7 +63,8 @@ def opener(
         case "file":
             from streamer.cameras.video import VideoFile
 
-            return partial(VideoFile, argument, size, fps, quality)
+            # No shell expands `~` behind a colon. pathlib's raises where there is no such user.
+            return partial(VideoFile, os.path.expanduser(argument), size, fps, quality)  # noqa: PTH111
         case _:
             from streamer.cameras.pattern import Pattern
 

@@ -50,7 +50,7 @@ def check(source: str, path: str) -> None:
         if error.errno == errno.EBUSY:
             raise CameraError(f"{source}: {path} is in use: another program has this camera") from error
         if error.errno == errno.ENODEV:
-            raise CameraError(f"{source}: there is no {path}: is the camera plugged in?") from error
+            raise CameraError(f"{source}: there is no {path} (is the camera plugged in?)") from error
         # Anything else is for who uses it to find out.
     finally:
         os.close(device)
@@ -72,7 +72,7 @@ def _check_capture(source: str, path: str, device: int) -> None:
 def _why_closed(path: str, error: OSError) -> str:
     match error.errno:
         case errno.ENOENT | errno.ENODEV | errno.ENXIO | errno.ENOTDIR:
-            return f"there is no {path}: is the camera plugged in?"
+            return f"there is no {path} (is the camera plugged in?)"
         case errno.EACCES | errno.EPERM:
             return f"{path} is not open to this user: put it into the group '{_group(path)}', and log in again"
         case errno.EBUSY:

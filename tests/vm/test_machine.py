@@ -214,7 +214,7 @@ def test_yuyv_is_encoded_in_the_right_colours(found: Callable[[str], dict[str, A
 
 def test_a_usb_camera_that_cannot_be_had(found: Callable[[str], dict[str, Any]]) -> None:
     refused = found("usb_refused")
-    assert refused["absent"] == "usb:97: there is no /dev/video97: is the camera plugged in?"
+    assert refused["absent"] == "usb:97: there is no /dev/video97 (is the camera plugged in?)"
     assert re.match(r"usb:41: /dev/video41 of '.+' gives no pictures: ", refused["no camera"])
     assert refused["no device"] == "usb:96: /dev/video96 is no camera: it is no video device at all"
     (denied,) = ours(refused["denied"], "usb:40")
