@@ -122,6 +122,13 @@ def test_the_example_inventory_sees_group_vars() -> None:
     assert (ROOT / "inventory" / "group_vars").resolve() == ROOT / "group_vars"
 
 
+def test_every_tag_of_the_plays_is_known() -> None:
+    plays = [play for path in ROOT.glob("playbooks/*.yml") for play in load(path)]
+    tags = {tag for play in plays for tag in re.findall(r"\w+", str(play.get("tags", "")))}
+    assert tags == {*fleet.TAGS, "always", "never"}
+    assert fleet.tag_problems([*fleet.TAGS, *fleet.ANSIBLES_TAGS]) == []
+
+
 def test_a_camera_sends_to_the_first_hub() -> None:
     hosts = plan({"cameras": ["pi1", "pi2"], "hubs": ["left", "right"]}, left={"streamer_port": 6000})["hosts"]
     assert hosts["pi1"]["sender"]["hubs"] == ["tcp://192.0.2.0:6000"]

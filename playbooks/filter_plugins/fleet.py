@@ -47,6 +47,9 @@ WORKED_OUT = ("node_packages", "sender_config", "hub_config", "hub_password_file
 # How alike a name that begins as ours do must be to one of ours to be that one, misspelt. Below are those of others'
 # roles, as node_exporter_version.
 ALIKE = 0.76
+# What deploy.yml takes by --tags, and what Ansible does.
+TAGS = ("restart", "stop", "start", "status", "verify", "rollback")
+ANSIBLES_TAGS = ("all", "always", "never", "tagged", "untagged")
 
 
 class Part(NamedTuple):
@@ -604,6 +607,16 @@ def fleet_plan(groups: Groups, hostvars: Variables, defaults: Variables) -> dict
     return {"problems": problems} if problems else fleet.plan()
 
 
+def tag_problems(tags: list[str]) -> list[str]:
+    """Say which tags no play has: for one of these Ansible does nothing, and calls that a success."""
+    problems = []
+    for tag in (tag for tag in tags if tag not in TAGS + ANSIBLES_TAGS):
+        near = config.nearest(tag, TAGS)
+        hint = f"did you mean {near}? " if near else ""
+        problems.append(f"no tag is called {tag}: {hint}There are: {', '.join(TAGS)}")
+    return problems
+
+
 def password_problem(path: str) -> str:
     """Say why a hub would not start with the password in this file."""
     try:
@@ -659,6 +672,7 @@ class FilterModule:
         """The filters by name."""
         return {
             "fleet_plan": fleet_plan,
+            "tag_problems": tag_problems,
             "password_problem": password_problem,
             "sender_keys": sender_keys,
             "hub_keys": hub_keys,
