@@ -52,6 +52,11 @@ def hub(setting: str) -> str:
 CASES = {
     "no hub": Case(GOOD[GOOD.index("hubs:") :], "", "names no hub: put the hub's host into the group 'hubs'"),
     "no camera": Case("cameras:", "webcams:", "names no camera: put the cameras' hosts into the group 'cameras'"),
+    "a misspelt group": Case(
+        "hubs:",
+        "camera: {hosts: {pi4: {ansible_host: 192.0.2.4}, pi5: , pi3: }}\nhubs:",
+        "pi4, pi5: in none of the fleet's groups, but in camera: did you mean cameras?",
+    ),
     "names that differ in case": Case("pi3:", "PI2:", "pi2 and PI2: two hosts with one name"),
     "no hostname": Case("pi2:", "pi_2:", "pi_2: no hostname"),
     "an address for a name": Case("pi2:", "192.0.2.2:", "192.0.2.2: no hostname"),

@@ -296,6 +296,17 @@ def test_only_what_is_like_a_variable_of_ours_is_taken_for_one() -> None:
         assert problem.startswith(f"hub: no variable is called {name}: did you mean ")
 
 
+@pytest.mark.parametrize(
+    ("group", "meant"),
+    [("camera", "cameras"), ("Cameras", "cameras"), ("camreas", "cameras"), ("hub", "hubs"), ("retire", "retired")]
+    + [(group, "") for group in ("ip_cameras", "webcams", "pubs", "front_door", "ungrouped", "all")],
+)
+def test_only_a_group_that_is_called_almost_as_ours_is_taken_for_one(group: str, meant: str) -> None:
+    told = [f"nas: in none of the fleet's groups, but in {group}: did you mean {meant}?"] if meant else []
+    assert plan({**FLEET, group: ["nas"]})["problems"] == told
+    assert plan({**FLEET, group: FLEET["cameras"]})["problems"] == []
+
+
 def test_no_host_but_a_hub_can_be_one_that_ansible_does_not_manage() -> None:
     plain = {"hub_managed": False, "streamer_curve": False}
     made = plan(FLEET, hub=plain, pi1=plain)

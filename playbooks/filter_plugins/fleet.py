@@ -47,6 +47,10 @@ WORKED_OUT = ("node_packages", "sender_config", "hub_config", "hub_password_file
 # How alike a name that begins as ours do must be to one of ours to be that one, misspelt. Below are those of others'
 # roles, as node_exporter_version.
 ALIKE = 0.76
+# A fleet's groups, and how alike another group must be to one of them to be that one, misspelt. `camera` is, and
+# `ip_cameras` is the operator's own.
+GROUPS = ("hubs", "cameras", "retired")
+GROUP_ALIKE = 0.85
 # What deploy.yml takes by --tags, and what Ansible does.
 TAGS = ("restart", "stop", "start", "status", "verify", "rollback")
 ANSIBLES_TAGS = ("all", "always", "never", "tagged", "untagged")
@@ -205,7 +209,8 @@ class Fleet:
     """The cameras and hubs of an inventory."""
 
     def __init__(self, groups: Groups, hostvars: Variables, defaults: Variables) -> None:
-        names = dict.fromkeys([*groups.get("hubs", []), *groups.get("cameras", []), *groups.get("retired", [])])
+        self.groups = groups
+        names = dict.fromkeys(name for group in GROUPS for name in groups.get(group, []))
         self.hosts = {name: Host(name, hostvars[name], defaults) for name in names}
         self.hubs = {name: self.hosts[name] for name in groups.get("hubs", [])}
         self.cameras = {name: self.hosts[name] for name in groups.get("cameras", [])}
@@ -234,6 +239,10 @@ class Fleet:
             yield "the inventory names no hub: put the hub's host into the group 'hubs'"
         if not self.cameras:
             yield "the inventory names no camera: put the cameras' hosts into the group 'cameras'"
+        for group in self.groups:
+            left = [name for name in self.groups[group] if name not in self.hosts]
+            for near in difflib.get_close_matches(group.lower(), GROUPS, 1, GROUP_ALIKE) if left else []:
+                yield f"{', '.join(left)}: in none of the fleet's groups, but in {group}: did you mean {near}?"
         for name in self.retired:
             if name in self.cameras or name in self.hubs:
                 yield f"{name}: it is in the group 'retired' and still a camera or a hub: take it out of one of them"
