@@ -377,6 +377,16 @@ def test_check_mode_on_deployed_hosts_finds_nothing_to_change() -> None:
     on("pi6", f"cp /run/apt/status {status} && mv /run/apt/*.so /usr/lib/python3/dist-packages")
 
 
+def test_second_control_machine_takes_the_password_and_changes_nothing() -> None:
+    before, password = processes(), PASSWORD.read_text()
+    PASSWORD.unlink()
+    done = deploy()
+    assert PASSWORD.read_text() == password
+    assert password.strip() not in done.output
+    assert {host: count for host, count in done.changed.items() if count} == {"localhost": 1}, done.output
+    assert processes() == before
+
+
 @pytest.mark.parametrize("host", HOSTS)
 def test_host_is_what_its_name_says(host: str) -> None:
     unit = unit_of(host)
