@@ -52,6 +52,11 @@ def hub(setting: str) -> str:
 CASES = {
     "no hub": Case(GOOD[GOOD.index("hubs:") :], "", "names no hub: put the hub's host into the group 'hubs'"),
     "no camera": Case("cameras:", "webcams:", "names no camera: put the cameras' hosts into the group 'cameras'"),
+    "a misspelt group": Case(
+        "hubs:",
+        "camera: {hosts: {pi4: {ansible_host: 192.0.2.4}, pi5: , pi3: }}\nhubs:",
+        "pi4, pi5: in none of the fleet's groups, but in camera: did you mean cameras?",
+    ),
     "names that differ in case": Case("pi3:", "PI2:", "pi2 and PI2: two hosts with one name"),
     "no hostname": Case("pi2:", "pi_2:", "pi_2: no hostname"),
     "an address for a name": Case("pi2:", "192.0.2.2:", "192.0.2.2: no hostname"),
@@ -227,13 +232,29 @@ def test_the_limit_does_not_narrow_the_check(tmp_path: Path) -> None:
     assert "pi2: streamer_hub is 'desk'" in output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tags=stauts"], "no tag is called stauts: did you mean status? There are: restart, stop, start, status, "),
+        (["--tags=restart,rolback", "--limit=pi1"], "no tag is called rolback: did you mean rollback? There are: "),
+        (["--skip-tags=verfy"], "no tag is called verfy: did you mean verify? There are: restart, "),
+        (["--tags=now", "--check"], "no tag is called now: There are: restart, stop, start, status, verify, rollback"),
+    ],
+)
+def test_a_tag_that_no_play_has_is_refused(tmp_path: Path, arguments: list[str], said: str) -> None:
+    status, output = play(tmp_path, GOOD, *arguments)
+    assert status != 0
+    assert said in output
+    assert "UNREACHABLE" not in output
+    assert "TASK [Restart" not in output
+
+
 @pytest.mark.parametrize("extra", ["", "streamer_curve=on node_exporter_version=1.9 sender_watchdog_s=60"])
 def test_a_good_inventory_passes(tmp_path: Path, extra: str) -> None:
     # Ansible's own numbers, words and mappings are taken for what they are.
     inventory = GOOD.replace(PI2, pi2("streamer_fps: 5, sender_options: {rotate: 180, controls: {Ae: [true, 1.5]}}"))
     inventory = inventory.replace(HUB, hub("hub_options: {gone_after_s: 60, window_rows: 3}"))
-    # A tag that nothing bears: only what always runs.
-    status, output = play(tmp_path, inventory, "--tags=check", f"--extra-vars={extra}")
+    status, output = play(tmp_path, inventory, "--tags=always", f"--extra-vars={extra}")
     assert status == 0, output
     assert "UNREACHABLE" not in output
 
@@ -264,6 +285,6 @@ def test_a_group_s_variables_hold_unless_group_vars_sets_them(tmp_path: Path) ->
 
 
 def test_the_example_inventory_passes() -> None:
-    command = [str(PLAYBOOK), "deploy.yml", "--tags=check"]
+    command = [str(PLAYBOOK), "deploy.yml", "--tags=always"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

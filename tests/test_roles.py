@@ -122,6 +122,13 @@ def test_the_example_inventory_sees_group_vars() -> None:
     assert (ROOT / "inventory" / "group_vars").resolve() == ROOT / "group_vars"
 
 
+def test_every_tag_of_the_plays_is_known() -> None:
+    plays = [play for path in ROOT.glob("playbooks/*.yml") for play in load(path)]
+    tags = {tag for play in plays for tag in re.findall(r"\w+", str(play.get("tags", "")))}
+    assert tags == {*fleet.TAGS, "always", "never"}
+    assert fleet.tag_problems([*fleet.TAGS, *fleet.ANSIBLES_TAGS]) == []
+
+
 def test_a_camera_sends_to_the_first_hub() -> None:
     hosts = plan({"cameras": ["pi1", "pi2"], "hubs": ["left", "right"]}, left={"streamer_port": 6000})["hosts"]
     assert hosts["pi1"]["sender"]["hubs"] == ["tcp://192.0.2.0:6000"]
@@ -287,6 +294,17 @@ def test_only_what_is_like_a_variable_of_ours_is_taken_for_one() -> None:
     for name in ("hub_option", "sender_option", "hub_dispay_user", "node_journal_persistant", "streamer_zoom"):
         (problem,) = plan(FLEET, hub={name: 1})["problems"]
         assert problem.startswith(f"hub: no variable is called {name}: did you mean ")
+
+
+@pytest.mark.parametrize(
+    ("group", "meant"),
+    [("camera", "cameras"), ("Cameras", "cameras"), ("camreas", "cameras"), ("hub", "hubs"), ("retire", "retired")]
+    + [(group, "") for group in ("ip_cameras", "webcams", "pubs", "front_door", "ungrouped", "all")],
+)
+def test_only_a_group_that_is_called_almost_as_ours_is_taken_for_one(group: str, meant: str) -> None:
+    told = [f"nas: in none of the fleet's groups, but in {group}: did you mean {meant}?"] if meant else []
+    assert plan({**FLEET, group: ["nas"]})["problems"] == told
+    assert plan({**FLEET, group: FLEET["cameras"]})["problems"] == []
 
 
 def test_no_host_but_a_hub_can_be_one_that_ansible_does_not_manage() -> None:
@@ -668,12 +686,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 REACHED = "TASK [node : Look at the host]"
 
 
-def deploy(project: Path, *arguments: str, **hub: Any) -> str:
+def deploy(project: Path, *arguments: str, password: str = ":", **hub: Any) -> str:
+    """Deploy to hosts that are silent, but for the hub where it is asked for the password, which runs that command."""
     silent = project / "silent"
-    silent.write_text("#!/bin/sh\nexit 255\n")
+    silent.write_text(f"""#!/bin/sh
+case "$*" in *"cat /etc/streamer/wall_password"*) {password}; exit;; esac
+exit 255
+""")
     silent.chmod(0o755)
     hosts = {
-        "all": {"vars": {"ansible_ssh_executable": str(silent)}},
+        "all": {"vars": {"ansible_ssh_executable": str(silent), "ansible_become": False}},
         "cameras": {"hosts": {"pi1": {"ansible_host": "192.0.2.1"}}},
         "hubs": {"hosts": {"hub": {"ansible_host": "192.0.2.9", **hub}}},
     }
@@ -709,6 +731,31 @@ def test_the_password_is_made_once_where_it_is_needed_and_told_nowhere(project: 
         assert f"{file}: {problem}" in re.sub(r"\s+", " ", output), output
         assert REACHED not in output
         assert file.read_bytes() == content
+    file.unlink()
+
+
+def test_a_second_control_machine_takes_the_password_of_the_hub(project: Path) -> None:
+    file = project / "secrets" / "wall_password"
+    had = "printf 'the password of anna\\nand her note'"
+
+    def is_taken(*arguments: str, password: str = had, **hub: Any) -> bool:
+        output = deploy(project, *arguments, password=password, **NETWORK, **hub)
+        assert REACHED in output, output
+        assert "of anna" not in output
+        return f"{file}: this machine had none, so it gets that of hub" in re.sub(r"\s+", " ", output)
+
+    assert is_taken("--check")
+    assert not file.exists()
+    assert not is_taken(password="exit 255")
+    assert not file.exists(), "who knows whether a hub that is silent has one?"
+    assert is_taken("--limit=pi1")
+    assert file.read_text() == "the password of anna\nand her note"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert not is_taken(password="echo another of hers")
+    assert file.read_text().startswith("the password of anna\n"), "what this machine has is what is deployed"
+    file.unlink()
+    assert not is_taken(hub_managed=False, hub_key=KEY)
+    assert re.fullmatch(r"[A-Za-z0-9]{20}\n", file.read_text()), "Ansible must not ask that hub"
     file.unlink()
 
 

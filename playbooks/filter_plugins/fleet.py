@@ -47,6 +47,13 @@ WORKED_OUT = ("node_packages", "sender_config", "hub_config", "hub_password_file
 # How alike a name that begins as ours do must be to one of ours to be that one, misspelt. Below are those of others'
 # roles, as node_exporter_version.
 ALIKE = 0.76
+# A fleet's groups, and how alike another group must be to one of them to be that one, misspelt. `camera` is, and
+# `ip_cameras` is the operator's own.
+GROUPS = ("hubs", "cameras", "retired")
+GROUP_ALIKE = 0.85
+# What deploy.yml takes by --tags, and what Ansible does.
+TAGS = ("restart", "stop", "start", "status", "verify", "rollback")
+ANSIBLES_TAGS = ("all", "always", "never", "tagged", "untagged")
 
 
 class Part(NamedTuple):
@@ -202,7 +209,8 @@ class Fleet:
     """The cameras and hubs of an inventory."""
 
     def __init__(self, groups: Groups, hostvars: Variables, defaults: Variables) -> None:
-        names = dict.fromkeys([*groups.get("hubs", []), *groups.get("cameras", []), *groups.get("retired", [])])
+        self.groups = groups
+        names = dict.fromkeys(name for group in GROUPS for name in groups.get(group, []))
         self.hosts = {name: Host(name, hostvars[name], defaults) for name in names}
         self.hubs = {name: self.hosts[name] for name in groups.get("hubs", [])}
         self.cameras = {name: self.hosts[name] for name in groups.get("cameras", [])}
@@ -231,6 +239,10 @@ class Fleet:
             yield "the inventory names no hub: put the hub's host into the group 'hubs'"
         if not self.cameras:
             yield "the inventory names no camera: put the cameras' hosts into the group 'cameras'"
+        for group in self.groups:
+            left = [name for name in self.groups[group] if name not in self.hosts]
+            for near in difflib.get_close_matches(group.lower(), GROUPS, 1, GROUP_ALIKE) if left else []:
+                yield f"{', '.join(left)}: in none of the fleet's groups, but in {group}: did you mean {near}?"
         for name in self.retired:
             if name in self.cameras or name in self.hubs:
                 yield f"{name}: it is in the group 'retired' and still a camera or a hub: take it out of one of them"
@@ -604,6 +616,16 @@ def fleet_plan(groups: Groups, hostvars: Variables, defaults: Variables) -> dict
     return {"problems": problems} if problems else fleet.plan()
 
 
+def tag_problems(tags: list[str]) -> list[str]:
+    """Say which tags no play has: for one of these Ansible does nothing, and calls that a success."""
+    problems = []
+    for tag in (tag for tag in tags if tag not in TAGS + ANSIBLES_TAGS):
+        near = config.nearest(tag, TAGS)
+        hint = f"did you mean {near}? " if near else ""
+        problems.append(f"no tag is called {tag}: {hint}There are: {', '.join(TAGS)}")
+    return problems
+
+
 def password_problem(path: str) -> str:
     """Say why a hub would not start with the password in this file."""
     try:
@@ -659,6 +681,7 @@ class FilterModule:
         """The filters by name."""
         return {
             "fleet_plan": fleet_plan,
+            "tag_problems": tag_problems,
             "password_problem": password_problem,
             "sender_keys": sender_keys,
             "hub_keys": hub_keys,

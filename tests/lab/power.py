@@ -146,11 +146,11 @@ def main() -> int:
         try:
             lab.up(count=2)
             cuts = Cuts(Path(directory))
-            done = test_fleet.play("--limit", "hub", inventory=cuts.inventory)
-            assert done.status == 0, done.output
             # A card's dpkg waits until its files are written; the lab's is in a hurry.
             on(HOST, "sed -i /force-unsafe-io/d /etc/dpkg/dpkg.cfg.d/*")
             lab.kill(HOST)
+            done = test_fleet.play(inventory=cuts.inventory)
+            assert f"no answer from {HOST}; the others are done" in " ".join(done.output.split()), done.output
             card.make(HOST)
             subprocess.run(["cp", "--sparse=always", card.path(HOST), cuts.kept], check=True)
             rows = [row for scenario in scenarios for row in run(cuts, scenario)]

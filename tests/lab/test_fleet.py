@@ -225,7 +225,7 @@ def test_check_mode_on_blank_hosts_says_what_would_change_and_changes_nothing() 
     on("pi8", "echo 'session optional pam_umask.so umask=077' >>/etc/pam.d/common-session")
     alone = play("--check", "--limit", "pi1")
     assert alone.status != 0
-    told = "hub has no key, since it was never deployed: deploy it first, or together with pi1; nothing was switched"
+    told = "hub has no key, since it was never deployed: deploy without --limit to have one for pi1; nothing was"
     assert told in " ".join(alone.output.split()), alone.output
 
     done = deploy("--check", "--diff")
@@ -375,6 +375,29 @@ def test_check_mode_on_deployed_hosts_finds_nothing_to_change() -> None:
     done = deploy("--check", "--diff", "-e", "node_journal_persistent=false", "-e", "streamer_releases_kept=3")
     assert {host: count for host, count in done.changed.items() if count} == {}, done.output
     on("pi6", f"cp /run/apt/status {status} && mv /run/apt/*.so /usr/lib/python3/dist-packages")
+
+
+def test_second_control_machine_takes_the_password_and_changes_nothing() -> None:
+    before, password = processes(), PASSWORD.read_text()
+    PASSWORD.unlink()
+    done = deploy()
+    assert PASSWORD.read_text() == password
+    assert password.strip() not in done.output
+    assert {host: count for host, count in done.changed.items() if count} == {"localhost": 1}, done.output
+    assert processes() == before
+
+
+def test_hub_with_a_new_card_is_deployed_with_all_cameras() -> None:
+    before = processes()
+    on("hub", "rm /etc/streamer/hub.key /etc/streamer/hub.pub /etc/streamer/allowed_keys")
+    for limit, left_out in {"hub": CAMERAS, "hub,pi1": CAMERAS[1:]}.items():
+        done = play("--limit", limit)
+        assert done.status != 0
+        told = f"hub: it knows no camera yet, and {', '.join(left_out)} need its key: deploy without --limit;"
+        assert told in " ".join(done.output.split()), done.output
+    assert processes() == before
+    deploy()
+    all_live()
 
 
 @pytest.mark.parametrize("host", HOSTS)
