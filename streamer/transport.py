@@ -381,7 +381,7 @@ class Requester:
         except zmq.Again:
             return None
         if len(parts[0]) or len(parts) == 1:  # as libzmq reads an HTTP server's answer, of ZMTP's first version
-            self._is_refused, self._refusal = True, "is no hub: is this the port of a page?"
+            self._is_refused, self._refusal = True, "is no hub (is this the port of a page?)"
             return None
         return parts[-1].bytes
 

@@ -653,16 +653,13 @@ def test_a_page_is_no_hub_and_that_is_told_once(
     with Hub(LOCAL) as hub, Wall(hub, "127.0.0.1", 0) as wall:
         endpoint = f"tcp://127.0.0.1:{wall.port}"
         with Sender(endpoint, "pi1", reply_timeout_s=0.5) as sender:
-            send_until(sender, lambda: "no hub answers" in caplog.text and "is no hub" in caplog.text)
+            send_until(sender, lambda: "waiting for one" in caplog.text and f"{endpoint} is no hub" in caplog.text)
             began = len(reopened)
             send_until(sender, lambda: len(reopened) > began + 10)
             assert sender.statistics.answered == 0
     said = [message for message in caplog.messages if "no HTTP request" not in message]
-    assert sorted(message for message in said if "sending to" not in message) == [
-        f"pi1: no hub answers at {endpoint}; waiting for one",
-        f"{endpoint} is no hub: is this the port of a page?",
-    ]
-    assert len(said) <= 3, "before it answers it looks like a hub, once"
+    assert f"{endpoint} is no hub (is this the port of a page?)" in said
+    assert len(said) == len(set(said)) <= 3, "before it answers it looks like a hub"
 
 
 # -- forked, and closed from within

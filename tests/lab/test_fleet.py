@@ -390,10 +390,10 @@ def test_second_control_machine_takes_the_password_and_changes_nothing() -> None
 def test_hub_with_a_new_card_is_deployed_with_all_cameras() -> None:
     before = processes()
     on("hub", "rm /etc/streamer/hub.key /etc/streamer/hub.pub /etc/streamer/allowed_keys")
-    for limit, left_out in {"hub": CAMERAS, "hub,pi1": CAMERAS[1:]}.items():
-        done = play("--limit", limit)
+    for _ in range(2):  # though it has a key by the second time
+        done = play("--limit", "hub")
         assert done.status != 0
-        told = f"hub: it knows no camera yet, and {', '.join(left_out)} need its key: deploy without --limit;"
+        told = f"hub: it knows no camera yet, and {', '.join(CAMERAS)} need its key: deploy without --limit;"
         assert told in " ".join(done.output.split()), done.output
     assert processes() == before
     deploy()
