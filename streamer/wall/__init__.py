@@ -128,8 +128,8 @@ class Wall:
         try:
             self._loop.run_until_complete(self._serve())
         except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
-            self.failure = error
             _log.exception("the page has failed")
+            self.failure = error
 
     async def _serve(self) -> None:
         self._fan_out = FanOut(self._hub)
