@@ -79,6 +79,7 @@ def test_password_is_asked_for_and_the_numbers_draw_their_curves(engine: Engine)
     with Fleet({"pi1": "pattern"}, password="open sesame") as fleet:
         engine.open(fleet.url)
         says(engine, "body", "Password")
+        until(lambda: engine.ask("document.activeElement.name") == "password")  # a moment later it has the focus
         engine.press(*"open sesame", "Enter")
         says(engine, "#summary", "^● 1 of 1 LIVE$")
         engine.open(f"{fleet.url}numbers")
