@@ -67,7 +67,7 @@ class Pictures:
         self._threads = [threading.Thread(target=self._run, name=f"decode-{at}", daemon=True) for at in range(threads)]
         for thread in self._threads:
             thread.start()
-        atexit.register(self._leave)
+        atexit.register(self._end, _LEAVE_S)  # a thread that came back from OpenCV after that would abort the program
 
     def take(self, timeout_s: float | None = 0.0) -> tuple[Frame, Image | None] | None:
         """Remove and return the newest decoded picture of the camera that has waited longest.
@@ -101,24 +101,22 @@ class Pictures:
             if image is not None:
                 yield frame, image
 
-    def _leave(self) -> None:
-        """At the end of the program: a thread that came back from OpenCV after that would abort it."""
-        self._hub.close_mailbox(self._frames)
-        for thread in self._threads:
-            thread.join(_LEAVE_S)
-
     def close(self) -> None:
         """End the threads, each after the picture that it is at."""
-        atexit.unregister(self._leave)
-        self._hub.close_mailbox(self._frames)
-        for thread in self._threads:
-            thread.join()
+        atexit.unregister(self._end)
+        self._end(None)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _end(self, within_s: float | None) -> None:
+        """End the threads, waiting for each for at most so many seconds."""
+        self._hub.close_mailbox(self._frames)
+        for thread in self._threads:
+            thread.join(within_s)
 
     def _run(self) -> None:
         """Be one of the threads."""

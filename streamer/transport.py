@@ -264,8 +264,8 @@ class Requester:
         self.endpoint = endpoint
         self._queues = queues
         self._patience_ms = -1 if patience_s is None else round(patience_s * 1000)
-        # Why no hub is reached, as far as handshakes tell: libzmq says nothing.
-        self._refusal: str | None = None
+        # Why the hub that was met last does not take this end, to be said after its endpoint: libzmq says nothing.
+        self.refusal: str | None = None
         self._refusal_told: str | None = None
         self._curve: dict[int, bytes] = {}
         if pair and hub_key:
@@ -303,9 +303,9 @@ class Requester:
 
         Why the handshake has failed, if it has, is logged once.
         """
-        if self._refusal and self._refusal != self._refusal_told:
-            _log.warning("%s %s", self.endpoint, self._refusal)
-        self._refusal_told = self._refusal
+        if self.refusal and self.refusal != self._refusal_told:
+            _log.warning("%s %s", self.endpoint, self.refusal)
+        self._refusal_told = self.refusal
         own = [(option, _option(self.socket, option)) for option in (zmq.SNDTIMEO, zmq.RCVTIMEO)]
         self._shut()
         self._unanswered = False
@@ -338,28 +338,23 @@ class Requester:
                 self._is_refused = True
                 self._note(event, value)
             elif not self._is_refused:
-                self._refusal, self._cuts = None, 0
+                self.refusal, self._cuts = None, 0
         return left
 
     def _note(self, event: int, value: int) -> None:
         """Take note of why a handshake has failed."""
         self._cuts = self._cuts + 1 if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL else 0
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            self._refusal = "refuses this sender's key: the hub's list of allowed keys has not got it"
+            self.refusal = "refuses this sender's key: the hub's list of allowed keys has not got it"
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
-            self._refusal = (
+            self.refusal = (
                 "has no encryption, and this sender sends with encryption only"
                 if self._curve
                 else "takes encrypted frames only: this sender has no keys"
             )
         elif self._cuts >= _CUTS and self._curve:
             # What a hub does when it cannot decrypt the first message; one that is just ending does so once.
-            self._refusal = "ends every handshake: it has another key than the one that this sender expects"
-
-    @property
-    def refusal(self) -> str | None:
-        """Why the hub that was met last does not take this end, to be said after its endpoint; None if it did."""
-        return self._refusal
+            self.refusal = "ends every handshake: it has another key than the one that this sender expects"
 
     def connected(self) -> bool:
         """Whether a hub has completed the handshake on this socket, and still holds the connection."""
@@ -381,7 +376,7 @@ class Requester:
         except zmq.Again:
             return None
         if len(parts[0]) or len(parts) == 1:  # as libzmq reads an HTTP server's answer, of ZMTP's first version
-            self._is_refused, self._refusal = True, "is no hub (is this the port of a page?)"
+            self._is_refused, self.refusal = True, "is no hub (is this the port of a page?)"
             return None
         return parts[-1].bytes
 

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import deque
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -682,20 +682,24 @@ def test_a_sender_of_another_process_says_so(hub: RawHub) -> None:
         hub.take()
 
 
+def send_and_exit(endpoint: str, large: np.ndarray[Any, Any]) -> None:
+    """Be a child that was forked: send a picture of its own, and end with whether it was taken."""
+    with Sender(endpoint, f"child{os.getpid()}") as own:
+        own.send(large)
+        with suppress(AssertionError):
+            until(lambda: own.statistics.answered)
+        os._exit(not own.statistics.answered)
+
+
 def test_a_process_that_was_forked_amid_large_frames_sends_its_own() -> None:
     large = np.zeros((1000, 1000, 3), np.uint8)
     with Hub(LOCAL) as hub, ExitStack() as stack:
         endpoint = hub.endpoint or ""
         senders = [stack.enter_context(Sender(endpoint, f"pi{at}", source=lambda: large)) for at in range(3)]
         until(lambda: all(sender.statistics.answered for sender in senders))
-        for number in range(40):
+        for _ in range(40):
             if not (child := os.fork()):
-                own = Sender(endpoint, f"child{number}")
-                own.send(large)
-                end = time.monotonic() + WAIT_S
-                while not own.statistics.answered and time.monotonic() < end:
-                    time.sleep(0.01)
-                os._exit(not own.statistics.answered)
+                send_and_exit(endpoint, large)
             assert os.waitpid(child, 0)[1] == 0
 
 

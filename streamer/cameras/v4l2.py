@@ -47,10 +47,8 @@ def check(source: str, path: str) -> None:
         # those that this file has, which has none.
         fcntl.ioctl(device, _REQBUFS, _REQUEST.pack(0, _BUFFERS_OF_CAPTURE, _MEMORY_MAPPED, 0, 0))
     except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise CameraError(f"{source}: {path} is in use: another program has this camera") from error
-        if error.errno == errno.ENODEV:
-            raise CameraError(f"{source}: there is no {path} (is the camera plugged in?)") from error
+        if error.errno in {errno.EBUSY, errno.ENODEV}:
+            raise CameraError(f"{source}: {_why_closed(path, error)}") from error
         # Anything else is for who uses it to find out.
     finally:
         os.close(device)

@@ -130,6 +130,8 @@ class Wall:
         except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
             _log.exception("the page has failed")
             self.failure = error
+        finally:
+            self._listening.set()  # whoever waits for it, whatever came in between
 
     async def _serve(self) -> None:
         self._fan_out = FanOut(self._hub)

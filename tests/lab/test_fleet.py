@@ -225,7 +225,9 @@ def test_check_mode_on_blank_hosts_says_what_would_change_and_changes_nothing() 
     on("pi8", "echo 'session optional pam_umask.so umask=077' >>/etc/pam.d/common-session")
     alone = play("--check", "--limit", "pi1")
     assert alone.status != 0
-    told = "hub has no key, since it was never deployed: deploy without --limit to have one for pi1; nothing was"
+    told = (
+        "hub has no key, since it was never deployed: deploy without --limit to have one for pi1; nothing was switched"
+    )
     assert told in " ".join(alone.output.split()), alone.output
 
     done = deploy("--check", "--diff")
