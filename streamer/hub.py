@@ -43,8 +43,8 @@ class Hub:
         bind: where senders connect to, `tcp://*:PORT`; None to only subscribe.
         subscribe: publishing senders to connect to, `tcp://HOST:PORT`.
         cameras: names that are shown as WAITING until they come.
-        stale_after_s: without a frame for so long a camera is STALE.
-        gone_after_s: without a frame for so long it is GONE.
+        stale_after_s: without a frame for so long a camera is STALE; one that sends seldom, after two of its intervals.
+        gone_after_s: without a frame for so long it is GONE; one that sends seldom, after four of its intervals.
         curve_key_file: the hub's key pair, made by `streamer keys make`: senders must then encrypt (CURVE), and have a
             key that is allowed. By default there is no encryption and everybody may send.
         curve_allowed_file: with `curve_key_file`, the keys that may send, and as which camera; a change takes effect

@@ -32,6 +32,9 @@ _UNDER_WAY_S = 1.0
 _STILL_S = 10.0  # for which a picture must stay the same before that is told
 _LOOK_S = 1.0
 _EARLIER_MAX = 16  # senders of one name that are told apart from new ones
+# The longest interval between frames for which a camera is waited longer than for others: who tells one without end
+# would never be GONE, nor make room in the table.
+_EVERY_MAX_S = 60.0
 
 
 class State(enum.Enum):
@@ -344,8 +347,8 @@ class Presence:
 
     Args:
         expected: names that are shown as WAITING until they come.
-        stale_after_s: without a frame for so long a camera is STALE.
-        gone_after_s: without a frame for so long it is GONE.
+        stale_after_s: without a frame for so long a camera is STALE; one that sends seldom, after two of its intervals.
+        gone_after_s: without a frame for so long it is GONE; one that sends seldom, after four of its intervals.
     """
 
     def __init__(self, expected: Iterable[str] = (), *, stale_after_s: float, gone_after_s: float) -> None:
@@ -396,9 +399,10 @@ class Presence:
             if camera.is_due(now):
                 changes += camera.look(now, self._gone_after_s)
             age_s = now - camera.seen
-            if age_s >= self._gone_after_s:
+            stale_after_s, gone_after_s = patience_s(camera.frame, self._stale_after_s, self._gone_after_s)
+            if age_s >= gone_after_s:
                 change = self._move(camera, Event.SILENT)
-            elif age_s >= self._stale_after_s:
+            elif age_s >= stale_after_s:
                 change = self._move(camera, Event.QUIET)
             else:
                 continue
@@ -437,6 +441,12 @@ class Presence:
         before = camera.state
         after = camera.state = TRANSITIONS[before, event]
         return Change(camera.name, before, after) if after is not before else None
+
+
+def patience_s(frame: Frame | None, stale_after_s: float, gone_after_s: float) -> tuple[float, float]:
+    """Give the seconds after a frame until its camera is STALE, and GONE: two and four intervals, if that is more."""
+    every_s = min(_EVERY_MAX_S, (frame.every_s if frame else None) or 0.0)
+    return max(stale_after_s, 2 * every_s), max(gone_after_s, 4 * every_s)
 
 
 def _origin(frame: Frame) -> str | None:

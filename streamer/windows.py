@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from streamer.errors import MissingExtraError, TransportError
 from streamer.grid import Grid
 from streamer.pictures import Pictures
-from streamer.presence import State
+from streamer.presence import State, patience_s
 from streamer.tiles import greyed, marked, oddity, picture_for, silence
 
 try:
@@ -155,7 +155,8 @@ class Windows(_Display):
         name = frame.camera
         if name in self._hidden:
             before, self._hidden[name] = self._hidden[name], time.monotonic()
-            if self._hidden[name] - before < self._hub.gone_after_s:
+            _, gone_after_s = patience_s(frame, self._hub.stale_after_s, self._hub.gone_after_s)
+            if self._hidden[name] - before < gone_after_s:
                 return
             del self._hidden[name]
         if picture is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -308,6 +309,36 @@ def test_picture_that_takes_longer_than_the_page_s_patience_is_shown(browser: Br
                 sender.send(noise)
                 all_drawn(page, ["pi1"], 1, 60)
             assert [row["id"] for row in fleet.ask("api/viewers")] == [number], "the connection is the same"
+
+
+def test_camera_that_sends_seldom_is_live(browser: Browser) -> None:
+    with (
+        Fleet({"pi1": None}, stale_after_s=0.5, gone_after_s=5) as fleet,
+        streamer.Sender(fleet.endpoint, "pi1", every_s=1.0) as sender,
+    ):
+        ended = threading.Event()
+
+        def play() -> None:
+            while not ended.wait(1.0):
+                sender.send(JPEG)
+
+        player = threading.Thread(target=play)
+        player.start()
+        try:
+            until(fleet.live)
+            with looking(browser, fleet.url) as page:
+                all_drawn(page, ["pi1"], 1)
+                page.evaluate(
+                    "() => { const tile = document.querySelector('.tile'); window.seen = [];"
+                    "new MutationObserver(() => window.seen.push(tile.className))"
+                    ".observe(tile, { attributes: true, attributeFilter: ['class'] }); }"
+                )
+                all_drawn(page, ["pi1"], 4)
+                assert page.evaluate("window.seen") == []
+                says(page, "pi1", "^pi1 ● LIVE")
+        finally:
+            ended.set()
+            player.join()
 
 
 def test_two_senders_of_one_name_are_named(browser: Browser) -> None:

@@ -109,6 +109,21 @@ def test_state_at_an_age(age_s: float, state: str) -> None:
     assert row(presence).state == state
 
 
+@pytest.mark.parametrize(
+    ("every_s", "stale_after_s", "gone_after_s"),
+    [(1 / 30, 3, 30), (1.5, 3, 30), (2, 4, 30), (10, 20, 40), (60, 120, 240), (1e9, 120, 240)],
+    ids="every {} s".format,
+)
+def test_a_camera_that_sends_seldom_is_waited_for(every_s: float, stale_after_s: float, gone_after_s: float) -> None:
+    presence = table()
+    presence.add(picture(every_s=every_s), None, BEGIN)
+    states = []
+    for age_s in (stale_after_s - 0.01, stale_after_s, gone_after_s - 0.01, gone_after_s):
+        presence.tick(BEGIN + age_s)
+        states.append(row(presence).state)
+    assert states == ["LIVE", "STALE", "STALE", "GONE"]
+
+
 def test_a_change_is_told_once() -> None:
     presence = in_state(State.LIVE)
     after = [change.after for now in range(60) for change in presence.tick(BEGIN + now) if isinstance(change, Change)]

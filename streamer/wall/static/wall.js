@@ -77,7 +77,8 @@ class Tile {
     let { state } = row;
     const hubAgeS = row.age_s === null ? null : row.age_s + (now - this.rowAt) / 1000;
     const pictureAgeS = this.shownAt === null ? null : (now - this.shownAt) / 1000;
-    const patienceS = Math.max(staleAfterS, 2 / this.rate(), row.fps > 0 ? 2 / row.fps : 0);
+    const slowest = Math.min(this.rate(), row.fps || Infinity, row.wanted_fps || Infinity);
+    const patienceS = Math.max(staleAfterS, 2 / slowest);
     let word = "";
     if (state === "LIVE") {
       const waitedS = pictureAgeS ?? (now - this.firstAsked) / 1000;
