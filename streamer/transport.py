@@ -7,6 +7,7 @@ the classes locks: a socket belongs to the thread that uses it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -119,9 +120,17 @@ def _open(context: zmq.Context[zmq.Socket[bytes]], kind: int, options: Mapping[A
     return socket
 
 
+def _check_port(endpoint: str) -> None:
+    """Refuse a port that there is not: libzmq takes it modulo 65536."""
+    match = re.fullmatch(r"tcp://.*:(-?[0-9]+)", endpoint)
+    if match and (len(match[1]) > 5 or not 0 <= int(match[1]) <= 65535):
+        raise zmq.ZMQError(errno.EINVAL)
+
+
 def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
     """Bind, and return the address that it became (`*` and port 0 resolved)."""
     try:
+        _check_port(endpoint)
         socket.bind(endpoint)
     except zmq.ZMQError as error:
         socket.close()
@@ -132,6 +141,7 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
 
 def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
     try:
+        _check_port(endpoint)
         socket.connect(endpoint)
     except zmq.ZMQError as error:
         raise AddressError(f"cannot connect to {endpoint}: {zmq.strerror(error.errno or 0)}", error.errno) from error
