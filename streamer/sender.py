@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from streamer import clock, codec, keys, wire
 from streamer.errors import CameraError, ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
-from streamer.transport import Poller, Publisher, Requester, Waker, share_interpreter
+from streamer.transport import Poller, Publisher, Requester, Waker, share_interpreter, unresolved
 from streamer.window import Window
 
 if TYPE_CHECKING:
@@ -486,9 +486,16 @@ class Sender:
             self._hub, self._tell_at = None, now + self._reply_timeout_s
         if now >= self._tell_at:
             self._tell_at = now + _REMIND_S
-            ends = [each.end for each in self._links]
-            does = "takes the frames" if any(end.refusal for end in ends) else "answers"
-            places = ", and at ".join(end.endpoint + (f", which {end.refusal}" if end.refusal else "") for end in ends)
+            # A thread of its own, since it may take as long as a name server that does not answer.
+            threading.Thread(target=self._tell_want, name="telling", daemon=True).start()
+
+    def _tell_want(self) -> None:
+        """Log that there is no hub, and as far as that is known, why."""
+        ends = [link.end for link in self._links]
+        does = "takes the frames" if any(end.refusal for end in ends) else "answers"
+        whys = [(end.endpoint, end.refusal or unresolved(end.endpoint)) for end in ends]
+        places = ", and at ".join(endpoint + (f", which {why}" if why else "") for endpoint, why in whys)
+        if not self._closing:
             _log.warning("%s: no hub %s at %s; waiting for one", self.name, does, places)
 
 

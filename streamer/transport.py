@@ -17,6 +17,7 @@ import struct
 import sys
 import threading
 import time
+from socket import getaddrinfo
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
@@ -145,6 +146,20 @@ def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
         socket.connect(endpoint)
     except zmq.ZMQError as error:
         raise AddressError(f"cannot connect to {endpoint}: {zmq.strerror(error.errno or 0)}", error.errno) from error
+
+
+def unresolved(endpoint: str) -> str | None:
+    """Say what is wrong with the host's name in an endpoint; None when it resolves, or there is none.
+
+    libzmq tells nobody. It may take as long as the name server does.
+    """
+    host = re.fullmatch(r"tcp://\[?(.+?)]?:[0-9]+", endpoint)
+    try:
+        if host:
+            getaddrinfo(host[1].encode(), None)  # for a str Python would load the tables of all characters
+    except OSError as error:
+        return f"has a name that does not resolve ({error.strerror})"
+    return None
 
 
 def _option(socket: zmq.Socket[bytes], option: int) -> int:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -522,6 +523,19 @@ def test_want_of_a_hub_is_told_again_each_minute(
         until(lambda: len(caplog.messages) == 3)
     assert time.monotonic() - began >= 0.3
     assert caplog.messages == [f"pi1: no hub answers at {', and at '.join(hubs)}; waiting for one"] * 3
+
+
+@pytest.mark.parametrize("host", ["hubb.invalid", "a..b"])
+def test_want_of_a_hub_is_told_with_a_name_that_does_not_resolve(
+    host: str, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Sender([f"tcp://{host}:5555", "tcp://[::1]:1"], "pi1", reply_timeout_s=0.1):
+        until(lambda: caplog.messages)
+    name = re.escape(f"tcp://{host}:5555")
+    why = r"which has a name that does not resolve \(.+\)"
+    assert re.fullmatch(
+        rf"pi1: no hub answers at {name}, {why}, and at tcp://\[::1\]:1; waiting for one", caplog.messages[0]
+    )
 
 
 def test_want_of_a_hub_is_told_with_why_none_takes_the_frames(
