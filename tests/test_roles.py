@@ -913,6 +913,15 @@ def test_clock_that_is_behind_is_waited_for_and_then_told(tmp_path: Path, ahead_
     assert told in " ".join(done.stdout.split())
 
 
+@pytest.mark.parametrize("zone", ["UTC0", "EST5", "CET-1"])
+def test_time_that_clocks_are_measured_by_is_that_of_every_zone(
+    zone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    (told,) = evaluated(tmp_path, "_node_now", [load(ROOT / "roles/node/vars/main.yml")])
+    assert abs(int(told) - time.time()) < 60
+
+
 def test_survey_finds_which_hubs_a_sender_knows(tmp_path: Path) -> None:
     assert survey(tmp_path)["hub_keys"] == ""
     sender = plan({"cameras": ["pi1"], "hubs": ["left", "right"]}, pi1={"streamer_hub": ["right", "left"]})
