@@ -276,6 +276,11 @@ def test_what_plays_have_found_is_no_misspelt_variable(tmp_path: Path) -> None:
     assert status == 0, output
 
 
+def test_a_variable_of_the_operator_s_is_not_taken_for_what_plays_have_found(tmp_path: Path) -> None:
+    status, output = play(tmp_path, f"all: {{vars: {{fleet: home, wall_password: x}}}}\n{GOOD}", "--tags=always")
+    assert status == 0, output
+
+
 def test_a_group_s_variables_hold_unless_group_vars_sets_them(tmp_path: Path) -> None:
     (tmp_path / "hosts.yml").write_text(GOOD.replace("cameras:", "cameras:\n  vars: {streamer_size: 1280x720}"))
     (tmp_path / "group_vars").symlink_to(ROOT / "group_vars")
