@@ -576,6 +576,21 @@ def test_the_survey_finds_a_secret_as_the_role_leaves_it(tmp_path: Path) -> None
     )
 
 
+def test_a_secret_that_ansible_vault_has_encrypted_is_found_by_what_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vault").write_text("of the vault")
+    monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", str(tmp_path / "vault"))
+    for name in ("plain", "encrypted"):
+        (tmp_path / name).write_text("correct horse\n")
+    vault = PLAYBOOK.with_name("ansible-vault")
+    subprocess.run([vault, "encrypt", tmp_path / "encrypted"], check=True, capture_output=True)
+    assert (tmp_path / "encrypted").read_text().startswith("$ANSIBLE_VAULT")
+    sources = [{"files": {"wall_password": str(tmp_path / name)}} for name in ("plain", "encrypted")]
+    plain, encrypted = evaluated(tmp_path, "files | as_placed", sources)
+    assert plain == encrypted
+
+
 def test_numbers_and_yes_or_no_of_an_ini_inventory_are_taken_as_what_they_say(tmp_path: Path) -> None:
     variables = load(ROOT / "roles/node/vars/main.yml") | load(ROOT / "roles/streamer/vars/main.yml")
     found = {"history": "a b c d e", "current": "e", "python": "3"}
