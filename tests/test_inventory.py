@@ -157,6 +157,9 @@ CASES = {
     "a hub that cameras cannot reach": Case(
         HUB, "hub: {ansible_connection: local}", "hub: Ansible reaches this hub locally"
     ),
+    "a hub that cameras cannot reach, in Ansible's long words": Case(
+        HUB, "hub: {ansible_connection: ansible.builtin.local}", "hub: Ansible reaches this hub locally"
+    ),
     "a hub at every camera's own address": Case(
         "192.0.2.9", "127.0.0.1", "hub: 127.0.0.1 leads every camera to itself"
     ),
