@@ -937,6 +937,19 @@ def test_time_that_clocks_are_measured_by_is_that_of_every_zone(
     assert abs(int(told) - time.time()) < 60
 
 
+def test_packages_wait_for_whoever_is_fetching_some(tmp_path: Path) -> None:
+    *_, last = load(ROOT / "roles/node/tasks/packages.yml")[0]["rescue"]
+    locked = "'/usr/bin/apt-get -y install' failed: E: Could not get lock /var/cache/apt/archives/lock. It is held by"
+    results: list[dict[str, Any]] = [
+        {"failed": True, "msg": locked},
+        {"failed": True, "msg": "No package matching 'python3-zmq' is available"},
+        {"failed": False, "changed": True},
+    ]
+    told = evaluated(tmp_path, last["until"], [{last["register"]: result} for result in results])
+    assert told == [False, True, True]
+    assert last["retries"] * last["delay"] >= last["ansible.builtin.apt"]["lock_timeout"]
+
+
 def test_survey_finds_which_hubs_a_sender_knows(tmp_path: Path) -> None:
     assert survey(tmp_path)["hub_keys"] == ""
     sender = plan({"cameras": ["pi1"], "hubs": ["left", "right"]}, pi1={"streamer_hub": ["right", "left"]})
