@@ -193,6 +193,25 @@ def test_hubs_and_cameras_encrypt_unless_the_hub_says_no() -> None:
     assert screen["hosts"]["hub"]["key_users"] == {"hub": "anna"}
 
 
+def test_a_key_stays_with_who_reads_it_until_the_host_is_switched(tmp_path: Path) -> None:
+    variables = load(ROOT / "roles/streamer/vars/main.yml") | {"streamer_keys": {"hub": "anna", "sender": "streamer"}}
+    cases: list[tuple[dict[str, str], list[str], list[str]]] = [
+        ({}, ["hub", "sender"], ["hub", "sender"]),
+        ({"hub.key": f"{KEY} 600 anna", "sender.key": f"{KEY} 644 streamer"}, ["sender"], ["sender"]),
+        ({"hub.key": f"{KEY} 600 streamer", "sender.key": " 600 streamer"}, ["sender"], ["hub", "sender"]),
+        ({"hub.key": f"{KEY} 600 anna", "sender.key": f"{KEY} 600 streamer"}, [], []),
+    ]
+    told = evaluated(
+        tmp_path,
+        "[_streamer_keys_lacking | sort, _streamer_keys_due | sort]",
+        [variables | {"node_found": found} for found, _, _ in cases],
+    )
+    assert told == [[lacking, due] for _, lacking, due in cases]
+    (prepared,), (given, *_) = (load(ROOT / f"roles/streamer/tasks/{name}.yml") for name in ("prepare", "main"))
+    assert prepared["vars"]["_streamer_keys"] == "{{ _streamer_keys_lacking }}"
+    assert given["vars"]["_streamer_keys"] == "{{ _streamer_keys_due }}"
+
+
 def test_every_camera_may_send_to_each_hub_that_it_names() -> None:
     groups = {"cameras": ["pi1", "pi2"], "hubs": ["left", "right"]}
     made = plan(groups, pi2={"streamer_hub": ["right", "left"]})
