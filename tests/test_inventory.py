@@ -157,6 +157,9 @@ CASES = {
     "a hub that cameras cannot reach": Case(
         HUB, "hub: {ansible_connection: local}", "hub: Ansible reaches this hub locally"
     ),
+    "a hub that cameras cannot reach, in Ansible's long words": Case(
+        HUB, "hub: {ansible_connection: ansible.builtin.local}", "hub: Ansible reaches this hub locally"
+    ),
     "a hub at every camera's own address": Case(
         "192.0.2.9", "127.0.0.1", "hub: 127.0.0.1 leads every camera to itself"
     ),
@@ -273,6 +276,11 @@ def test_what_plays_have_found_is_no_misspelt_variable(tmp_path: Path) -> None:
     check = f"- ansible.builtin.import_playbook: {ROOT}/playbooks/inventory.yml\n"
     (tmp_path / "twice.yml").write_text(f"{check}{found}{check}")
     status, output = play(tmp_path, GOOD, playbook=str(tmp_path / "twice.yml"))
+    assert status == 0, output
+
+
+def test_a_variable_of_the_operator_s_is_not_taken_for_what_plays_have_found(tmp_path: Path) -> None:
+    status, output = play(tmp_path, f"all: {{vars: {{fleet: home, wall_password: x}}}}\n{GOOD}", "--tags=always")
     assert status == 0, output
 
 

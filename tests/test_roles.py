@@ -193,6 +193,25 @@ def test_hubs_and_cameras_encrypt_unless_the_hub_says_no() -> None:
     assert screen["hosts"]["hub"]["key_users"] == {"hub": "anna"}
 
 
+def test_a_key_stays_with_who_reads_it_until_the_host_is_switched(tmp_path: Path) -> None:
+    variables = load(ROOT / "roles/streamer/vars/main.yml") | {"streamer_keys": {"hub": "anna", "sender": "streamer"}}
+    cases: list[tuple[dict[str, str], list[str], list[str]]] = [
+        ({}, ["hub", "sender"], ["hub", "sender"]),
+        ({"hub.key": f"{KEY} 600 anna", "sender.key": f"{KEY} 644 streamer"}, ["sender"], ["sender"]),
+        ({"hub.key": f"{KEY} 600 streamer", "sender.key": " 600 streamer"}, ["sender"], ["hub", "sender"]),
+        ({"hub.key": f"{KEY} 600 anna", "sender.key": f"{KEY} 600 streamer"}, [], []),
+    ]
+    told = evaluated(
+        tmp_path,
+        "[_streamer_keys_lacking | sort, _streamer_keys_due | sort]",
+        [variables | {"node_found": found} for found, _, _ in cases],
+    )
+    assert told == [[lacking, due] for _, lacking, due in cases]
+    (prepared,), (given, *_) = (load(ROOT / f"roles/streamer/tasks/{name}.yml") for name in ("prepare", "main"))
+    assert prepared["vars"]["_streamer_keys"] == "{{ _streamer_keys_lacking }}"
+    assert given["vars"]["_streamer_keys"] == "{{ _streamer_keys_due }}"
+
+
 def test_every_camera_may_send_to_each_hub_that_it_names() -> None:
     groups = {"cameras": ["pi1", "pi2"], "hubs": ["left", "right"]}
     made = plan(groups, pi2={"streamer_hub": ["right", "left"]})
@@ -576,6 +595,21 @@ def test_the_survey_finds_a_secret_as_the_role_leaves_it(tmp_path: Path) -> None
     )
 
 
+def test_a_secret_that_ansible_vault_has_encrypted_is_found_by_what_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vault").write_text("of the vault")
+    monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", str(tmp_path / "vault"))
+    for name in ("plain", "encrypted"):
+        (tmp_path / name).write_text("correct horse\n")
+    vault = PLAYBOOK.with_name("ansible-vault")
+    subprocess.run([vault, "encrypt", tmp_path / "encrypted"], check=True, capture_output=True)
+    assert (tmp_path / "encrypted").read_text().startswith("$ANSIBLE_VAULT")
+    sources = [{"files": {"wall_password": str(tmp_path / name)}} for name in ("plain", "encrypted")]
+    plain, encrypted = evaluated(tmp_path, "files | as_placed", sources)
+    assert plain == encrypted
+
+
 def test_numbers_and_yes_or_no_of_an_ini_inventory_are_taken_as_what_they_say(tmp_path: Path) -> None:
     variables = load(ROOT / "roles/node/vars/main.yml") | load(ROOT / "roles/streamer/vars/main.yml")
     found = {"history": "a b c d e", "current": "e", "python": "3"}
@@ -911,6 +945,28 @@ def test_clock_that_is_behind_is_waited_for_and_then_told(tmp_path: Path, ahead_
     done = subprocess.run([PLAYBOOK, tmp_path / "play.yml"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode == 0) == (not told), done.stdout
     assert told in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("zone", ["UTC0", "EST5", "CET-1"])
+def test_time_that_clocks_are_measured_by_is_that_of_every_zone(
+    zone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    (told,) = evaluated(tmp_path, "_node_now", [load(ROOT / "roles/node/vars/main.yml")])
+    assert abs(int(told) - time.time()) < 60
+
+
+def test_packages_wait_for_whoever_is_fetching_some(tmp_path: Path) -> None:
+    *_, last = load(ROOT / "roles/node/tasks/packages.yml")[0]["rescue"]
+    locked = "'/usr/bin/apt-get -y install' failed: E: Could not get lock /var/cache/apt/archives/lock. It is held by"
+    results: list[dict[str, Any]] = [
+        {"failed": True, "msg": locked},
+        {"failed": True, "msg": "No package matching 'python3-zmq' is available"},
+        {"failed": False, "changed": True},
+    ]
+    told = evaluated(tmp_path, last["until"], [{last["register"]: result} for result in results])
+    assert told == [False, True, True]
+    assert last["retries"] * last["delay"] >= last["ansible.builtin.apt"]["lock_timeout"]
 
 
 def test_survey_finds_which_hubs_a_sender_knows(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ class Host:
     @property
     def local(self) -> bool:
         """Whether Ansible reaches it without a network, so that its name says nothing."""
-        return bool(self.get("ansible_connection") == "local")
+        return str(self.get("ansible_connection")).removeprefix("ansible.builtin.") == "local"
 
     @property
     def address(self) -> str:

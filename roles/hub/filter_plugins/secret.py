@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from ansible.parsing.vault import VaultLib, VaultSecretsContext, is_encrypted
+
 
 def as_placed(files: dict[str, str]) -> dict[str, str]:
     """Say as what role node's survey.sh finds files that are in place; those without a source are left out.
@@ -22,7 +24,11 @@ def as_placed(files: dict[str, str]) -> dict[str, str]:
 def _slow_digest(path: Path) -> str:
     if not path.is_file():
         return ""
-    return hashlib.scrypt(path.read_bytes(), salt=b"streamer", n=16384, r=8, p=1).hex()
+    content = path.read_bytes()
+    # What is brought to the host is decrypted too.
+    if is_encrypted(content):
+        content = VaultLib(VaultSecretsContext.current().secrets).decrypt(content)
+    return hashlib.scrypt(content, salt=b"streamer", n=16384, r=8, p=1).hex()
 
 
 class FilterModule:
