@@ -28,7 +28,9 @@ def release_of(root: Path) -> tuple[str, str]:
     found = re.search(r'^__version__ = "([0-9A-Za-z.]+)"$', (package / "__init__.py").read_text(), re.MULTILINE)
     if found is None:
         raise SystemExit(f'{package / "__init__.py"}: has no line __version__ = "…"')
-    sources = [path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    # Not what an editor or a desktop leaves there: another control machine would make another release of the same source.
+    litter = re.compile(r"\..*|.*~|.*\.pyc")
+    sources = [path for path in package.rglob("*") if path.is_file() and not litter.fullmatch(path.name)]
     digest = hashlib.sha256()
     for path in sorted([*sources, root / "pyproject.toml"]):
         content = path.read_bytes()
@@ -71,9 +73,12 @@ def main() -> None:
     wheel = root / "build" / "releases" / release / f"streamer-{version}-py3-none-any.whl"
     built = not wheel.exists()
     if built and not arguments.dry_run:
-        wheel.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=wheel.parent) as scratch:
-            build(root, Path(scratch)).replace(wheel)
+        try:
+            wheel.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=wheel.parent) as scratch:
+                build(root, Path(scratch)).replace(wheel)
+        except OSError as error:
+            raise SystemExit(f"cannot build the wheel: {error}") from error
     sys.stdout.write(json.dumps({"release": release, "wheel": str(wheel), "built": built}) + "\n")
 
 
