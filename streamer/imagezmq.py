@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     AnyImage = npt.NDArray[Any]
 
 _PUBLISHED = 16  # a program may publish several cameras one right after the other
+_COUNTED = 1024  # of as many cameras as a hub has: a program may also make a new label for each picture
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +46,7 @@ class ImageSender:
         else:
             self._end = transport.Publisher(connect_to, queue=_PUBLISHED)
         self._start = wire.make_start()
-        self._seq = 0
+        self._counts: dict[str, int] = {}  # pictures sent of each camera, the one that has waited longest first
 
     @property
     def zmq_socket(self) -> Any:
@@ -92,13 +93,22 @@ class ImageSender:
     def _send(
         self, msg: object, payload: memoryview, dtype: str | None = None, shape: tuple[int, ...] | None = None
     ) -> bytes | None:
-        extras = {"seq": self._seq, "start": self._start, "captured": time.time_ns()}
+        extras = {"seq": self._count(msg), "start": self._start, "captured": time.time_ns()}
         header = wire.make_header(msg, dtype=dtype, shape=shape, extras=extras)
-        self._seq += 1
         if isinstance(self._end, transport.Requester):
             return self._end.ask(header, payload)
         self._end.send(header, payload)
         return None
+
+    def _count(self, msg: object) -> int | None:
+        """Count each camera on its own: a hub takes the pictures of another in between for losses."""
+        if not (isinstance(msg, str) and wire.is_camera_name(msg)):
+            return None
+        seq = self._counts.pop(msg, 0)
+        self._counts[msg] = seq + 1
+        if len(self._counts) > _COUNTED:
+            del self._counts[next(iter(self._counts))]
+        return seq
 
 
 class ImageHub:

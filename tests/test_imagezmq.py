@@ -172,6 +172,25 @@ def test_a_hub_is_told_which_picture_of_which_start_it_is_and_when_it_was_sent(
     assert captured == sorted(captured)
 
 
+def test_every_camera_of_one_program_is_counted_on_its_own(pool: ThreadPoolExecutor) -> None:
+    with streamer.Hub(LOCAL) as hub, ImageSender(hub.endpoint or "") as sender:
+        for name in ["pi1", "pi2", "pi2", "pi1", "pi2"]:
+            pool.submit(sender.send_jpg, name, JPEG).result(WAIT_S)
+        assert [(status.name, status.frames, status.lost) for status in hub.cameras()] == [("pi1", 2, 0), ("pi2", 3, 0)]
+
+
+def test_of_labels_without_end_the_oldest_are_forgotten(address: str, pool: ThreadPoolExecutor) -> None:
+    with ImageSender(address) as sender, RawHub(address) as hub:
+        counts = []
+        for number in [*range(1025), 1, 0]:
+            reply = pool.submit(sender.send_jpg, f"pi1-{number}", JPEG)
+            route, fields, _ = hub.take()
+            hub.reply(route)
+            reply.result(WAIT_S)
+            counts.append(fields["seq"])
+    assert counts == [*[0] * 1025, 1, 0]
+
+
 # -- rubbish
 
 
