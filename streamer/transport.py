@@ -315,8 +315,10 @@ class Requester:
 
     def _shut(self) -> None:
         # First of all no more events: libzmq's thread waits for ever to tell one to a monitor that is closed, and no
-        # socket of this context works any more.
+        # socket of this context works any more. Nor can events be ended while it waits with one for room.
         if not self.socket.closed:
+            while _option(self.monitor, _EVENTS) & _POLLIN:
+                _event(self.monitor)
             self.socket.disable_monitor()
         self.socket.close()
         self.monitor.close()

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +27,6 @@ from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, open_desc
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Future, ThreadPoolExecutor
-    from pathlib import Path
 
     from typing_extensions import Buffer
 
@@ -523,6 +523,30 @@ def test_ctrl_c_ends_ask() -> None:
         asker.ask(HEADER, JPEG)
     timer.join()
     asker.close()
+
+
+FULL = """
+import zmq
+from streamer.transport import Requester
+from tests.peers import listener
+
+with listener() as (server, endpoint):
+    asker = Requester(endpoint, queues=True)
+    asker.socket.disconnect(endpoint)
+    asker.socket.setsockopt(zmq.RECONNECT_IVL, 1)  # for minutes of a program that sends seldom
+    asker.socket.connect(endpoint)
+    server.settimeout(1)
+    try:
+        while True:
+            server.accept()[0].close()
+    except TimeoutError:  # libzmq waits for room
+        asker.close()
+"""
+
+
+def test_closing_does_not_hang_after_more_events_than_a_monitor_holds() -> None:
+    program = [sys.executable, "-c", FULL]
+    assert subprocess.run(program, cwd=Path(__file__).parents[1], timeout=4 * WAIT_S, check=False).returncode == 0
 
 
 # -- replier
