@@ -417,6 +417,45 @@ def test_reopening_for_ever_leaks_no_descriptors(requester: Requester) -> None:
     until(lambda: open_descriptors() <= first + 10)
 
 
+OF_BOTH_KINDS = """
+import sys, time
+from streamer import ImageSender, Sender
+from tests.peers import JPEG
+
+if sys.argv[1] == "ImageSender":
+    with ImageSender(sys.argv[2]) as sender:
+        sender.send_jpg("pi1", JPEG)
+else:
+    with Sender(sys.argv[2], "pi1") as sender:
+        sender.send(JPEG)
+        while not sender.statistics.answered:
+            time.sleep(0.01)
+print("answered", flush=True)
+"""
+# With a file of its own mounted over /etc/hosts, which nobody else sees.
+MOUNTED = ("unshare", "-rm", "sh", "-ec", 'mount --bind "$0" /etc/hosts; exec "$@"')
+
+
+@pytest.mark.skipif(
+    subprocess.call([*MOUNTED, "/dev/null", "true"], stderr=subprocess.DEVNULL) != 0,
+    reason="this user may not mount, or this is no Linux",
+)
+@pytest.mark.parametrize("sender", ["ImageSender", "Sender"])
+def test_a_hub_of_one_kind_of_address_is_found_by_a_name_that_has_both(
+    sender: str, hub: RawHub, tmp_path: Path
+) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("::1 both\n127.0.0.1 both\n")
+    endpoint = hub.endpoint.replace("127.0.0.1", "both")
+    program = [*MOUNTED, str(hosts), sys.executable, "-c", OF_BOTH_KINDS, sender, endpoint]
+    with subprocess.Popen(program, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE) as process:
+        try:
+            hub.answer()
+            assert process.communicate(timeout=WAIT_S)[0] == b"answered\n"
+        finally:
+            process.kill()
+
+
 # -- ask
 
 
