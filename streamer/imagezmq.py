@@ -9,6 +9,7 @@ hangs.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     AnyImage = npt.NDArray[Any]
 
 _PUBLISHED = 16  # a program may publish several cameras one right after the other
+_TELL_S = 1.0
 _COUNTED = 1024  # of as many cameras as a hub has: a program may also make a new label for each picture
 _log = logging.getLogger(__name__)
 
@@ -135,7 +137,7 @@ class ImageHub:
                 self._end.close()
                 raise
         self._owed: bytes | None = None  # the route of the reply that is due
-        self._complaint = ""
+        self._complaint, self._complained = "", -math.inf  # the last that was told, and when
 
     @property
     def zmq_socket(self) -> Any:
@@ -252,6 +254,8 @@ class ImageHub:
     def _refuse(self, received: Received, error: WireError) -> None:
         if isinstance(self._end, transport.Replier):
             self._end.reply(received.route, wire.error_reply(error))
-        if str(error) != self._complaint:  # once, not for each picture
-            self._complaint = str(error)
+        now = time.monotonic()
+        # Once, not for each picture; of several in turn one a second.
+        if str(error) != self._complaint and now - self._complained >= _TELL_S:
+            self._complaint, self._complained = str(error), now
             _log.warning("refused from %s: %s", received.address or "?", error)

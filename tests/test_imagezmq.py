@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import pytest
 import zmq
 
 import streamer
+from streamer import imagezmq
 from streamer.errors import TransportError, WireError
 from streamer.imagezmq import ImageHub, ImageSender
 from tests.conftest import until
@@ -216,6 +218,20 @@ def test_rubbish_is_refused_and_not_raised(
     assert replies[3] == "OK"
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith(f"refused from 127.0.0.1: {why}")
+
+
+def test_of_several_kinds_of_rubbish_in_turn_one_is_told_a_second(
+    hub: ImageHub, address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with raw(zmq.DEALER, connect=address) as peer:
+        for seconds, told in ((math.inf, ["header"]), (0.0, ["header", "payload", "header", "payload"])):
+            monkeypatch.setattr(imagezmq, "_TELL_S", seconds)
+            for each in ([b"no JSON", JPEG], [header("pi1"), b"no JPEG"]) * 2:
+                peer.send_multipart([b"", *each])
+            peer.send_multipart([b"", header("pi1"), JPEG])
+            hub.recv_jpg()
+            hub.send_reply()
+            assert [message.split()[3] for message in caplog.messages] == told
 
 
 def test_an_array_is_wanted_and_a_jpeg_comes(hub: ImageHub, sender: ImageSender, pool: ThreadPoolExecutor) -> None:
