@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     AnyImage = npt.NDArray[Any]
 
-_PUBLISHED = 16  # a program may publish several cameras one right after the other
+_PUBLISHED = 16  # a program may publish several cameras one right after the other; more if it has more
 _TELL_S = 1.0
 _COUNTED = 1024  # of as many cameras as a hub has: a program may also make a new label for each picture
 _log = logging.getLogger(__name__)
@@ -95,10 +95,13 @@ class ImageSender:
     def _send(
         self, msg: object, payload: memoryview, dtype: str | None = None, shape: tuple[int, ...] | None = None
     ) -> bytes | None:
-        extras = {"seq": self._count(msg), "start": self._start, "captured": time.time_ns()}
+        seq = self._count(msg)
+        extras = {"seq": seq, "start": self._start, "captured": time.time_ns()}
         header = wire.make_header(msg, dtype=dtype, shape=shape, extras=extras)
         if isinstance(self._end, transport.Requester):
             return self._end.ask(header, payload)
+        if seq:  # a label that comes again is a camera's
+            self._end.widen(2 * len(self._counts))
         self._end.send(header, payload)
         return None
 

@@ -665,6 +665,11 @@ class Publisher:
             _end(self.context)
             raise
 
+    def widen(self, queue: int) -> None:
+        """Let more frames wait for a subscriber, if it is more: a program has so many cameras."""
+        if queue > _option(self.socket, zmq.SNDHWM):
+            self.socket.setsockopt(zmq.SNDHWM, queue)
+
     def send(self, header: bytes, payload: Buffer) -> None:
         """Send to every subscriber that keeps up; one that does not misses the frame."""
         _send(self.socket, (header, payload))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import threading
 import time
@@ -339,6 +340,33 @@ def test_several_cameras_that_publish_from_one_program_all_arrive(library: Any, 
         hub.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
         while not names <= seen:
             seen.add(hub.recv_image()[0])
+
+
+@both
+def test_however_many_cameras_a_program_publishes_each_has_room(library: Any, address: str) -> None:
+    names = [f"pi{number}" for number in range(1, 65)]
+    seen: set[str] = set()
+    with library.ImageSender(address, REQ_REP=False) as sender, raw(zmq.SUB) as subscriber:
+        subscriber.setsockopt(zmq.RCVHWM, 1)
+        subscriber.subscribe(b"")
+        subscriber.connect(address)
+
+        def all_come() -> bool:
+            for name in names:
+                sender.send_image(name, picture(1, 1000))  # of all together the kernel takes few
+            while subscriber.poll(200):
+                seen.add(json.loads(subscriber.recv_multipart()[0])["msg"])
+            return seen.issuperset(names)
+
+        until(all_come)
+
+
+def test_labels_that_never_come_again_make_no_room_for_old_pictures(address: str) -> None:
+    with ImageSender(address, REQ_REP=False) as sender:
+        queue = sender.zmq_socket.getsockopt(zmq.SNDHWM)
+        for number in range(100):
+            sender.send_jpg(f"{number}.jpg", JPEG)
+        assert sender.zmq_socket.getsockopt(zmq.SNDHWM) == queue
 
 
 def test_a_hub_subscribes_to_more_senders_by_connect(pool: ThreadPoolExecutor) -> None:
