@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from streamer import keys, wire
 from streamer.errors import ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
-from streamer.presence import Change, NameTakenError, Presence, State
+from streamer.presence import Change, NameTakenError, OvertakenError, Presence, State
 from streamer.refusals import Refusals
 from streamer.transport import Poller, Replier, Subscriber, Waker, share_interpreter
 
@@ -292,7 +292,7 @@ class Hub:
         except WireError as error:
             if self._replier and received.route:
                 self._replier.reply(received.route, wire.error_reply(error))
-            if not isinstance(error, NameTakenError):  # of which the table tells
+            if not isinstance(error, NameTakenError | OvertakenError):  # of which the table tells
                 self._refusals.add(received.address, str(error))
             return
         if self._replier and received.route:

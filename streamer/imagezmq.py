@@ -9,6 +9,7 @@ hangs.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
     AnyImage = npt.NDArray[Any]
 
-_PUBLISHED = 16  # a program may publish several cameras one right after the other
+_PUBLISHED = 16  # a program may publish several cameras one right after the other; more if it has more
+_TELL_S = 1.0
+_COUNTED = 1024  # of as many cameras as a hub has: a program may also make a new label for each picture
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +48,7 @@ class ImageSender:
         else:
             self._end = transport.Publisher(connect_to, queue=_PUBLISHED)
         self._start = wire.make_start()
-        self._seq = 0
+        self._counts: dict[str, int] = {}  # pictures sent of each camera, the one that has waited longest first
 
     @property
     def zmq_socket(self) -> Any:
@@ -92,13 +95,25 @@ class ImageSender:
     def _send(
         self, msg: object, payload: memoryview, dtype: str | None = None, shape: tuple[int, ...] | None = None
     ) -> bytes | None:
-        extras = {"seq": self._seq, "start": self._start, "captured": time.time_ns()}
+        seq = self._count(msg)
+        extras = {"seq": seq, "start": self._start, "captured": time.time_ns()}
         header = wire.make_header(msg, dtype=dtype, shape=shape, extras=extras)
-        self._seq += 1
         if isinstance(self._end, transport.Requester):
             return self._end.ask(header, payload)
+        if seq:  # a label that comes again is a camera's
+            self._end.widen(2 * len(self._counts))
         self._end.send(header, payload)
         return None
+
+    def _count(self, msg: object) -> int | None:
+        """Count each camera on its own: a hub takes the pictures of another in between for losses."""
+        if not (isinstance(msg, str) and wire.is_camera_name(msg)):
+            return None
+        seq = self._counts.pop(msg, 0)
+        self._counts[msg] = seq + 1
+        if len(self._counts) > _COUNTED:
+            del self._counts[next(iter(self._counts))]
+        return seq
 
 
 class ImageHub:
@@ -125,7 +140,7 @@ class ImageHub:
                 self._end.close()
                 raise
         self._owed: bytes | None = None  # the route of the reply that is due
-        self._complaint = ""
+        self._complaint, self._complained = "", -math.inf  # the last that was told, and when
 
     @property
     def zmq_socket(self) -> Any:
@@ -242,6 +257,8 @@ class ImageHub:
     def _refuse(self, received: Received, error: WireError) -> None:
         if isinstance(self._end, transport.Replier):
             self._end.reply(received.route, wire.error_reply(error))
-        if str(error) != self._complaint:  # once, not for each picture
-            self._complaint = str(error)
+        now = time.monotonic()
+        # Once, not for each picture; of several in turn one a second.
+        if str(error) != self._complaint and now - self._complained >= _TELL_S:
+            self._complaint, self._complained = str(error), now
             _log.warning("refused from %s: %s", received.address or "?", error)

@@ -123,6 +123,10 @@ class NameTakenError(WireError):
     """A frame of a sender whose name another one has."""
 
 
+class OvertakenError(WireError):
+    """A frame by a connection that its sender has given up, when a newer one has come by the next."""
+
+
 @dataclass(frozen=True)
 class Notice:
     """Something about a camera that is told once when it begins, and once when it ends."""
@@ -211,7 +215,7 @@ class _Camera:
         self._looked = self._printed = -math.inf
         self._print: tuple[int, int] | None = None  # of the picture that came then
         self._moved = 0.0  # when it was last another one
-        self._connection = b""
+        self.connection = b""
         self._rate: _Rate | None = None
         self._dropped_before = 0  # by earlier starts of the sender
         self._dropped = 0
@@ -253,6 +257,18 @@ class _Camera:
                 del self._earlier[next(iter(self._earlier))]
         self.sender = sender
 
+    def check_order(self, frame: Frame) -> None:
+        """See that a frame, which came by another connection than the newest, is not older than that.
+
+        Raises:
+            OvertakenError: it is. To its sender's count it is one of the lost.
+        """
+        before = self.frame
+        if before is None or frame.start is None or frame.start != before.start:
+            return
+        if frame.seq is not None and before.seq is not None and frame.seq < before.seq:
+            raise OvertakenError("a newer frame has come by another connection")
+
     def is_due(self, now: float) -> bool:
         """Whether it is to be looked at, as it is once a second."""
         return now - self._looked >= _LOOK_S and self.frame is not None
@@ -287,9 +303,9 @@ class _Camera:
 
     def add(self, frame: Frame, address: str | None, now: float, connection: bytes) -> None:
         before = self.frame
-        if before is not None and (connection != self._connection or frame.start != before.start):
+        if before is not None and (connection != self.connection or frame.start != before.start):
             self.reconnects += 1
-        self._connection = connection
+        self.connection = connection
         if before is not None and frame.start != before.start:
             if _origin(frame) != _origin(before):
                 self._dropped_before += self._dropped
@@ -372,6 +388,7 @@ class Presence:
 
         Raises:
             NameTakenError: another sender has the camera's name.
+            OvertakenError: it is older than the newest.
             WireError: it is from a new camera and the table is full of cameras that are not gone; or it is large, and
                 the pictures of such cameras fill the memory.
         """
@@ -387,6 +404,8 @@ class Presence:
         sender = _origin(frame) or connection or address
         if sender != camera.sender:
             camera.admit(sender, address, now, self._stale_after_s, self._gone_after_s)
+        if connection != camera.connection:
+            camera.check_order(frame)
         self._stored_bytes += more
         camera.add(frame, address, now, connection)
         # Nearly every frame's row of the table, without looking it up.

@@ -59,6 +59,10 @@ _HANDSHAKE_FAILED = (
 )
 _ENDED = zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
 _MET = zmq.EVENT_HANDSHAKE_SUCCEEDED
+_MISSED = zmq.EVENT_CONNECT_RETRIED
+# A host's name: libzmq looks for addresses of one kind only, with IPv6 on of that, wherever the name has any.
+_NAMED = re.compile(r"tcp://[^:;\[]*[A-Za-z][^:;\[]*:[0-9]+")
+_MISSES = 2  # of one kind, before the other is tried: libzmq waits after each, but for the first
 _CUTS = 5  # handshakes that end without a word, one after the other, before that means something
 _MAPPED = re.compile(r"\[::ffff:([\d.]+)\]")  # an IPv4 address as an IPv6 socket writes it
 _OPTIONS: dict[int, int] = {
@@ -300,6 +304,7 @@ class Requester:
                 zmq.CURVE_SECRETKEY: keys.to_bytes(pair.secret),
             }
         self._cuts = 0
+        self._ipv6 = 1
         self.context = _context()
         self._opened = 0
         self._unanswered = False  # what was asked last, or the hub has left since
@@ -315,11 +320,12 @@ class Requester:
         # SNDHWM: well over any window, since a pipe that is full looks as if no hub were there.
         # MAXMSGSIZE: programs that ask reply with results, and with pictures.
         limits = {zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES if self._queues else _REPLY_MAX_BYTES}
-        options = {zmq.IMMEDIATE: int(not self._queues), zmq.SNDHWM: 64, zmq.RCVHWM: 64, **limits}
+        options = {zmq.IMMEDIATE: int(not self._queues), zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.IPV6: self._ipv6, **limits}
         self.socket = _open(self.context, zmq.DEALER, {**options, zmq.RCVTIMEO: self._patience_ms, **self._curve})
         self._opened += 1
         self._is_refused = self._met = False
-        events = _MET | _ENDED if self._queues else _ENDED
+        self._misses = 0
+        events = (_MET | _ENDED if self._queues else _ENDED) | (_MISSED if _NAMED.fullmatch(self.endpoint) else 0)
         self.monitor = _monitor(self.socket, events, f"inproc://left-{self._opened}")
         _connect(self.socket, self.endpoint)
 
@@ -340,8 +346,10 @@ class Requester:
 
     def _shut(self) -> None:
         # First of all no more events: libzmq's thread waits for ever to tell one to a monitor that is closed, and no
-        # socket of this context works any more.
+        # socket of this context works any more. Nor can events be ended while it waits with one for room.
         if not self.socket.closed:
+            while _option(self.monitor, _EVENTS) & _POLLIN:
+                _event(self.monitor)
             self.socket.disable_monitor()
         self.socket.close()
         self.monitor.close()
@@ -356,7 +364,10 @@ class Requester:
         while _option(self.monitor, _EVENTS) & _POLLIN:
             event, value = _event(self.monitor)
             if event == _MET:
-                self._met = True
+                self._met, self._misses = True, 0
+                continue
+            if event == _MISSED:
+                self._misses += 1
                 continue
             left = True
             if event != zmq.EVENT_DISCONNECTED:
@@ -364,7 +375,20 @@ class Requester:
                 self._note(event, value)
             elif not self._is_refused:
                 self.refusal, self._cuts = None, 0
+        if not self._queues and not self.connected():
+            self._try_other_kind()
         return left
+
+    def _try_other_kind(self) -> bool:
+        """Connect to the host's addresses of the other kind if there was nobody at those; what is queued is lost."""
+        if self._misses < _MISSES:
+            return False
+        self._misses = 0
+        self._ipv6 = int(not self._ipv6)
+        self.socket.disconnect(self.endpoint)
+        self.socket.setsockopt(zmq.IPV6, self._ipv6)
+        _connect(self.socket, self.endpoint)
+        return True
 
     def _note(self, event: int, value: int) -> None:
         """Take note of why a handshake has failed."""
@@ -428,6 +452,8 @@ class Requester:
                 if (reply := self.receive()) is not None:
                     self._unanswered = left  # and then the next is asked afresh
                     return reply
+                if not left and self._try_other_kind():
+                    self.send(header, payload)
                 if not left:
                     self._await(replied_by if self._met else met_by)
             self.reopen()  # at once: libzmq would connect again by itself, and ask a second time
@@ -663,6 +689,11 @@ class Publisher:
         except TransportError:
             _end(self.context)
             raise
+
+    def widen(self, queue: int) -> None:
+        """Let more frames wait for a subscriber, if it is more: a program has so many cameras."""
+        if queue > _option(self.socket, zmq.SNDHWM):
+            self.socket.setsockopt(zmq.SNDHWM, queue)
 
     def send(self, header: bytes, payload: Buffer) -> None:
         """Send to every subscriber that keeps up; one that does not misses the frame."""

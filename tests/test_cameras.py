@@ -30,6 +30,7 @@ from streamer.cameras.opencv import UsbCamera
 from streamer.cameras.pattern import Pattern
 from streamer.cameras.video import VideoFile
 from streamer.errors import CameraError, CodecError, ConfigError, MissingExtraError
+from streamer.mailbox import Mailbox
 from tests.conftest import until
 from tests.peers import open_descriptors
 
@@ -1250,6 +1251,22 @@ def test_what_the_board_has_no_bits_for_is_encoded_in_software(  # noqa: PLR0917
             f"{reached}, {quality} was asked for",
         ),
     ]
+
+
+@pytest.mark.usefixtures("board")
+@pytest.mark.parametrize(("fps", "patience_s"), [(30, 5), (1, 5), (0.5, 10), (0.1, 50)])
+def test_slow_pi_camera_is_waited_for(fps: float, patience_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float | None] = []
+
+    class Watched(Mailbox[Any]):
+        def take(self, timeout_s: float | None = 0.0, *, hold: bool = False) -> Any:
+            waits.append(timeout_s)
+            return super().take(timeout_s, hold=hold)
+
+    monkeypatch.setattr(sys.modules["streamer.cameras.picamera2"], "Mailbox", Watched)
+    with open_pi_camera(fps=fps) as camera:
+        camera.read()
+    assert set(waits) == {patience_s}
 
 
 def give_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,6 +212,20 @@ def test_a_camera_that_comes_back_on_another_connection_is_counted(hub: Hub) -> 
                 assert [row.reconnects for row in hub.cameras()] == [reconnects]
 
 
+def test_what_comes_late_by_a_connection_that_was_given_up_is_shown_to_nobody(
+    hub: Hub, peer: zmq.Socket[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    mailbox, shown = hub.open_mailbox(), []
+    with raw(zmq.REQ, connect=hub.endpoint or "") as fresh:
+        for end, seq in ((peer, 4), (fresh, 6), (peer, 5), (fresh, 7)):
+            end.send_multipart([header("pi1", start="a", seq=seq), JPEG])
+            end.recv_multipart()
+            if seq != 5 and (frame := mailbox.take(WAIT_S)):
+                shown.append(frame.seq)
+    assert (shown, mailbox.dropped) == ([4, 6, 7], 0)
+    assert (frames(hub), hub.cameras()[0].lost, hub.refused, caplog.messages) == (3, 1, 0, [])
+
+
 # -- rubbish
 
 GOOD_HEADER = header("pi1")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ import pytest
 import zmq
 
 import streamer
+from streamer import imagezmq
 from streamer.errors import TransportError, WireError
 from streamer.imagezmq import ImageHub, ImageSender
 from tests.conftest import until
@@ -172,6 +175,25 @@ def test_a_hub_is_told_which_picture_of_which_start_it_is_and_when_it_was_sent(
     assert captured == sorted(captured)
 
 
+def test_every_camera_of_one_program_is_counted_on_its_own(pool: ThreadPoolExecutor) -> None:
+    with streamer.Hub(LOCAL) as hub, ImageSender(hub.endpoint or "") as sender:
+        for name in ["pi1", "pi2", "pi2", "pi1", "pi2"]:
+            pool.submit(sender.send_jpg, name, JPEG).result(WAIT_S)
+        assert [(status.name, status.frames, status.lost) for status in hub.cameras()] == [("pi1", 2, 0), ("pi2", 3, 0)]
+
+
+def test_of_labels_without_end_the_oldest_are_forgotten(address: str, pool: ThreadPoolExecutor) -> None:
+    with ImageSender(address) as sender, RawHub(address) as hub:
+        counts = []
+        for number in [*range(1025), 1, 0]:
+            reply = pool.submit(sender.send_jpg, f"pi1-{number}", JPEG)
+            route, fields, _ = hub.take()
+            hub.reply(route)
+            reply.result(WAIT_S)
+            counts.append(fields["seq"])
+    assert counts == [*[0] * 1025, 1, 0]
+
+
 # -- rubbish
 
 
@@ -197,6 +219,20 @@ def test_rubbish_is_refused_and_not_raised(
     assert replies[3] == "OK"
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith(f"refused from 127.0.0.1: {why}")
+
+
+def test_of_several_kinds_of_rubbish_in_turn_one_is_told_a_second(
+    hub: ImageHub, address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with raw(zmq.DEALER, connect=address) as peer:
+        for seconds, told in ((math.inf, ["header"]), (0.0, ["header", "payload", "header", "payload"])):
+            monkeypatch.setattr(imagezmq, "_TELL_S", seconds)
+            for each in ([b"no JSON", JPEG], [header("pi1"), b"no JPEG"]) * 2:
+                peer.send_multipart([b"", *each])
+            peer.send_multipart([b"", header("pi1"), JPEG])
+            hub.recv_jpg()
+            hub.send_reply()
+            assert [message.split()[3] for message in caplog.messages] == told
 
 
 def test_an_array_is_wanted_and_a_jpeg_comes(hub: ImageHub, sender: ImageSender, pool: ThreadPoolExecutor) -> None:
@@ -304,6 +340,33 @@ def test_several_cameras_that_publish_from_one_program_all_arrive(library: Any, 
         hub.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000))
         while not names <= seen:
             seen.add(hub.recv_image()[0])
+
+
+@both
+def test_however_many_cameras_a_program_publishes_each_has_room(library: Any, address: str) -> None:
+    names = [f"pi{number}" for number in range(1, 65)]
+    seen: set[str] = set()
+    with library.ImageSender(address, REQ_REP=False) as sender, raw(zmq.SUB) as subscriber:
+        subscriber.setsockopt(zmq.RCVHWM, 1)
+        subscriber.subscribe(b"")
+        subscriber.connect(address)
+
+        def all_come() -> bool:
+            for name in names:
+                sender.send_image(name, picture(1, 1000))  # of all together the kernel takes few
+            while subscriber.poll(200):
+                seen.add(json.loads(subscriber.recv_multipart()[0])["msg"])
+            return seen.issuperset(names)
+
+        until(all_come)
+
+
+def test_labels_that_never_come_again_make_no_room_for_old_pictures(address: str) -> None:
+    with ImageSender(address, REQ_REP=False) as sender:
+        queue = sender.zmq_socket.getsockopt(zmq.SNDHWM)
+        for number in range(100):
+            sender.send_jpg(f"{number}.jpg", JPEG)
+        assert sender.zmq_socket.getsockopt(zmq.SNDHWM) == queue
 
 
 def test_a_hub_subscribes_to_more_senders_by_connect(pool: ThreadPoolExecutor) -> None:

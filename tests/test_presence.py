@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from streamer.presence import (
     Event,
     NameTakenError,
     Notice,
+    OvertakenError,
     Presence,
     State,
     Status,
@@ -290,6 +292,38 @@ def test_reconnects(frames: list[tuple[bytes, str | None]], reconnects: int) -> 
     for connection, start in frames:
         presence.add(picture(start=start), None, BEGIN, connection)
     assert row(presence).reconnects == reconnects
+
+
+# -- a hub that was stopped, and reads the connections that a sender has opened meanwhile in turn
+
+
+def test_what_is_older_than_the_newest_is_not_shown_and_was_lost_once() -> None:
+    presence = table()
+    for seq, connection, is_newest in [
+        (4, b"1", True),
+        (7, b"2", True),
+        (5, b"1", False),
+        (9, b"3", True),
+        (6, b"1", False),
+        (8, b"2", False),
+        (10, b"3", True),
+    ]:
+        frame = picture(start="a", seq=seq)
+        with contextlib.nullcontext() if is_newest else pytest.raises(OvertakenError):
+            presence.add(frame, None, BEGIN, connection)
+        assert (presence.latest("pi1") is frame) == is_newest
+    status = row(presence)
+    assert (status.frames, status.lost, status.reconnects) == (4, 3, 2)
+
+
+@pytest.mark.parametrize("start", [None, "b", "a.1"], ids=["stock", "started again", "another way"])
+def test_only_counts_of_one_start_are_compared(start: str | None) -> None:
+    presence = table()
+    presence.add(picture(start="a" if start else None, seq=7), None, BEGIN, b"1")
+    presence.add(picture(start=start, seq=5), None, BEGIN, b"2")
+    frame = presence.latest("pi1")
+    assert frame
+    assert frame.seq == 5
 
 
 # -- two senders of one name

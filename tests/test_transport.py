@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +27,6 @@ from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, open_desc
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Future, ThreadPoolExecutor
-    from pathlib import Path
 
     from typing_extensions import Buffer
 
@@ -421,6 +421,45 @@ def test_reopening_for_ever_leaks_no_descriptors(requester: Requester) -> None:
     until(lambda: open_descriptors() <= first + 10)
 
 
+OF_BOTH_KINDS = """
+import sys, time
+from streamer import ImageSender, Sender
+from tests.peers import JPEG
+
+if sys.argv[1] == "ImageSender":
+    with ImageSender(sys.argv[2]) as sender:
+        sender.send_jpg("pi1", JPEG)
+else:
+    with Sender(sys.argv[2], "pi1") as sender:
+        sender.send(JPEG)
+        while not sender.statistics.answered:
+            time.sleep(0.01)
+print("answered", flush=True)
+"""
+# With a file of its own mounted over /etc/hosts, which nobody else sees.
+MOUNTED = ("unshare", "-rm", "sh", "-ec", 'mount --bind "$0" /etc/hosts; exec "$@"')
+
+
+@pytest.mark.skipif(
+    subprocess.call([*MOUNTED, "/dev/null", "true"], stderr=subprocess.DEVNULL) != 0,
+    reason="this user may not mount, or this is no Linux",
+)
+@pytest.mark.parametrize("sender", ["ImageSender", "Sender"])
+def test_a_hub_of_one_kind_of_address_is_found_by_a_name_that_has_both(
+    sender: str, hub: RawHub, tmp_path: Path
+) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("::1 both\n127.0.0.1 both\n")
+    endpoint = hub.endpoint.replace("127.0.0.1", "both")
+    program = [*MOUNTED, str(hosts), sys.executable, "-c", OF_BOTH_KINDS, sender, endpoint]
+    with subprocess.Popen(program, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE) as process:
+        try:
+            hub.answer()
+            assert process.communicate(timeout=WAIT_S)[0] == b"answered\n"
+        finally:
+            process.kill()
+
+
 # -- ask
 
 
@@ -527,6 +566,30 @@ def test_ctrl_c_ends_ask() -> None:
         asker.ask(HEADER, JPEG)
     timer.join()
     asker.close()
+
+
+FULL = """
+import zmq
+from streamer.transport import Requester
+from tests.peers import listener
+
+with listener() as (server, endpoint):
+    asker = Requester(endpoint, queues=True)
+    asker.socket.disconnect(endpoint)
+    asker.socket.setsockopt(zmq.RECONNECT_IVL, 1)  # for minutes of a program that sends seldom
+    asker.socket.connect(endpoint)
+    server.settimeout(1)
+    try:
+        while True:
+            server.accept()[0].close()
+    except TimeoutError:  # libzmq waits for room
+        asker.close()
+"""
+
+
+def test_closing_does_not_hang_after_more_events_than_a_monitor_holds() -> None:
+    program = [sys.executable, "-c", FULL]
+    assert subprocess.run(program, cwd=Path(__file__).parents[1], timeout=4 * WAIT_S, check=False).returncode == 0
 
 
 # -- replier

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _WARM_UP_S = 1.0  # exposure and white balance settle
 _NO_FRAME_S = 5.0
+_NO_FRAME_INTERVALS = 5  # for a slow camera: libcamera keeps the first few frames to itself
 _END_OF_IMAGE = b"\xff\xd9"
 # The hardware encoder takes a bit rate, not a quality: bits a pixel that give about what libjpeg's quality gives.
 _BITS_PER_PIXEL = {50: 0.8, 75: 1.3, 85: 1.9, 95: 3.6, 100: 6.0}
@@ -91,6 +92,7 @@ class PiCamera:
         controls: Iterable[tuple[str, object]] = (),
         encoder: str = "auto",
     ) -> None:
+        self._interval_s = 1 / fps
         board = Board.here()
         in_hardware = board.uses_hardware(encoder, size)
         if in_hardware and MJPEGEncoder is LibavMjpegEncoder:
@@ -177,9 +179,10 @@ class PiCamera:
         Raises:
             CameraError: the camera has stopped.
         """
-        newest = self._newest.mailbox.take(_NO_FRAME_S)
+        patience_s = max(_NO_FRAME_S, _NO_FRAME_INTERVALS * self._interval_s)
+        newest = self._newest.mailbox.take(patience_s)
         if newest is None:
-            raise CameraError(f"picamera2: no picture for {_NO_FRAME_S:g} s")
+            raise CameraError(f"picamera2: no picture for {patience_s:g} s")
         jpeg, timestamp_us = newest
         if not jpeg.endswith(_END_OF_IMAGE):  # the hardware may pad
             jpeg = jpeg[: jpeg.rfind(_END_OF_IMAGE) + 2]
