@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -416,6 +417,19 @@ def test_numbers_take_neither_the_keyboard_nor_a_selection_away(browser: Browser
         assert page.evaluate("document.activeElement.textContent") == "pi3"
         assert page.evaluate("getSelection().toString()") == "127.0.0.1"
         assert page.locator("#cameras tbody th").all_inner_texts() == ["pi1", "pi2", "pi2a", "pi3"]
+
+
+def test_numbers_of_a_hub_that_says_nothing_are_said_to_be_old(browser: Browser) -> None:
+    with Fleet({"pi1": "pattern"}) as fleet, looking(browser, f"{fleet.url}numbers") as page:
+        notice = page.locator("#notice")
+        page.locator("#cameras tbody th").wait_for()
+        until(lambda: not notice.is_visible())
+        fleet.hub.process.send_signal(signal.SIGSTOP)  # its connections stay
+        try:
+            until(lambda: notice.inner_text().startswith("The hub does not answer. These numbers are old."), 30)
+        finally:
+            fleet.hub.process.send_signal(signal.SIGCONT)
+        until(lambda: not notice.is_visible(), 30)
 
 
 def test_one_camera_on_a_phone(browser: Browser) -> None:
