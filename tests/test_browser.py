@@ -486,6 +486,22 @@ def test_tiles_out_of_sight_are_asked_for_less(browser: Browser) -> None:
         assert drawings(page)["pi1"] - before["pi1"] < 15
 
 
+def test_camera_that_comes_moves_nobody_s_view(browser: Browser) -> None:
+    with (
+        Fleet({f"pi{number}": None for number in range(1, 41)}) as fleet,
+        streamer.Sender(fleet.endpoint, "pi41") as another,
+        looking(browser, fleet.url, PHONE) as page,
+    ):
+        tile(page, "pi1").focus()
+        tile(page, "pi40").scroll_into_view_if_needed()
+        before = page.evaluate("document.getElementById('wall').scrollTop")
+        assert before > 1000
+        another.send(JPEG)
+        until(lambda: tile(page, "pi41").count())
+        assert page.evaluate("document.activeElement.dataset.name") == "pi1"
+        assert page.evaluate("document.getElementById('wall').scrollTop") == before
+
+
 PASSWORD = "korrekt horse <b>&"
 
 

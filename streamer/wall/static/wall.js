@@ -236,7 +236,7 @@ function arrange(rows) {
     tiles.clear();
     for (const [name, tile] of ordered) tiles.set(name, tile);
     wall.replaceChildren(...ordered.map(([, tile]) => tile.element));
-    if (held?.isConnected) held.focus();
+    if (held?.isConnected) held.focus({ preventScroll: true }); // it may be far from where somebody looks
     choose();
   }
   look();
