@@ -204,6 +204,19 @@ def test_tile_is_one_link_to_a_reader_of_screens(browser: Browser, eight: Fleet)
         until(lambda: page.evaluate("location.hash") == "")
 
 
+def test_keyboard_goes_along_from_one_camera_to_the_next(browser: Browser, eight: Fleet) -> None:
+    held = "document.activeElement.dataset.name ?? document.activeElement.id"
+    with looking(browser, f"{eight.url}#pi2") as page:
+        all_drawn(page, ["pi2"])
+        for key, name in (("ArrowRight", "pi3"), ("ArrowRight", "pi4"), ("ArrowLeft", "pi3")):
+            page.keyboard.press(key)
+            until(lambda name=name: page.evaluate(held) == name)  # type: ignore[misc]
+        page.focus("#next")
+        page.keyboard.press("Enter")
+        until(lambda: tile(page, "pi4").is_visible())
+        assert page.evaluate(held) == "next"
+
+
 def test_screen_stays_on_while_the_wall_fills_it(browser: Browser, eight: Fleet) -> None:
     with looking(browser, "about:blank") as page:
         page.add_init_script(COUNT_LOCKS)

@@ -409,8 +409,11 @@ const sight = new IntersectionObserver((entries) => {
 addEventListener("hashchange", ({ oldURL }) => {
   choose();
   look();
-  // Whichever way it went back: the camera that was alone has the keyboard, and is in sight.
+  // Whichever way it went back: the camera that was alone has the keyboard, and is in sight. From one to the next it goes
+  // along, for a reader of screens to name it; but a button that led there keeps it.
+  const held = document.activeElement;
   if (!chosenName()) tiles.get(nameIn(oldURL))?.element.focus();
+  else if (held === document.body || wall.contains(held)) tiles.get(chosenName())?.element.focus();
 });
 addEventListener("resize", look);
 document.addEventListener("visibilitychange", want);
