@@ -257,7 +257,9 @@ def test_tab_that_nobody_sees_costs_nothing(browser: Browser, eight: Fleet) -> N
             Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
             document.dispatchEvent(new Event("visibilitychange"));
         }"""
+        until(lambda: page.title() == "8 of 9 cameras live")
         page.evaluate(hide, True)
+        assert page.title() == "Cameras", "it says nothing that it does not know"
         until(lambda: [row["cameras"] for row in eight.ask("api/viewers")] == [0])
         frames = eight.ask("api/viewers")[0]["frames"]
         received = eight.ask("api/cameras")[0]["frames"]
@@ -265,6 +267,7 @@ def test_tab_that_nobody_sees_costs_nothing(browser: Browser, eight: Fleet) -> N
         assert eight.ask("api/viewers")[0]["frames"] == frames
         page.evaluate(hide, False)
         all_drawn(page, EIGHT)
+        until(lambda: page.title() == "8 of 9 cameras live")
 
 
 def test_page_says_that_the_hub_is_away_and_comes_back_by_itself(browser: Browser) -> None:

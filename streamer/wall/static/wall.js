@@ -288,7 +288,9 @@ function look() {
   write(since, lostS !== null && everConnected ? `Last heard of ${span(lostS)} ago.` : "");
   write(counts, lostS === null ? summary(rows) : "");
   const live = rows.filter((row) => row.state === "LIVE").length;
-  document.title = lostS === null ? `${live} of ${rows.length} cameras live` : "Cameras: the hub does not answer";
+  // To a hidden page the hub sends no table: how many there were says nothing of how many there are.
+  const title = document.hidden ? "Cameras" : `${live} of ${rows.length} cameras live`;
+  document.title = lostS === null ? title : "Cameras: the hub does not answer";
   lay();
   want();
 }
@@ -416,7 +418,7 @@ addEventListener("hashchange", ({ oldURL }) => {
   else if (held === document.body || wall.contains(held)) tiles.get(chosenName())?.element.focus();
 });
 addEventListener("resize", look);
-document.addEventListener("visibilitychange", want);
+document.addEventListener("visibilitychange", look);
 document.addEventListener("visibilitychange", stayAwake);
 document.addEventListener("fullscreenchange", stayAwake);
 filling.addEventListener("change", stayAwake);
