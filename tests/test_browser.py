@@ -15,6 +15,7 @@ from PIL import Image
 
 import streamer
 from streamer.codec import encode_jpeg
+from streamer.wall import Wall, _static_files
 from tests.browser import COUNT_DRAWINGS, Fleet, SlowLine, chromium, needs_chromium, reads
 from tests.conftest import until
 from tests.peers import JPEG
@@ -287,6 +288,24 @@ def test_page_says_that_the_hub_is_away_and_comes_back_by_itself(browser: Browse
         until(lambda: not notice.is_visible())
         assert not since.is_visible()
         says(page, "pi1", "^pi1 ● LIVE")
+
+
+def test_page_takes_a_newer_one_by_itself(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = _static_files()
+    newer = {**files, "index.html": files["index.html"].replace(b">Cameras</a>", b">Newer</a>")}
+    with streamer.Hub("tcp://127.0.0.1:*") as hub, contextlib.ExitStack() as stack:
+        with Wall(hub, "127.0.0.1", 0) as wall:
+            page = stack.enter_context(looking(browser, f"http://127.0.0.1:{wall.port}/"))
+            page.get_by_text("No camera has come yet.").wait_for()
+            page.evaluate("window.isTheSame = true")
+        page.get_by_text("The hub does not answer.").wait_for()
+        with Wall(hub, "127.0.0.1", wall.port):
+            page.get_by_text("No camera has come yet.").wait_for()
+            assert page.evaluate("window.isTheSame")
+        page.get_by_text("The hub does not answer.").wait_for()
+        monkeypatch.setattr("streamer.wall._static_files", lambda: newer)
+        with Wall(hub, "127.0.0.1", wall.port):  # of the same version
+            page.get_by_role("link", name="Newer").wait_for()
 
 
 @pytest.mark.parametrize("missing", [["worker.js"], ["worker.js", "feed.js"]], ids=" ".join)

@@ -25,7 +25,7 @@ const filling = matchMedia("(display-mode: fullscreen)");
 
 const tiles = new Map(); // by name, in the hub's order
 let staleAfterS = 3;
-let version = null;
+let page = null; // which one the hub has
 let lostAt = null; // since when there is no connection
 let everConnected = false;
 let columns = 1;
@@ -127,9 +127,9 @@ function receive(message) {
 }
 
 function greet(hello) {
-  // A hub of another version has another page: screens that nobody touches take it by themselves.
-  if (version !== null && version !== hello.version) location.reload();
-  version = hello.version;
+  // A hub that has another page: screens that nobody touches take it by themselves.
+  if (page !== null && page !== hello.page) location.reload();
+  page = hello.page;
   staleAfterS = hello.stale_after_s;
   lostAt = null;
   everConnected = true;
