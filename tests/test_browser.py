@@ -467,6 +467,17 @@ def test_numbers_of_a_hub_that_says_nothing_are_said_to_be_old(browser: Browser)
         until(lambda: not notice.is_visible(), 30)
 
 
+def test_long_name_leaves_room_for_the_numbers_on_a_phone(browser: Browser) -> None:
+    name = "a" * 64
+    with Fleet({name: None}) as fleet, looking(browser, f"{fleet.url}numbers", PHONE) as page:
+        head = page.locator("#cameras tbody th")
+        head.wait_for()
+        last = page.locator("#cameras tbody td").last
+        last.scroll_into_view_if_needed()
+        assert head.bounding_box()["width"] < PHONE["width"] / 2  # type: ignore[index]
+        assert head.locator("a").get_attribute("title") == name
+
+
 def test_one_camera_on_a_phone(browser: Browser) -> None:
     name = "a" * 64
     with Fleet({name: "pattern", "pi2": "pattern"}) as fleet, looking(browser, fleet.url, PHONE) as page:

@@ -88,7 +88,7 @@ function cameraRow(row) {
   const silent = row.state === "LIVE" || row.age_s === null ? "" : `, ${span(row.age_s)}`;
   const odd = row.state === "LIVE" && oddity(row) ? `, ${oddity(row)}` : "";
   const state = cell("td", `${SHAPES[row.state]} ${row.state}${silent}${odd}`, "state");
-  const link = Object.assign(document.createElement("a"), { href: `/#${encodeURIComponent(row.name)}`, textContent: row.name });
+  const link = Object.assign(document.createElement("a"), { href: `/#${encodeURIComponent(row.name)}`, textContent: row.name, title: row.name });
   return [row.name, row.state.toLowerCase(), [
     Object.assign(cell("th", link), { scope: "row" }),
     state,
