@@ -7,6 +7,7 @@ import io
 import re
 import signal
 import threading
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -249,6 +250,28 @@ def test_link_to_one_camera_and_saving_its_picture(browser: Browser, eight: Flee
     with looking(browser, f"{eight.url}#100%") as page:  # not what a name is encoded as
         until(lambda: "no camera 100%; there are: pi1, pi2," in page.locator("#notice").inner_text(), 15)
         all_drawn(page, EIGHT)
+
+
+def test_saved_picture_is_named_after_when_it_came(browser: Browser) -> None:
+    with (
+        Fleet({"pi1": None, "pi2": None}, stale_after_s=1, gone_after_s=2) as fleet,
+        streamer.Sender(fleet.endpoint, "pi1") as sender,
+        looking(browser, f"{fleet.url}#pi2") as page,
+    ):
+        saved: list[str] = []
+        page.on("download", lambda download: saved.append(download.suggested_filename))
+        says(page, "pi2", "WAITING")
+        sender.send(JPEG)
+        until(fleet.live)
+        came = datetime.now(UTC)
+        page.keyboard.press("s")  # there is nothing to save
+        page.keyboard.press("ArrowLeft")
+        says(page, "pi1", r"gone, last seen ([4-9]|\d\d) s ago")
+        with page.expect_download():
+            page.keyboard.press("s")
+        assert [name[:4] for name in saved] == ["pi1-"]
+        stamp = datetime.strptime(saved[0], "pi1-%Y-%m-%dT%H-%M-%S.jpg").replace(tzinfo=UTC)
+        assert abs((stamp - came).total_seconds()) < 3
 
 
 def test_tab_that_nobody_sees_costs_nothing(browser: Browser, eight: Fleet) -> None:

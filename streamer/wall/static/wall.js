@@ -329,10 +329,14 @@ function step(by) {
 
 function save() {
   const name = chosenName() || document.activeElement?.dataset?.name;
-  if (!tiles.has(name)) return;
+  const tile = tiles.get(name);
+  if (!tile || tile.row.age_s === null) return; // it has none
+  const { row, rowAt } = tile;
+  const ageMs = row.state === "LIVE" ? 0 : row.age_s * 1000 + performance.now() - rowAt;
+  const taken = new Date(Date.now() - ageMs).toISOString();
   const link = document.createElement("a");
   link.href = `/snapshot/${encodeURIComponent(name)}.jpg`;
-  link.download = `${name}-${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}.jpg`;
+  link.download = `${name}-${taken.slice(0, 19).replaceAll(":", "-")}.jpg`;
   link.click();
 }
 
