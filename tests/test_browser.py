@@ -274,6 +274,22 @@ def test_saved_picture_is_named_after_when_it_came(browser: Browser) -> None:
         assert abs((stamp - came).total_seconds()) < 3
 
 
+def test_key_that_is_held_saves_one_picture(browser: Browser, eight: Fleet) -> None:
+    count = """() => {
+        window.saved = window.filled = 0;
+        HTMLAnchorElement.prototype.click = () => { window.saved += 1; };
+        Element.prototype.requestFullscreen = () => { window.filled += 1; };
+    }"""
+    with looking(browser, f"{eight.url}#pi5") as page:
+        all_drawn(page, ["pi5"])
+        page.evaluate(count)
+        for key in "sf":
+            for _ in range(3):
+                page.keyboard.down(key)
+            page.keyboard.up(key)
+        assert page.evaluate("[window.saved, window.filled]") == [1, 1]
+
+
 def test_tab_that_nobody_sees_costs_nothing(browser: Browser, eight: Fleet) -> None:
     with looking(browser, eight.url) as page:
         all_drawn(page, EIGHT)

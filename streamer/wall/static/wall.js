@@ -365,6 +365,7 @@ function move(by) {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.repeat && event.key.length === 1) return; // a letter that is held was meant once
   const single = wall.classList.contains("one");
   const actions = {
     ArrowLeft: () => (single ? step(-1) : move(-1)),
