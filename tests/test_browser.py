@@ -206,6 +206,31 @@ def test_tile_is_one_link_to_a_reader_of_screens(browser: Browser, eight: Fleet)
         until(lambda: page.evaluate("location.hash") == "")
 
 
+def test_tile_that_has_the_keyboard_is_not_read_aloud_each_second(browser: Browser) -> None:
+    watch = """() => {
+        window.said = { pi1: [], pi2: [] };
+        for (const tile of document.querySelectorAll(".tile")) {
+            const note = () => window.said[tile.dataset.name].push(tile.getAttribute("aria-label"));
+            new MutationObserver(note).observe(tile, { attributeFilter: ["aria-label"] });
+        }
+    }"""
+    with (
+        Fleet({"pi1": None, "pi2": None}, stale_after_s=1, gone_after_s=600) as fleet,
+        streamer.Sender(fleet.endpoint, "pi1") as sender,
+        streamer.Sender(fleet.endpoint, "pi2") as other,
+        looking(browser, fleet.url) as page,
+    ):
+        tile(page, "pi1").focus()
+        page.evaluate(watch)
+        sender.send(JPEG)
+        other.send(JPEG)
+        until(lambda: len([label for label in page.evaluate("said.pi2") if "STALE" in label]) >= 4, 30)
+        told = [label for label in page.evaluate("said.pi1") if "STALE" in label]
+        assert len(told) == 1
+        tile(page, "pi2").focus()
+        until(lambda: page.evaluate("said.pi1").index(told[0]) < len(page.evaluate("said.pi1")) - 1)
+
+
 def test_keyboard_goes_along_from_one_camera_to_the_next(browser: Browser, eight: Fleet) -> None:
     held = "document.activeElement.dataset.name ?? document.activeElement.id"
     with looking(browser, f"{eight.url}#pi2") as page:

@@ -39,6 +39,7 @@ class Tile {
     this.shownAt = null; // when its newest picture was drawn
     this.damagedAt = -Infinity;
     this.inSight = true;
+    this.gist = ""; // of its label, which is more than the time
     this.pending = null;
     this.element = template.content.firstElementChild.cloneNode(true);
     this.element.href = `#${encodeURIComponent(name)}`;
@@ -107,6 +108,10 @@ class Tile {
     write(this.parts.late, live ? latency(row) : ageS === null ? "" : span(ageS));
     // All of it in one label: read from its parts, a tile would say its name twice.
     const said = `${this.name}, ${state}${word ? `, ${word}` : ""}${chosen ? ": back to all cameras" : ""}`;
+    // While it has the keyboard, not for the time alone: a reader of screens would say all of it again each second.
+    const gist = said.replace(/ \d+ (s|min|h|days)\b/, "");
+    if (gist === this.gist && this.element === document.activeElement) return;
+    this.gist = gist;
     if (this.element.getAttribute("aria-label") !== said) this.element.setAttribute("aria-label", said);
   }
 }
