@@ -25,6 +25,7 @@ import aiohttp
 import cv2
 import numpy as np
 import pytest
+from aiohttp import web
 from PIL import Image
 
 import streamer
@@ -32,6 +33,7 @@ from streamer.cameras.pattern import Pattern
 from streamer.codec import encode_jpeg
 from streamer.presence import Status
 from streamer.wall import Wall
+from streamer.wall.access import Protocol
 from tests.conftest import HubClock, until
 
 if TYPE_CHECKING:
@@ -299,6 +301,27 @@ def test_wall_closes_though_who_asked_does_not_go_on(
             assert client.recv(12) == b"HTTP/1.1 200"
             for _ in range(10):  # more than the sockets' buffers hold
                 send_one(hub, sender, noise)
+        began = time.monotonic()
+        wall.close()
+        assert time.monotonic() - began < 5
+
+
+def test_wall_closes_though_somebody_comes_in_the_last_moment(
+    hub: streamer.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shut_down = web.Server.shutdown
+    here, there = socket.socketpair()
+
+    async def let_one_in(server: Any, timeout: float | None = None) -> None:
+        await shut_down(server, timeout)
+        monkeypatch.setattr(web.Server, "shutdown", shut_down)
+        loop = asyncio.get_running_loop()
+        await loop.connect_accepted_socket(lambda: Protocol(server, loop=loop), here)
+
+    monkeypatch.setattr(web.Server, "shutdown", let_one_in)
+    wall = Wall(hub, "127.0.0.1", 0)
+    with here, there:
+        there.sendall(b"POST /login" + _HEAD + b"Content-Length: 100\r\n\r\nabc")
         began = time.monotonic()
         wall.close()
         assert time.monotonic() - began < 5

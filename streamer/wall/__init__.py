@@ -156,7 +156,7 @@ class Wall:
             ]
         )
         app.on_response_prepare.append(self._access.add_headers)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, shutdown_timeout=_CLOSE_S)  # by itself a minute, for who came in the last moment
         await runner.setup()
         server = runner.server
         assert server  # noqa: S101 - it is set up
