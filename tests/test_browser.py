@@ -612,6 +612,13 @@ def test_camera_that_comes_moves_nobody_s_view(browser: Browser) -> None:
         assert page.evaluate("document.getElementById('wall').scrollTop") == before
 
 
+def test_notice_leaves_room_for_the_pictures(browser: Browser) -> None:
+    names = [f"front-door-camera-{number}" for number in range(1, 61)]
+    with Fleet(dict.fromkeys(names)) as fleet, looking(browser, f"{fleet.url}#pi3", PHONE) as page:
+        page.get_by_text("There is no camera pi3; there are: ").wait_for()
+        assert page.locator("#wall").evaluate("wall => wall.clientHeight") > PHONE["height"] / 2
+
+
 PASSWORD = "korrekt horse <b>&"
 
 
