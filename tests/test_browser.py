@@ -428,6 +428,7 @@ def test_camera_that_sends_seldom_is_live(browser: Browser) -> None:
             until(fleet.live)
             with looking(browser, fleet.url) as page:
                 all_drawn(page, ["pi1"], 1)
+                until(lambda: tile(page, "pi1").get_attribute("class") == "tile live")  # no longer empty
                 page.evaluate(
                     "() => { const tile = document.querySelector('.tile'); window.seen = [];"
                     "new MutationObserver(() => window.seen.push(tile.className))"
