@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import signal
 import threading
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 
 import streamer
 from streamer.codec import encode_jpeg
+from streamer.wall import Wall, _static_files
 from tests.browser import COUNT_DRAWINGS, Fleet, SlowLine, chromium, needs_chromium, reads
 from tests.conftest import until
 from tests.peers import JPEG
@@ -203,6 +206,44 @@ def test_tile_is_one_link_to_a_reader_of_screens(browser: Browser, eight: Fleet)
         until(lambda: page.evaluate("location.hash") == "")
 
 
+def test_tile_that_has_the_keyboard_is_not_read_aloud_each_second(browser: Browser) -> None:
+    watch = """() => {
+        window.said = { pi1: [], pi2: [] };
+        for (const tile of document.querySelectorAll(".tile")) {
+            const note = () => window.said[tile.dataset.name].push(tile.getAttribute("aria-label"));
+            new MutationObserver(note).observe(tile, { attributeFilter: ["aria-label"] });
+        }
+    }"""
+    with (
+        Fleet({"pi1": None, "pi2": None}, stale_after_s=1, gone_after_s=600) as fleet,
+        streamer.Sender(fleet.endpoint, "pi1") as sender,
+        streamer.Sender(fleet.endpoint, "pi2") as other,
+        looking(browser, fleet.url) as page,
+    ):
+        tile(page, "pi1").focus()
+        page.evaluate(watch)
+        sender.send(JPEG)
+        other.send(JPEG)
+        until(lambda: len([label for label in page.evaluate("said.pi2") if "STALE" in label]) >= 4, 30)
+        told = [label for label in page.evaluate("said.pi1") if "STALE" in label]
+        assert len(told) == 1
+        tile(page, "pi2").focus()
+        until(lambda: page.evaluate("said.pi1").index(told[0]) < len(page.evaluate("said.pi1")) - 1)
+
+
+def test_keyboard_goes_along_from_one_camera_to_the_next(browser: Browser, eight: Fleet) -> None:
+    held = "document.activeElement.dataset.name ?? document.activeElement.id"
+    with looking(browser, f"{eight.url}#pi2") as page:
+        all_drawn(page, ["pi2"])
+        for key, name in (("ArrowRight", "pi3"), ("ArrowRight", "pi4"), ("ArrowLeft", "pi3")):
+            page.keyboard.press(key)
+            until(lambda name=name: page.evaluate(held) == name)  # type: ignore[misc]
+        page.focus("#next")
+        page.keyboard.press("Enter")
+        until(lambda: tile(page, "pi4").is_visible())
+        assert page.evaluate(held) == "next"
+
+
 def test_screen_stays_on_while_the_wall_fills_it(browser: Browser, eight: Fleet) -> None:
     with looking(browser, "about:blank") as page:
         page.add_init_script(COUNT_LOCKS)
@@ -236,6 +277,44 @@ def test_link_to_one_camera_and_saving_its_picture(browser: Browser, eight: Flee
         all_drawn(page, EIGHT)
 
 
+def test_saved_picture_is_named_after_when_it_came(browser: Browser) -> None:
+    with (
+        Fleet({"pi1": None, "pi2": None}, stale_after_s=1, gone_after_s=2) as fleet,
+        streamer.Sender(fleet.endpoint, "pi1") as sender,
+        looking(browser, f"{fleet.url}#pi2") as page,
+    ):
+        saved: list[str] = []
+        page.on("download", lambda download: saved.append(download.suggested_filename))
+        says(page, "pi2", "WAITING")
+        sender.send(JPEG)
+        until(fleet.live)
+        came = datetime.now(UTC)
+        page.keyboard.press("s")  # there is nothing to save
+        page.keyboard.press("ArrowLeft")
+        says(page, "pi1", r"gone, last seen ([4-9]|\d\d) s ago")
+        with page.expect_download():
+            page.keyboard.press("s")
+        assert [name[:4] for name in saved] == ["pi1-"]
+        stamp = datetime.strptime(saved[0], "pi1-%Y-%m-%dT%H-%M-%S.jpg").replace(tzinfo=UTC)
+        assert abs((stamp - came).total_seconds()) < 3
+
+
+def test_key_that_is_held_saves_one_picture(browser: Browser, eight: Fleet) -> None:
+    count = """() => {
+        window.saved = window.filled = 0;
+        HTMLAnchorElement.prototype.click = () => { window.saved += 1; };
+        Element.prototype.requestFullscreen = () => { window.filled += 1; };
+    }"""
+    with looking(browser, f"{eight.url}#pi5") as page:
+        all_drawn(page, ["pi5"])
+        page.evaluate(count)
+        for key in "sf":
+            for _ in range(3):
+                page.keyboard.down(key)
+            page.keyboard.up(key)
+        assert page.evaluate("[window.saved, window.filled]") == [1, 1]
+
+
 def test_tab_that_nobody_sees_costs_nothing(browser: Browser, eight: Fleet) -> None:
     with looking(browser, eight.url) as page:
         all_drawn(page, EIGHT)
@@ -243,7 +322,9 @@ def test_tab_that_nobody_sees_costs_nothing(browser: Browser, eight: Fleet) -> N
             Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
             document.dispatchEvent(new Event("visibilitychange"));
         }"""
+        until(lambda: page.title() == "8 of 9 cameras live")
         page.evaluate(hide, True)
+        assert page.title() == "Cameras", "it says nothing that it does not know"
         until(lambda: [row["cameras"] for row in eight.ask("api/viewers")] == [0])
         frames = eight.ask("api/viewers")[0]["frames"]
         received = eight.ask("api/cameras")[0]["frames"]
@@ -251,6 +332,7 @@ def test_tab_that_nobody_sees_costs_nothing(browser: Browser, eight: Fleet) -> N
         assert eight.ask("api/viewers")[0]["frames"] == frames
         page.evaluate(hide, False)
         all_drawn(page, EIGHT)
+        until(lambda: page.title() == "8 of 9 cameras live")
 
 
 def test_page_says_that_the_hub_is_away_and_comes_back_by_itself(browser: Browser) -> None:
@@ -270,6 +352,24 @@ def test_page_says_that_the_hub_is_away_and_comes_back_by_itself(browser: Browse
         until(lambda: not notice.is_visible())
         assert not since.is_visible()
         says(page, "pi1", "^pi1 ● LIVE")
+
+
+def test_page_takes_a_newer_one_by_itself(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = _static_files()
+    newer = {**files, "index.html": files["index.html"].replace(b">Cameras</a>", b">Newer</a>")}
+    with streamer.Hub("tcp://127.0.0.1:*") as hub, contextlib.ExitStack() as stack:
+        with Wall(hub, "127.0.0.1", 0) as wall:
+            page = stack.enter_context(looking(browser, f"http://127.0.0.1:{wall.port}/"))
+            page.get_by_text("No camera has come yet.").wait_for()
+            page.evaluate("window.isTheSame = true")
+        page.get_by_text("The hub does not answer.").wait_for()
+        with Wall(hub, "127.0.0.1", wall.port):
+            page.get_by_text("No camera has come yet.").wait_for()
+            assert page.evaluate("window.isTheSame")
+        page.get_by_text("The hub does not answer.").wait_for()
+        monkeypatch.setattr("streamer.wall._static_files", lambda: newer)
+        with Wall(hub, "127.0.0.1", wall.port):  # of the same version
+            page.get_by_role("link", name="Newer").wait_for()
 
 
 @pytest.mark.parametrize("missing", [["worker.js"], ["worker.js", "feed.js"]], ids=" ".join)
@@ -328,6 +428,7 @@ def test_camera_that_sends_seldom_is_live(browser: Browser) -> None:
             until(fleet.live)
             with looking(browser, fleet.url) as page:
                 all_drawn(page, ["pi1"], 1)
+                until(lambda: tile(page, "pi1").get_attribute("class") == "tile live")  # no longer empty
                 page.evaluate(
                     "() => { const tile = document.querySelector('.tile'); window.seen = [];"
                     "new MutationObserver(() => window.seen.push(tile.className))"
@@ -418,6 +519,30 @@ def test_numbers_take_neither_the_keyboard_nor_a_selection_away(browser: Browser
         assert page.locator("#cameras tbody th").all_inner_texts() == ["pi1", "pi2", "pi2a", "pi3"]
 
 
+def test_numbers_of_a_hub_that_says_nothing_are_said_to_be_old(browser: Browser) -> None:
+    with Fleet({"pi1": "pattern"}) as fleet, looking(browser, f"{fleet.url}numbers") as page:
+        notice = page.locator("#notice")
+        page.locator("#cameras tbody th").wait_for()
+        until(lambda: not notice.is_visible())
+        fleet.hub.process.send_signal(signal.SIGSTOP)  # its connections stay
+        try:
+            until(lambda: notice.inner_text().startswith("The hub does not answer. These numbers are old."), 30)
+        finally:
+            fleet.hub.process.send_signal(signal.SIGCONT)
+        until(lambda: not notice.is_visible(), 30)
+
+
+def test_long_name_leaves_room_for_the_numbers_on_a_phone(browser: Browser) -> None:
+    name = "a" * 64
+    with Fleet({name: None}) as fleet, looking(browser, f"{fleet.url}numbers", PHONE) as page:
+        head = page.locator("#cameras tbody th")
+        head.wait_for()
+        last = page.locator("#cameras tbody td").last
+        last.scroll_into_view_if_needed()
+        assert head.bounding_box()["width"] < PHONE["width"] / 2  # type: ignore[index]
+        assert head.locator("a").get_attribute("title") == name
+
+
 def test_one_camera_on_a_phone(browser: Browser) -> None:
     name = "a" * 64
     with Fleet({name: "pattern", "pi2": "pattern"}) as fleet, looking(browser, fleet.url, PHONE) as page:
@@ -470,6 +595,29 @@ def test_tiles_out_of_sight_are_asked_for_less(browser: Browser) -> None:
         before = drawings(page)
         all_drawn(page, ["pi40"], 30)
         assert drawings(page)["pi1"] - before["pi1"] < 15
+
+
+def test_camera_that_comes_moves_nobody_s_view(browser: Browser) -> None:
+    with (
+        Fleet({f"pi{number}": None for number in range(1, 41)}) as fleet,
+        streamer.Sender(fleet.endpoint, "pi41") as another,
+        looking(browser, fleet.url, PHONE) as page,
+    ):
+        tile(page, "pi1").focus()
+        tile(page, "pi40").scroll_into_view_if_needed()
+        before = page.evaluate("document.getElementById('wall').scrollTop")
+        assert before > 1000
+        another.send(JPEG)
+        until(lambda: tile(page, "pi41").count())
+        assert page.evaluate("document.activeElement.dataset.name") == "pi1"
+        assert page.evaluate("document.getElementById('wall').scrollTop") == before
+
+
+def test_notice_leaves_room_for_the_pictures(browser: Browser) -> None:
+    names = [f"front-door-camera-{number}" for number in range(1, 61)]
+    with Fleet(dict.fromkeys(names)) as fleet, looking(browser, f"{fleet.url}#pi3", PHONE) as page:
+        page.get_by_text("There is no camera pi3; there are: ").wait_for()
+        assert page.locator("#wall").evaluate("wall => wall.clientHeight") > PHONE["height"] / 2
 
 
 PASSWORD = "korrekt horse <b>&"

@@ -25,6 +25,7 @@ import aiohttp
 import cv2
 import numpy as np
 import pytest
+from aiohttp import web
 from PIL import Image
 
 import streamer
@@ -32,6 +33,7 @@ from streamer.cameras.pattern import Pattern
 from streamer.codec import encode_jpeg
 from streamer.presence import Status
 from streamer.wall import Wall
+from streamer.wall.access import Protocol
 from tests.conftest import HubClock, until
 
 if TYPE_CHECKING:
@@ -304,6 +306,27 @@ def test_wall_closes_though_who_asked_does_not_go_on(
         assert time.monotonic() - began < 5
 
 
+def test_wall_closes_though_somebody_comes_in_the_last_moment(
+    hub: streamer.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shut_down = web.Server.shutdown
+    here, there = socket.socketpair()
+
+    async def let_one_in(server: Any, timeout: float | None = None) -> None:
+        await shut_down(server, timeout)
+        monkeypatch.setattr(web.Server, "shutdown", shut_down)
+        loop = asyncio.get_running_loop()
+        await loop.connect_accepted_socket(lambda: Protocol(server, loop=loop), here)
+
+    monkeypatch.setattr(web.Server, "shutdown", let_one_in)
+    wall = Wall(hub, "127.0.0.1", 0)
+    with here, there:
+        there.sendall(b"POST /login" + _HEAD + b"Content-Length: 100\r\n\r\nabc")
+        began = time.monotonic()
+        wall.close()
+        assert time.monotonic() - began < 5
+
+
 def test_viewer_that_does_not_read_delays_nobody_and_gets_the_newest(
     hub: streamer.Hub, wall: Wall, sender: streamer.Sender
 ) -> None:
@@ -541,6 +564,7 @@ def test_socket_brings_every_camera_untouched(hub: streamer.Hub, wall: Wall, sen
 
         async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
             hello = json.loads((await page.receive()).data)["hello"]
+            assert re.fullmatch("[0-9a-f]{16}", hello.pop("page"))
             assert hello == {"version": streamer.__version__, "message": 1, "stale_after_s": 60}
             assert [row["name"] for row in await next_table(page)] == ["pi1", "pi2", "pi9"]
             assert viewers(wall)[0]["frames"] == 0, "nothing was asked for"

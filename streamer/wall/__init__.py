@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import hashlib
 import json
 import logging
 import math
@@ -155,7 +156,7 @@ class Wall:
             ]
         )
         app.on_response_prepare.append(self._access.add_headers)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, shutdown_timeout=_CLOSE_S)  # by itself a minute, for who came in the last moment
         await runner.setup()
         server = runner.server
         assert server  # noqa: S101 - it is set up
@@ -273,7 +274,12 @@ class Wall:
         if transport is None:  # it has left already
             return web.Response()
         page = _Page(self._fan_out.open(functools.partial(_write, transport), "wall", *_who(request)))
-        hello = {"version": streamer.__version__, "message": MESSAGE_VERSION, "stale_after_s": self._hub.stale_after_s}
+        hello = {
+            "version": streamer.__version__,
+            "page": _page_digest(),
+            "message": MESSAGE_VERSION,
+            "stale_after_s": self._hub.stale_after_s,
+        }
         tables = asyncio.ensure_future(self._send_tables(response, page, hello))
         goodbye = asyncio.ensure_future(_end(response, page))
         self._pages.add(page)
@@ -493,6 +499,11 @@ def _json(value: Any) -> web.Response:
 def _static_files() -> dict[str, bytes]:
     folder = resources.files(__package__).joinpath("static")
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def _page_digest() -> str:
+    """Tell one page from another: two releases of one version may differ in it."""
+    return hashlib.sha256(repr(sorted(_static_files().items())).encode()).hexdigest()[:16]
 
 
 def _static(file: str, content_type: str) -> web.Response:

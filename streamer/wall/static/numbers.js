@@ -3,6 +3,7 @@
 import { SHAPES, latency, oddity, span, summary, write } from "./states.js";
 
 const RETRY_MS = 2000;
+const PATIENCE_MS = 10000;
 const CURVE = { width: 80, height: 22 };
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -87,7 +88,7 @@ function cameraRow(row) {
   const silent = row.state === "LIVE" || row.age_s === null ? "" : `, ${span(row.age_s)}`;
   const odd = row.state === "LIVE" && oddity(row) ? `, ${oddity(row)}` : "";
   const state = cell("td", `${SHAPES[row.state]} ${row.state}${silent}${odd}`, "state");
-  const link = Object.assign(document.createElement("a"), { href: `/#${encodeURIComponent(row.name)}`, textContent: row.name });
+  const link = Object.assign(document.createElement("a"), { href: `/#${encodeURIComponent(row.name)}`, textContent: row.name, title: row.name });
   return [row.name, row.state.toLowerCase(), [
     Object.assign(cell("th", link), { scope: "row" }),
     state,
@@ -124,7 +125,9 @@ function viewerRow(row) {
 }
 
 async function ask(path) {
-  const answer = await fetch(path, { headers: { Accept: "application/json" } });
+  // A connection may die without a word: a browser by itself would wait for minutes, with the old numbers on the page.
+  const signal = AbortSignal.timeout?.(PATIENCE_MS);
+  const answer = await fetch(path, { headers: { Accept: "application/json" }, signal });
   if (answer.status === 401) location.reload();
   if (!answer.ok) throw new Error(`${answer.status}`);
   return answer.json();

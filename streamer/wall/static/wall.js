@@ -25,7 +25,7 @@ const filling = matchMedia("(display-mode: fullscreen)");
 
 const tiles = new Map(); // by name, in the hub's order
 let staleAfterS = 3;
-let version = null;
+let page = null; // which one the hub has
 let lostAt = null; // since when there is no connection
 let everConnected = false;
 let columns = 1;
@@ -39,6 +39,7 @@ class Tile {
     this.shownAt = null; // when its newest picture was drawn
     this.damagedAt = -Infinity;
     this.inSight = true;
+    this.gist = ""; // of its label, which is more than the time
     this.pending = null;
     this.element = template.content.firstElementChild.cloneNode(true);
     this.element.href = `#${encodeURIComponent(name)}`;
@@ -107,6 +108,10 @@ class Tile {
     write(this.parts.late, live ? latency(row) : ageS === null ? "" : span(ageS));
     // All of it in one label: read from its parts, a tile would say its name twice.
     const said = `${this.name}, ${state}${word ? `, ${word}` : ""}${chosen ? ": back to all cameras" : ""}`;
+    // While it has the keyboard, not for the time alone: a reader of screens would say all of it again each second.
+    const gist = said.replace(/ \d+ (s|min|h|days)\b/, "");
+    if (gist === this.gist && this.element === document.activeElement) return;
+    this.gist = gist;
     if (this.element.getAttribute("aria-label") !== said) this.element.setAttribute("aria-label", said);
   }
 }
@@ -127,9 +132,9 @@ function receive(message) {
 }
 
 function greet(hello) {
-  // A hub of another version has another page: screens that nobody touches take it by themselves.
-  if (version !== null && version !== hello.version) location.reload();
-  version = hello.version;
+  // A hub that has another page: screens that nobody touches take it by themselves.
+  if (page !== null && page !== hello.page) location.reload();
+  page = hello.page;
   staleAfterS = hello.stale_after_s;
   lostAt = null;
   everConnected = true;
@@ -236,7 +241,7 @@ function arrange(rows) {
     tiles.clear();
     for (const [name, tile] of ordered) tiles.set(name, tile);
     wall.replaceChildren(...ordered.map(([, tile]) => tile.element));
-    if (held?.isConnected) held.focus();
+    if (held?.isConnected) held.focus({ preventScroll: true }); // it may be far from where somebody looks
     choose();
   }
   look();
@@ -288,7 +293,9 @@ function look() {
   write(since, lostS !== null && everConnected ? `Last heard of ${span(lostS)} ago.` : "");
   write(counts, lostS === null ? summary(rows) : "");
   const live = rows.filter((row) => row.state === "LIVE").length;
-  document.title = lostS === null ? `${live} of ${rows.length} cameras live` : "Cameras: the hub does not answer";
+  // To a hidden page the hub sends no table: how many there were says nothing of how many there are.
+  const title = document.hidden ? "Cameras" : `${live} of ${rows.length} cameras live`;
+  document.title = lostS === null ? title : "Cameras: the hub does not answer";
   lay();
   want();
 }
@@ -327,10 +334,14 @@ function step(by) {
 
 function save() {
   const name = chosenName() || document.activeElement?.dataset?.name;
-  if (!tiles.has(name)) return;
+  const tile = tiles.get(name);
+  if (!tile || tile.row.age_s === null) return; // it has none
+  const { row, rowAt } = tile;
+  const ageMs = row.state === "LIVE" ? 0 : row.age_s * 1000 + performance.now() - rowAt;
+  const taken = new Date(Date.now() - ageMs).toISOString();
   const link = document.createElement("a");
   link.href = `/snapshot/${encodeURIComponent(name)}.jpg`;
-  link.download = `${name}-${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}.jpg`;
+  link.download = `${name}-${taken.slice(0, 19).replaceAll(":", "-")}.jpg`;
   link.click();
 }
 
@@ -359,6 +370,7 @@ function move(by) {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.repeat && event.key.length === 1) return; // a letter that is held was meant once
   const single = wall.classList.contains("one");
   const actions = {
     ArrowLeft: () => (single ? step(-1) : move(-1)),
@@ -409,11 +421,14 @@ const sight = new IntersectionObserver((entries) => {
 addEventListener("hashchange", ({ oldURL }) => {
   choose();
   look();
-  // Whichever way it went back: the camera that was alone has the keyboard, and is in sight.
+  // Whichever way it went back: the camera that was alone has the keyboard, and is in sight. From one to the next it goes
+  // along, for a reader of screens to name it; but a button that led there keeps it.
+  const held = document.activeElement;
   if (!chosenName()) tiles.get(nameIn(oldURL))?.element.focus();
+  else if (held === document.body || wall.contains(held)) tiles.get(chosenName())?.element.focus();
 });
 addEventListener("resize", look);
-document.addEventListener("visibilitychange", want);
+document.addEventListener("visibilitychange", look);
 document.addEventListener("visibilitychange", stayAwake);
 document.addEventListener("fullscreenchange", stayAwake);
 filling.addEventListener("change", stayAwake);
