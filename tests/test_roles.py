@@ -505,8 +505,18 @@ def test_a_wheel_is_built_once_for_each_state_of_the_source(checkout: Path) -> N
     assert not build(checkout)["built"]
     (checkout / "README.md").write_text("Other words are no other release.")
     assert not build(checkout)["built"]
+    for litter in (".DS_Store", ".new.py.swp", "new.py~"):
+        (checkout / "streamer" / litter).write_text("")
+    assert not build(checkout)["built"]
     (checkout / "streamer" / "new.py").write_text("")
     assert build(checkout)["release"] != first["release"]
+
+
+def test_a_wheel_that_cannot_be_written_is_told_in_a_line(checkout: Path) -> None:
+    (checkout / "build").write_text("no directory")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        build(checkout)
+    assert re.fullmatch(r"cannot build the wheel: .*Not a directory: '.*/build/releases/.*'\n", caught.value.stderr)
 
 
 def test_one_source_makes_the_same_wheel_byte_for_byte(checkout: Path) -> None:

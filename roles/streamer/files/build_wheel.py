@@ -28,7 +28,7 @@ def release_of(root: Path) -> tuple[str, str]:
     found = re.search(r'^__version__ = "([0-9A-Za-z.]+)"$', (package / "__init__.py").read_text(), re.MULTILINE)
     if found is None:
         raise SystemExit(f'{package / "__init__.py"}: has no line __version__ = "…"')
-    # Not what an editor or a desktop leaves there: another control machine would make another release of the same source.
+    # Not what an editor or a desktop leaves there, by which one source were another release on each control machine.
     litter = re.compile(r"\..*|.*~|.*\.pyc")
     sources = [path for path in package.rglob("*") if path.is_file() and not litter.fullmatch(path.name)]
     digest = hashlib.sha256()
