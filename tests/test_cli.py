@@ -244,6 +244,16 @@ def test_windows_without_opencv_are_refused_before_anything_starts(command: str,
     assert done.stderr.count("\n") == 1
 
 
+def test_library_that_does_not_load_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    done = run("hub", "--display", "windows", DISPLAY=":0", PYTHONPATH=f"{tmp_path}:{Path(__file__).parent.parent}")
+    error = (
+        "streamer: a display of windows needs the extra 'opencv', which is there but does not load: libGL.so.1: cannot "
+        "open shared object file\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", error)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_what_cannot_be_printed_is_said_in_one_line(tmp_path: Path) -> None:
     for arguments in (
