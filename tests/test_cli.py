@@ -515,6 +515,14 @@ def test_sender_without_a_hub_ends_at_once(tmp_path: Path, number: int) -> None:
         assert re.fullmatch(r"pi1: 0 frames sent, 0 answered, \d+ dropped\n", sender.out)
 
 
+def test_sender_that_publishes_says_where_and_nothing_of_answers(tmp_path: Path) -> None:
+    flags = ["--name", "pi1", "--camera", "pattern", "--size", "176x144"]
+    with running(tmp_path, "send", "--publish", "tcp://127.0.0.1:0", *flags) as sender:
+        sender.said(r"INFO: pi1: publishing on (tcp://127\.0\.0\.1:\d+)\n")
+        sender.end()
+        assert re.match(r"pi1: \d+ frames sent, \d+ dropped\n", sender.out)
+
+
 def test_sender_that_was_refused_says_so_in_its_summary(tmp_path: Path) -> None:
     with running_hub(tmp_path) as (hub, endpoint, _), running(tmp_path / "first", *sender_flags(endpoint)):
         hub.said("(pi1: LIVE)")
