@@ -187,7 +187,8 @@ def test_port_in_use_is_told_in_one_line_and_leaks_nothing(
 @pytest.mark.parametrize("kind", [Requester, Replier, Publisher, Subscriber])
 @pytest.mark.parametrize("endpoint", ["", "rubbish", "tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:x", "http://a:1"])
 def test_malformed_address_is_an_error_that_names_it(kind: type[End], endpoint: str, subscriber: Subscriber) -> None:
-    with pytest.raises(TransportError, match=f"cannot (listen on|connect to) {endpoint}: "):
+    right = "an address is tcp://HOST:PORT, as in tcp://hub:5555"
+    with pytest.raises(TransportError, match=f"cannot (listen on|connect to) {endpoint}: .*: {right}"):
         subscriber.connect(endpoint) if kind is Subscriber else kind(endpoint)  # type: ignore[call-arg]
 
 
