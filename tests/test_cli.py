@@ -134,6 +134,7 @@ def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
         (["hub", "--display", "screen"], "--display is 'screen': it must be none or windows"),
         (["hub", "--layout", "2by4"], "--layout is '2by4': it must be ROWSxCOLUMNS, numbers from 1 to 16, as in 2x4"),
         (["hub", "--layout", "2x4"], "--layout is 2x4 and --display is none: set --display to windows, or no --layout"),
+        (["hub", "--full-screen"], "--full-screen is true and there is no --layout: set it to ROWSxCOLUMNS, as in 2x4"),
         (["demo", "--cameras", "0"], "--cameras is '0': it must be a whole number from 1 to 64"),
         (["demo", "--cameras", "x"], "--cameras is 'x': it must be a whole number from 1 to 64"),
         (["demo", "--display", "screen"], "--display is 'screen': it must be none or windows"),
