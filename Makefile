@@ -90,7 +90,7 @@ $(VENV)/demo: pyproject.toml
 	@touch $@
 
 $(VENV)/demo-windows: pyproject.toml
-	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv libgl1 libglib2.0-0
+	@tests/environment.sh "$(PYTHON)" $(VENV) pattern,hub,opencv libgl1 libglib2.0-0 libsm6
 	@touch $@ $(VENV)/demo
 
 $(VENV)/test: pyproject.toml tests/environment.sh

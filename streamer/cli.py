@@ -399,7 +399,7 @@ def _send(options: argparse.Namespace) -> int:
             if ready:
                 notifier.status(f"{pictures} pictures; " + (sender.statistics.hub or "no hub answers"))
         notifier.stopping()
-    _summarise_sender(sender)
+    _summarise_sender(sender, publishes=bool(config.publish))
     return 0
 
 
@@ -409,10 +409,11 @@ def _release() -> str:
     return name if name.startswith(f"{version}+") else version
 
 
-def _summarise_sender(sender: Sender) -> None:
+def _summarise_sender(sender: Sender, *, publishes: bool) -> None:
     done = sender.statistics
     refused = f" ({done.refused} of them refused)" if done.refused else ""
-    _print(f"{sender.name}: {done.frames} frames sent, {done.answered} answered{refused}, {done.dropped} dropped")
+    answered = "" if publishes else f", {done.answered} answered{refused}"
+    _print(f"{sender.name}: {done.frames} frames sent{answered}, {done.dropped} dropped")
     if done.last is None:
         return
     from streamer.codec import jpeg_size

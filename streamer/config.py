@@ -39,6 +39,7 @@ _FLAGS = {
     "curve_hub_keys": "hub-key",
     "curve_allowed_file": "allowed",
     "plain_bind": "plain-bind",
+    "full_screen": "full-screen",
 }
 # What to do about an address that cannot be listened on.
 _INSTEAD = {

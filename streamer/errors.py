@@ -26,10 +26,11 @@ class TransportError(StreamerError):
 
 
 class MissingExtraError(StreamerError):
-    """A library of an optional extra is not installed."""
+    """A library of an optional extra is not installed, or does not load."""
 
-    def __init__(self, purpose: str, extra: str, debian: str) -> None:
-        super().__init__(
-            f"{purpose} needs the extra '{extra}': pip install '.[{extra}]' in this project's directory, "
-            f"or on Debian: apt install {debian}"
-        )
+    def __init__(self, purpose: str, extra: str, debian: str, error: ImportError | None = None) -> None:
+        remedy = f": pip install '.[{extra}]' in this project's directory, or on Debian: apt install {debian}"
+        if error and str(error) and not isinstance(error, ModuleNotFoundError):
+            # OpenCV where the system has no libGL, say: to install it again would not help.
+            remedy = f", which is there but does not load: {' '.join(str(error).split())}"
+        super().__init__(f"{purpose} needs the extra '{extra}'{remedy}")

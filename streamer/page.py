@@ -84,7 +84,9 @@ class Page:
             return None, f"no hub answers at {self._name}: TLS fails ({why}): is it http:// there?"
         except (OSError, http.client.HTTPException) as error:
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            return None, f"no hub answers at {self._name}: {why}"
+            hangs_up = isinstance(error, http.client.RemoteDisconnected) and not self._tls and not self._socket
+            hint = ": is it https:// there?" if hangs_up else ""
+            return None, f"no hub answers at {self._name}: {why}{hint}"
         if answer.status == HTTPStatus.OK and (rows := _rows(body)) is not None:
             return rows, ""
         if answer.status == HTTPStatus.UNAUTHORIZED:

@@ -466,6 +466,7 @@ class Sender:
 
     def _publish(self, publisher: Publisher) -> None:
         self._hub = publisher.endpoint
+        _log.info("%s: publishing on %s", self.name, publisher.endpoint)
         headers, seq = _Headers(self.name, {"start": wire.make_start(), **self._extras}), 0
         while not self._closing:
             outgoing = self._mailbox.take(_IDLE_S)

@@ -12,7 +12,7 @@ try:
     import cv2
     import numpy as np
 except ImportError as error:
-    raise MissingExtraError("a display of windows", "opencv", "python3-opencv") from error
+    raise MissingExtraError("a display of windows", "opencv", "python3-opencv", error) from error
 
 if TYPE_CHECKING:
     from streamer.codec import Image

@@ -139,7 +139,7 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
         socket.close()
-        raise AddressError(f"cannot listen on {endpoint}: {zmq.strerror(error.errno or 0)}", error.errno) from error
+        raise _refused(f"cannot listen on {endpoint}", error) from error
     bound = _MAPPED.sub(r"\1", socket.getsockopt_string(zmq.LAST_ENDPOINT))
     return bound.replace("[::]", "*").replace("0.0.0.0", "*")  # noqa: S104 - it is written, not bound
 
@@ -149,7 +149,13 @@ def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
         _check_port(endpoint)
         socket.connect(endpoint)
     except zmq.ZMQError as error:
-        raise AddressError(f"cannot connect to {endpoint}: {zmq.strerror(error.errno or 0)}", error.errno) from error
+        raise _refused(f"cannot connect to {endpoint}", error) from error
+
+
+def _refused(what: str, error: zmq.ZMQError) -> AddressError:
+    malformed = error.errno in (zmq.EINVAL, zmq.EPROTONOSUPPORT)
+    hint = ": an address is tcp://HOST:PORT, as in tcp://hub:5555 or tcp://*:5555" if malformed else ""
+    return AddressError(f"{what}: {zmq.strerror(error.errno or 0)}{hint}", error.errno)
 
 
 def unresolved(endpoint: str) -> str | None:

@@ -22,7 +22,7 @@ from streamer.tiles import greyed, marked, oddity, picture_for, silence
 try:
     import cv2
 except ImportError as error:
-    raise MissingExtraError("a display of windows", "opencv", "python3-opencv") from error
+    raise MissingExtraError("a display of windows", "opencv", "python3-opencv", error) from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,9 +12,12 @@ command -v "$python" >/dev/null || { echo "make: $python is not installed; Pytho
 
 missing=
 if command -v dpkg-query >/dev/null; then
+  # Also what another package provides, as libglib2.0-0t64 does libglib2.0-0.
+  # shellcheck disable=SC2016 # dpkg's variables
+  there=$(dpkg-query -W -f '${db:Status-Status}, ${Package}, ${Provides},\n' | sed -n 's/ ([^)]*)//g; /^installed,/p')
   for package; do
-    case $(dpkg-query -W -f '${Status}' "$package" 2>/dev/null) in
-      *" installed") ;;
+    case $there in
+      *", $package,"*) ;;
       *) missing="$missing $package" ;;
     esac
   done

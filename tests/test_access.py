@@ -771,6 +771,8 @@ def test_status_over_tls(
         assert status("--hub", page, *trusted) == 0
         assert status("--hub", page, "--ca-file", password_file) == 2
         assert f"--ca-file {password_file}: has no PEM certificate" in capsys.readouterr().err
+        assert status("--hub", f"http://localhost:{wall.port}", "--password-file", password_file) == 1
+        assert capsys.readouterr().err.endswith(": is it https:// there?\n")
 
 
 def test_status_of_what_is_no_page(opened: Wall, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,6 +134,7 @@ def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
         (["hub", "--display", "screen"], "--display is 'screen': it must be none or windows"),
         (["hub", "--layout", "2by4"], "--layout is '2by4': it must be ROWSxCOLUMNS, numbers from 1 to 16, as in 2x4"),
         (["hub", "--layout", "2x4"], "--layout is 2x4 and --display is none: set --display to windows, or no --layout"),
+        (["hub", "--full-screen"], "--full-screen is true and there is no --layout: set it to ROWSxCOLUMNS, as in 2x4"),
         (["demo", "--cameras", "0"], "--cameras is '0': it must be a whole number from 1 to 64"),
         (["demo", "--cameras", "x"], "--cameras is 'x': it must be a whole number from 1 to 64"),
         (["demo", "--display", "screen"], "--display is 'screen': it must be none or windows"),
@@ -242,6 +243,16 @@ def test_windows_without_opencv_are_refused_before_anything_starts(command: str,
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("streamer: a display of windows needs the extra 'opencv': pip install")
     assert done.stderr.count("\n") == 1
+
+
+def test_library_that_does_not_load_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    done = run("hub", "--display", "windows", DISPLAY=":0", PYTHONPATH=f"{tmp_path}:{Path(__file__).parent.parent}")
+    error = (
+        "streamer: a display of windows needs the extra 'opencv', which is there but does not load: libGL.so.1: cannot "
+        "open shared object file\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", error)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -503,6 +514,14 @@ def test_sender_without_a_hub_ends_at_once(tmp_path: Path, number: int) -> None:
         sender.said("(no hub answers)")
         assert sender.end(number) < ENDS_WITHIN_S
         assert re.fullmatch(r"pi1: 0 frames sent, 0 answered, \d+ dropped\n", sender.out)
+
+
+def test_sender_that_publishes_says_where_and_nothing_of_answers(tmp_path: Path) -> None:
+    flags = ["--name", "pi1", "--camera", "pattern", "--size", "176x144"]
+    with running(tmp_path, "send", "--publish", "tcp://127.0.0.1:0", *flags) as sender:
+        sender.said(r"INFO: pi1: publishing on (tcp://127\.0\.0\.1:\d+)\n")
+        sender.end()
+        assert re.match(r"pi1: \d+ frames sent, \d+ dropped\n", sender.out)
 
 
 def test_sender_that_was_refused_says_so_in_its_summary(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -241,7 +242,7 @@ def test_the_limit_does_not_narrow_the_check(tmp_path: Path) -> None:
         (["--tags=stauts"], "no tag is called stauts: did you mean status? There are: restart, stop, start, status, "),
         (["--tags=restart,rolback", "--limit=pi1"], "no tag is called rolback: did you mean rollback? There are: "),
         (["--skip-tags=verfy"], "no tag is called verfy: did you mean verify? There are: restart, "),
-        (["--tags=now", "--check"], "no tag is called now: There are: restart, stop, start, status, verify, rollback"),
+        (["--tags=now", "--check"], "no tag is called now: there are: restart, stop, start, status, verify, rollback"),
     ],
 )
 def test_a_tag_that_no_play_has_is_refused(tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -250,6 +251,18 @@ def test_a_tag_that_no_play_has_is_refused(tmp_path: Path, arguments: list[str],
     assert said in output
     assert "UNREACHABLE" not in output
     assert "TASK [Restart" not in output
+
+
+@pytest.mark.skipif(not shutil.which("ssh"), reason="needs ssh")
+def test_a_camera_that_does_not_answer_is_not_said_to_have_a_journal(tmp_path: Path) -> None:
+    nobody = "all: {vars: {ansible_port: 1}}\n"
+    inventory = re.sub(r"192\.0\.2\.(\d)}", r"127.0.0.\1, streamer_address: 192.0.2.\1}", GOOD)
+    status, output = play(tmp_path, nobody + inventory, "--tags=verify")
+    assert status != 0
+    for camera in ("pi1", "pi2", "pi3"):
+        assert f"{camera} is not known to be LIVE: no answer from hub\n" in output
+    assert "The camera itself does not answer:\n" in output
+    assert "journal ends" not in output
 
 
 @pytest.mark.parametrize("extra", ["", "streamer_curve=on node_exporter_version=1.9 sender_watchdog_s=60"])

@@ -96,6 +96,21 @@ def test_demo_of_windows_has_what_windows_need() -> None:
     assert done.stdout.endswith("streamer demo --display windows\n")
 
 
+def test_a_package_that_another_one_provides_is_not_called_missing(tmp_path: Path) -> None:
+    listed = (
+        "installed, libglib2.0-0t64, libglib2.0-0 (= 2.84),\\nconfig-files, libgl1, ,\\ninstalled, libsm6-dev, libx,\\n"
+    )
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    for name, script in {"dpkg-query": f"printf '{listed}'", "id": "echo 1000", "venv/bin/pip": ":"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    packages = ["libglib2.0-0", "libgl1", "libsm6", "libx"]
+    command = ["tests/environment.sh", sys.executable, str(tmp_path / "venv"), "hub", *packages]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Not installed, so what needs them is skipped: libgl1 libsm6\n")
+
+
 @pytest.mark.parametrize("module", ["tests.lab.power", "tests.lab.reboots", "tests.bench.fleet"])
 def test_what_needs_the_lab_begins_as_the_makefile_says_it(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

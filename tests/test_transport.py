@@ -191,7 +191,8 @@ def test_port_in_use_is_told_in_one_line_and_leaks_nothing(
     + [f"tcp://127.0.0.1:{port}" for port in ("x", "-1", "65536", "99999", "9" * 5000)],
 )
 def test_malformed_address_is_an_error_that_names_it(kind: type[End], endpoint: str, subscriber: Subscriber) -> None:
-    with pytest.raises(TransportError, match=f"cannot (listen on|connect to) {endpoint}: "):
+    right = "an address is tcp://HOST:PORT, as in tcp://hub:5555"
+    with pytest.raises(TransportError, match=f"cannot (listen on|connect to) {endpoint}: .*: {right}"):
         subscriber.connect(endpoint) if kind is Subscriber else kind(endpoint)  # type: ignore[call-arg]
 
 

@@ -621,8 +621,8 @@ def tag_problems(tags: list[str]) -> list[str]:
     problems = []
     for tag in (tag for tag in tags if tag not in TAGS + ANSIBLES_TAGS):
         near = config.nearest(tag, TAGS)
-        hint = f"did you mean {near}? " if near else ""
-        problems.append(f"no tag is called {tag}: {hint}There are: {', '.join(TAGS)}")
+        hint = f"did you mean {near}? There" if near else "there"
+        problems.append(f"no tag is called {tag}: {hint} are: {', '.join(TAGS)}")
     return problems
 
 

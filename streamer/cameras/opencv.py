@@ -15,7 +15,7 @@ from streamer.errors import CameraError, CodecError, MissingExtraError
 try:
     import cv2
 except ImportError as error:
-    raise MissingExtraError("a camera 'usb:'", "opencv", "python3-opencv") from error
+    raise MissingExtraError("a camera 'usb:'", "opencv", "python3-opencv", error) from error
 
 if TYPE_CHECKING:
     from typing import Self

@@ -20,7 +20,7 @@ from streamer.errors import ConfigError, MissingExtraError
 try:
     from PIL import Image, ImageDraw, ImageFont
 except ImportError as error:
-    raise MissingExtraError("the camera 'pattern'", "pattern", "python3-pil") from error
+    raise MissingExtraError("the camera 'pattern'", "pattern", "python3-pil", error) from error
 
 if TYPE_CHECKING:
     from typing import Self

@@ -23,7 +23,7 @@ try:
     from picamera2.encoders import JpegEncoder, LibavMjpegEncoder, MJPEGEncoder
     from picamera2.outputs import Output
 except ImportError as error:
-    raise MissingExtraError("the camera 'picamera2'", "picamera2", "python3-picamera2") from error
+    raise MissingExtraError("the camera 'picamera2'", "picamera2", "python3-picamera2", error) from error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -15,7 +15,7 @@ try:
     import av
     import numpy as np
 except ImportError as error:
-    raise MissingExtraError("a camera 'file:'", "video", "python3-av") from error
+    raise MissingExtraError("a camera 'file:'", "video", "python3-av", error) from error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

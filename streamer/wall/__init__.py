@@ -29,7 +29,7 @@ from streamer.presence import State
 try:
     from aiohttp import WSCloseCode, WSMsgType, web
 except ImportError as error:
-    raise MissingExtraError("the hub's page", "hub", "python3-aiohttp") from error
+    raise MissingExtraError("the hub's page", "hub", "python3-aiohttp", error) from error
 
 from streamer.wall.access import BODY_MAX_BYTES, Access, Protocol, unix_socket
 from streamer.wall.door import Door

@@ -19,7 +19,7 @@ try:
     from prometheus_client.exposition import choose_encoder
     from prometheus_client.registry import Collector
 except ImportError as error:
-    raise MissingExtraError("the hub's page", "hub", "python3-prometheus-client") from error
+    raise MissingExtraError("the hub's page", "hub", "python3-prometheus-client", error) from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
