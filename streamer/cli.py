@@ -837,6 +837,8 @@ def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:
             )
         )
     _print_table(table)
+    if not rows:
+        _print("No camera has come yet.")
     for row in rows:
         if row.get("rival"):
             _print(f"{row['name']}: another sender at {row['rival']} has this name too, and is refused")

@@ -19,7 +19,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from streamer.codec import decode_jpeg
-from streamer.errors import CodecError, TransportError
+from streamer.errors import CodecError, ConfigError, TransportError
 from streamer.mailbox import Mailbox
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ class Pictures:
         decode: in place of `at_least`: makes a picture of a frame, or None where nobody wants one, or raises
             CodecError; called by several threads, for each camera by one at a time.
         threads: how many decode; by default one a core, from two to four.
+
+    Raises:
+        ConfigError: `at_least` is no such pair.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class Pictures:
         decode: Callable[[Frame], Image | None] | None = None,
         threads: int = _THREADS,
     ) -> None:
+        if at_least is not None:
+            _check_size(at_least)
         self._decode = decode or (lambda frame: decoded(frame, at_least))
         self._complaints: dict[str, str] = {}  # of each camera, the last
         self._hub = hub
@@ -137,6 +142,16 @@ class Pictures:
                 self._complaints[frame.camera] = str(error)
                 _log.warning("%s: %s", frame.camera, error)
             return None
+
+
+def _check_size(at_least: tuple[int, int]) -> None:
+    try:
+        width, height = at_least
+        if width > 0 and height > 0:
+            return
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(f"at_least is {at_least!r}: it must be (width, height) in pixels, as in (320, 240)")
 
 
 def decoded(frame: Frame, at_least: tuple[int, int] | None) -> Image:

@@ -749,6 +749,12 @@ def test_status_shows_what_the_hub_knows(tmp_path: Path) -> None:
             assert stranger.stderr == "streamer: the hub knows no camera pi7; its cameras are: pi1, pi2\n"
 
 
+def test_status_of_a_hub_without_cameras_says_so(tmp_path: Path) -> None:
+    with running_hub(tmp_path) as (_, _, wall):
+        done = run("status", "--hub", wall)
+    assert (done.returncode, done.stdout.splitlines()[1:]) == (0, ["No camera has come yet."])
+
+
 def test_status_waits_for_a_camera_that_the_hub_does_not_know_yet(tmp_path: Path) -> None:
     with (
         running_hub(tmp_path) as (_, endpoint, wall),

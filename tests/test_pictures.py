@@ -5,7 +5,7 @@ import logging
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ import pytest
 import streamer
 from streamer import wire
 from streamer.codec import encode_jpeg
-from streamer.errors import StreamerError, TransportError
+from streamer.errors import ConfigError, StreamerError, TransportError
 from tests.conftest import until
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ class Cameras:
         answered = sender.statistics.answered
         sender.send(picture)
         until(lambda: sender.statistics.answered > answered)
+
+
+@pytest.mark.parametrize("at_least", [320, (0, 0), (320, -1), (320,), ("a", "b")])
+def test_a_size_that_is_none_is_told_at_once(hub: streamer.Hub, at_least: Any) -> None:
+    with pytest.raises(ConfigError, match=r"at_least is .*: it must be \(width, height\) in pixels"):
+        streamer.Pictures(hub, at_least)
 
 
 @pytest.fixture

@@ -616,10 +616,17 @@ def fleet_plan(groups: Groups, hostvars: Variables, defaults: Variables) -> dict
     return {"problems": problems} if problems else fleet.plan()
 
 
-def tag_problems(tags: list[str]) -> list[str]:
-    """Say which tags no play has: for one of these Ansible does nothing, and calls that a success."""
-    problems = []
-    for tag in (tag for tag in tags if tag not in TAGS + ANSIBLES_TAGS):
+def tag_problems(tags: list[str], skipped: list[str]) -> list[str]:
+    """Say which tags no play has: for one of these Ansible does nothing, and calls that a success.
+
+    And which of those skipped run only when they are named, but for the lock, which would be skipped with them.
+    """
+    problems = [
+        f"--skip-tags={tag} leaves out nothing: a deploy has no {tag} of its own, and switches what is new"
+        for tag in skipped
+        if tag in TAGS and tag != "verify"
+    ]
+    for tag in (tag for tag in tags + skipped if tag not in TAGS + ANSIBLES_TAGS):
         near = config.nearest(tag, TAGS)
         hint = f"did you mean {near}? There" if near else "there"
         problems.append(f"no tag is called {tag}: {hint} are: {', '.join(TAGS)}")
