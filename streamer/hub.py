@@ -17,7 +17,7 @@ from streamer.errors import ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
 from streamer.presence import Change, NameTakenError, OvertakenError, Presence, State
 from streamer.refusals import Refusals
-from streamer.transport import Poller, Replier, Subscriber, Waker, share_interpreter
+from streamer.transport import Poller, Replier, Subscriber, Waker, share_interpreter, unresolved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from streamer.transport import Received
 
 _TICK_S = 0.25
+_SILENT_S = 3.0  # of a publishing sender, before that is told
+_REMIND_S = 60.0
 _LOOK_S = 0.05  # so long the socket waits for the next frame, and a peer at the door while frames come
 # Messages taken before the clock is looked at and closing is noticed.
 _BATCH = 256
@@ -96,11 +98,13 @@ class Hub:
         self._first = self._last = 0.0
         self._replier = Replier(bind, pair, self._allowed, plain_bind, guarded=True) if bind else None
         self._subscribers: list[Subscriber] = []
+        self._silent: dict[Subscriber, tuple[str, float]] = {}  # of whom nothing has come; when to tell it next
         try:
             for endpoint in [subscribe] if isinstance(subscribe, str) else subscribe:
                 # Each has a context: libzmq resolves a context's names one after the other, and may wait long for one.
                 self._subscribers.append(Subscriber())
                 self._subscribers[-1].connect(endpoint)
+                self._silent[self._subscribers[-1]] = endpoint, time.monotonic() + _SILENT_S
             self._waker = Waker()
         except BaseException:
             self._close_ends()
@@ -276,6 +280,8 @@ class Hub:
                     break
                 self._accept(received, now)
                 some = True
+                if isinstance(end, Subscriber):
+                    self._silent.pop(end, None)
         return some
 
     def _accept(self, received: Received, now: float) -> None:
@@ -316,9 +322,19 @@ class Hub:
             changes = self._presence.tick(now)
         for change in changes:
             _tell(change)
+        for subscriber, (endpoint, tell_at) in self._silent.items():
+            if now >= tell_at:
+                self._silent[subscriber] = endpoint, now + _REMIND_S
+                # A thread of its own, since it may take as long as a name server that does not answer.
+                threading.Thread(target=_tell_silence, args=(endpoint,), name="telling", daemon=True).start()
         if self._allowed:
             self._allowed.refresh()
         self._refusals.tell(now)
+
+
+def _tell_silence(endpoint: str) -> None:
+    why = unresolved(endpoint)
+    _log.warning("nothing comes from %s; waiting for it", endpoint + (f", which {why}" if why else ""))
 
 
 def _tell(change: Change | Notice) -> None:

@@ -576,6 +576,24 @@ def test_published_frames_are_stored_beside_those_that_are_sent(bind: str | None
             assert states(hub) == {"pi1": "LIVE", "pi2": "LIVE"}
 
 
+def test_publishers_of_whom_nothing_comes_are_told_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_REMIND_S", 0.1)
+    with ExitStack() as stack:
+        publisher = stack.enter_context(raw(zmq.XPUB))
+        publisher.bind(LOCAL)
+        address = publisher.getsockopt_string(zmq.LAST_ENDPOINT)
+        hub = stack.enter_context(Hub(None, subscribe=["tcp://127.0.0.1:1", address, "tcp://nosuch.invalid:5556"]))
+        publisher.recv()
+        until(lambda: publisher.send_multipart([header("pi1"), JPEG]) or states(hub))
+        until(lambda: caplog.text.count("nothing comes") >= 4)
+    nobody, unknown = sorted({message for message in caplog.messages if not message.startswith("pi1: ")})
+    assert nobody == "nothing comes from tcp://127.0.0.1:1; waiting for it"
+    why = r"which has a name that does not resolve \(.+\)"
+    assert re.fullmatch(rf"nothing comes from tcp://nosuch\.invalid:5556, {why}; waiting for it", unknown)
+
+
 # -- opening, closing, failing
 
 
