@@ -164,8 +164,8 @@ def test_one_camera_by_keyboard_and_back(browser: Browser, eight: Fleet) -> None
         page.keyboard.press("ArrowLeft")
         assert page.evaluate("location.hash") == "#pi9"
         page.keyboard.press("Escape")
+        until(lambda: all(tile(page, name).is_visible() for name in EIGHT))
         until(lambda: page.evaluate("document.activeElement.dataset.name") == "pi9")
-        assert all(tile(page, name).is_visible() for name in EIGHT)
         page.go_back()
         until(lambda: page.evaluate("location.hash") == "#pi9")
 
