@@ -503,13 +503,14 @@ def one_name(trial: Trial) -> None:
             clones: list[Unit] = []
 
             def both() -> None:
+                settle(lambda: not is_told())  # of the one before
                 clones.append(fleet.open_sender(f"clone{number}", "pi1"))  # noqa: B023
                 clones[0].ready.wait(10)  # noqa: B023
                 settle(is_told)
                 time.sleep(1)
 
             def again() -> None:
-                time.sleep(1.5)
+                settle(lambda: not is_told())
                 first.release()
                 settle(is_told)
                 time.sleep(1)
