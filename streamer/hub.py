@@ -17,7 +17,7 @@ from streamer.errors import ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
 from streamer.presence import Change, NameTakenError, OvertakenError, Presence, State
 from streamer.refusals import Refusals
-from streamer.transport import Poller, Replier, Subscriber, Waker, share_interpreter, unresolved
+from streamer.transport import Poller, Replier, Subscriber, Waker, share_interpreter, with_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -333,8 +333,7 @@ class Hub:
 
 
 def _tell_silence(endpoint: str) -> None:
-    why = unresolved(endpoint)
-    _log.warning("nothing comes from %s; waiting for it", endpoint + (f", which {why}" if why else ""))
+    _log.warning("nothing comes from %s; waiting for it", with_reason(endpoint))
 
 
 def _tell(change: Change | Notice) -> None:

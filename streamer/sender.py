@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from streamer import clock, codec, keys, wire
 from streamer.errors import CameraError, ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
-from streamer.transport import Poller, Publisher, Requester, Waker, share_interpreter, unresolved
+from streamer.transport import Poller, Publisher, Requester, Waker, share_interpreter, with_reason
 from streamer.window import Window
 
 if TYPE_CHECKING:
@@ -494,8 +494,7 @@ class Sender:
         """Log that there is no hub, and as far as that is known, why."""
         ends = [link.end for link in self._links]
         does = "takes the frames" if any(end.refusal for end in ends) else "answers"
-        whys = [(end.endpoint, end.refusal or unresolved(end.endpoint)) for end in ends]
-        places = ", and at ".join(endpoint + (f", which {why}" if why else "") for endpoint, why in whys)
+        places = ", and at ".join(with_reason(end.endpoint, end.refusal) for end in ends)
         if not self._closing:
             _log.warning("%s: no hub %s at %s; waiting for one", self.name, does, places)
 

@@ -158,18 +158,18 @@ def _refused(what: str, error: zmq.ZMQError) -> AddressError:
     return AddressError(f"{what}: {zmq.strerror(error.errno or 0)}{hint}", error.errno)
 
 
-def unresolved(endpoint: str) -> str | None:
-    """Say what is wrong with the host's name in an endpoint; None when it resolves, or there is none.
+def with_reason(endpoint: str, refusal: str | None = None) -> str:
+    """Name an endpoint, and why nobody is reached there: a refusal that is known, or a name that does not resolve.
 
-    libzmq tells nobody. It may take as long as the name server does.
+    Of such a name libzmq tells nobody. It may take as long as the name server does.
     """
     host = re.fullmatch(r"tcp://\[?(.+?)]?:[0-9]+", endpoint)
-    try:
-        if host:
+    if host and not refusal:
+        try:
             getaddrinfo(host[1].encode(), None)  # for a str Python would load the tables of all characters
-    except OSError as error:
-        return f"has a name that does not resolve ({error.strerror})"
-    return None
+        except OSError as error:
+            refusal = f"has a name that does not resolve ({error.strerror})"
+    return f"{endpoint}, which {refusal}" if refusal else endpoint
 
 
 def _option(socket: zmq.Socket[bytes], option: int) -> int:
@@ -365,6 +365,7 @@ class Requester:
 
         `connected` cannot tell: the hub may be back already. And after a peer that is no hub, or one of another
         security, libzmq does not connect again by itself: after True the socket is to be reopened.
+        Where nobody is at a host's addresses of one kind, this turns to the other.
         """
         left = False
         while _option(self.monitor, _EVENTS) & _POLLIN:

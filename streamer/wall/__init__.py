@@ -124,6 +124,11 @@ class Wall:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @functools.cached_property
+    def _page_digest(self) -> str:
+        """Tells one page from another: two releases of one version may differ in it."""
+        return hashlib.sha256(repr(sorted(_static_files().items())).encode()).hexdigest()[:16]
+
     def _run(self) -> None:
         """Be the thread."""
         try:
@@ -276,7 +281,7 @@ class Wall:
         page = _Page(self._fan_out.open(functools.partial(_write, transport), "wall", *_who(request)))
         hello = {
             "version": streamer.__version__,
-            "page": _page_digest(),
+            "page": self._page_digest,
             "message": MESSAGE_VERSION,
             "stale_after_s": self._hub.stale_after_s,
         }
@@ -499,11 +504,6 @@ def _json(value: Any) -> web.Response:
 def _static_files() -> dict[str, bytes]:
     folder = resources.files(__package__).joinpath("static")
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
-
-
-def _page_digest() -> str:
-    """Tell one page from another: two releases of one version may differ in it."""
-    return hashlib.sha256(repr(sorted(_static_files().items())).encode()).hexdigest()[:16]
 
 
 def _static(file: str, content_type: str) -> web.Response:

@@ -39,7 +39,6 @@ class Tile {
     this.shownAt = null; // when its newest picture was drawn
     this.damagedAt = -Infinity;
     this.inSight = true;
-    this.gist = ""; // of its label, which is more than the time
     this.pending = null;
     this.element = template.content.firstElementChild.cloneNode(true);
     this.element.href = `#${encodeURIComponent(name)}`;
@@ -72,11 +71,16 @@ class Tile {
     return width < TINY_PX ? TINY_HZ : width < SMALL_PX ? SMALL_HZ : FULL_HZ;
   }
 
+  // For how long the hub has had no frame; null if it never had one.
+  hubAgeS(now) {
+    return this.row.age_s === null ? null : this.row.age_s + (now - this.rowAt) / 1000;
+  }
+
   // The state as the hub has it; but a picture that has not moved here is not live here.
   look(now) {
     const row = this.row;
     let { state } = row;
-    const hubAgeS = row.age_s === null ? null : row.age_s + (now - this.rowAt) / 1000;
+    const hubAgeS = this.hubAgeS(now);
     const pictureAgeS = this.shownAt === null ? null : (now - this.shownAt) / 1000;
     const slowest = Math.min(this.rate(), row.fps || Infinity, row.wanted_fps || Infinity);
     const patienceS = Math.max(staleAfterS, 2 / slowest);
@@ -109,11 +113,15 @@ class Tile {
     // All of it in one label: read from its parts, a tile would say its name twice.
     const said = `${this.name}, ${state}${word ? `, ${word}` : ""}${chosen ? ": back to all cameras" : ""}`;
     // While it has the keyboard, not for the time alone: a reader of screens would say all of it again each second.
-    const gist = said.replace(/ \d+ (s|min|h|days)\b/, "");
-    if (gist === this.gist && this.element === document.activeElement) return;
-    this.gist = gist;
-    if (this.element.getAttribute("aria-label") !== said) this.element.setAttribute("aria-label", said);
+    const before = this.element.getAttribute("aria-label") ?? "";
+    const held = this.element === document.activeElement;
+    if (held ? gist(before) !== gist(said) : before !== said) this.element.setAttribute("aria-label", said);
   }
+}
+
+// A tile's label without the time in it.
+function gist(label) {
+  return label.replace(/ \d+ (s|min|h|days)\b/, "");
 }
 
 // -- the feed
@@ -336,9 +344,8 @@ function save() {
   const name = chosenName() || document.activeElement?.dataset?.name;
   const tile = tiles.get(name);
   if (!tile || tile.row.age_s === null) return; // it has none
-  const { row, rowAt } = tile;
-  const ageMs = row.state === "LIVE" ? 0 : row.age_s * 1000 + performance.now() - rowAt;
-  const taken = new Date(Date.now() - ageMs).toISOString();
+  const ageS = tile.row.state === "LIVE" ? 0 : tile.hubAgeS(performance.now());
+  const taken = new Date(Date.now() - 1000 * ageS).toISOString();
   const link = document.createElement("a");
   link.href = `/snapshot/${encodeURIComponent(name)}.jpg`;
   link.download = `${name}-${taken.slice(0, 19).replaceAll(":", "-")}.jpg`;
