@@ -211,13 +211,13 @@ def _parser() -> argparse.ArgumentParser:
     send = commands.add_parser("send", help="send a camera's pictures to a hub")
     send.set_defaults(run=_send)
     send.add_argument("--config", metavar="FILE", help="YAML file; --print-config shows one with every key")
-    send.add_argument("--print-config", action="store_true", help="print the commented default file and end")
+    send.add_argument("--print-config", action="store_true", help="print the default file, with comments, and exit")
     send.add_argument(
         "--hub",
         action="append",
         dest="hubs",
         metavar="tcp://HOST:5555",
-        help="the hub to send to; given several times, frames go to the first of them that answers",
+        help="the hub to send to; if repeated, frames go to the first that answers",
     )
     send.add_argument("--key", dest="curve_key_file", metavar="FILE", help="this camera's key pair, for encryption")
     send.add_argument(
@@ -225,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         dest="curve_hub_keys",
         metavar="curve-public:…",
-        help="with --key, the hub's public key; again for a second hub",
+        help="with --key: the hub's public key; repeated for a second hub",
     )
     send.add_argument("--publish", metavar="tcp://*:5555", help="instead of --hub: publish here, for subscribers")
     send.add_argument("--name", help="the camera's name at the hub; this host's name by default")
@@ -234,51 +234,51 @@ def _parser() -> argparse.ArgumentParser:
         metavar="picamera2|usb:0|usb:/dev/PATH|file:PATH|pattern",
         help="the Pi's own camera, a USB camera, a video file or a test card; picamera2 by default",
     )
-    send.add_argument("--size", metavar="640x480", help="of the pictures, WIDTHxHEIGHT in pixels; 640x480 by default")
-    send.add_argument("--fps", metavar="30", help="frames a second that are wanted, 0.1 to 240; 30 by default")
-    send.add_argument("--quality", metavar="85", help="of the JPEG, 1 to 100; 85 by default")
+    send.add_argument("--size", metavar="640x480", help="picture size, WIDTHxHEIGHT in pixels; 640x480 by default")
+    send.add_argument("--fps", metavar="30", help="wanted frames per second, 0.1 to 240; 30 by default")
+    send.add_argument("--quality", metavar="85", help="JPEG quality, 1 to 100; 85 by default")
     send.add_argument("--hflip", action="store_true", default=None, help="mirror left to right (picamera2)")
     send.add_argument("--vflip", action="store_true", default=None, help="mirror top to bottom (picamera2)")
-    send.add_argument("--rotate", metavar="180", help="by 0 or 180 degrees (picamera2)")
+    send.add_argument("--rotate", metavar="180", help="rotate by 0 or 180 degrees (picamera2)")
 
-    hub = commands.add_parser("hub", help="receive cameras, serve and show them")
+    hub = commands.add_parser("hub", help="receive cameras, show and serve them")
     hub.set_defaults(run=_hub)
     hub.add_argument("--config", metavar="FILE", help="YAML file; --print-config shows one with every key")
-    hub.add_argument("--print-config", action="store_true", help="print the commented default file and end")
-    hub.add_argument("--bind", metavar="tcp://*:5555", help="where senders connect to")
+    hub.add_argument("--print-config", action="store_true", help="print the default file, with comments, and exit")
+    hub.add_argument("--bind", metavar="tcp://*:5555", help="where senders connect")
     hub.add_argument("--key", dest="curve_key_file", metavar="FILE", help="the hub's key pair: senders must encrypt")
     hub.add_argument(
         "--allowed",
         dest="curve_allowed_file",
         metavar="FILE",
-        help="with --key: lines NAME curve-public:…, who may send",
+        help="with --key: who may send, in lines NAME curve-public:…",
     )
-    hub.add_argument("--plain-bind", metavar="tcp://*:5556", help="with --key: also for senders without encryption")
+    hub.add_argument("--plain-bind", metavar="tcp://*:5556", help="with --key: a second address, without encryption")
     hub.add_argument(
         "--subscribe",
         action="append",
         metavar="tcp://HOST:5555",
-        help="a sender that publishes, to receive from as well; may be given several times",
+        help="a sender that publishes, to receive from as well; may be repeated",
     )
     hub.add_argument("--http", metavar="127.0.0.1:8080", help="where the page is served")
     hub.add_argument(
         "--password-file",
         dest="http_password_file",
         metavar="FILE",
-        help="its first line is the page's password; an address that others reach needs one",
+        help="its first line is the page's password, needed on an address that others reach",
     )
     hub.add_argument(
         "--open",
         action="store_true",
         default=None,
         dest="http_open",
-        help="instead of --password-file: let everybody look who reaches the page",
+        help="instead of --password-file: let everybody who reaches the page look",
     )
-    hub.add_argument("--display", metavar="none|windows", help="windows: one window a camera on this screen")
-    hub.add_argument("--layout", metavar="2x4", help="with --display windows: all cameras in one, ROWSxCOLUMNS")
-    hub.add_argument("--full-screen", action="store_true", default=None, help="with --layout: it fills the screen")
+    hub.add_argument("--display", metavar="none|windows", help="windows: one window per camera on this screen")
+    hub.add_argument("--layout", metavar="2x4", help="with --display windows: all cameras in one window, ROWSxCOLUMNS")
+    hub.add_argument("--full-screen", action="store_true", default=None, help="with --layout: start in full screen")
 
-    keys = commands.add_parser("keys", help="make and show keys, for encryption and to tell who may send")
+    keys = commands.add_parser("keys", help="make and show keys, which encrypt and say who may send")
     verbs = _subparsers(keys, "make|show")
     for verb, does in (
         ("make", "make a key pair in a new file, 0600, and print its public half"),
@@ -291,8 +291,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="a hub and test cameras on this machine, no hardware needed")
     demo.set_defaults(run=_demo)
     demo.add_argument("--cameras", default="8", metavar="8", help="how many, 1 to 64")
-    demo.add_argument("--display", metavar="none|windows", help="windows: one window a camera on this screen")
-    demo.add_argument("--layout", metavar="2x4", help="with --display windows: all cameras in one, ROWSxCOLUMNS")
+    demo.add_argument("--display", metavar="none|windows", help="windows: one window per camera on this screen")
+    demo.add_argument("--layout", metavar="2x4", help="with --display windows: all cameras in one window, ROWSxCOLUMNS")
 
     status = commands.add_parser(
         "status",
@@ -309,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--password-file", metavar="FILE", help="its first line is the page's password")
     status.add_argument("--ca-file", metavar="FILE", help="PEM certificates to trust, for https://")
-    status.add_argument("--wait", metavar="SECONDS", help="until all are LIVE and moving; fail if not by then")
+    status.add_argument("--wait", metavar="SECONDS", help="wait until all are LIVE and moving, at most so long")
     status.add_argument("--json", action="store_true", help="print the API's JSON instead of the table")
     return parser
 
