@@ -934,6 +934,7 @@ class Picamera2:
     """A camera that gives numbered pictures, about every millisecond, from a thread as the real one does."""
 
     attached = 1
+    by_usb = 0
     taken = False
     starts = True
     turns = True
@@ -948,7 +949,10 @@ class Picamera2:
 
     @staticmethod
     def global_camera_info() -> list[dict[str, Any]]:
-        return [{"Model": "imx708", "Num": number} for number in range(Picamera2._cm.cameras())]
+        place = "/base/axi/pcie@1000120000/rp1/i2c@88000/imx708@1a"
+        ribbon = [{"Model": "imx708", "Num": number, "Id": place} for number in range(Picamera2._cm.cameras())]
+        by_usb = "/base/axi/pcie@1000120000/rp1/usb@200000-1:1.0-046d:0825"
+        return ribbon + [{"Model": "C270", "Num": len(ribbon), "Id": by_usb}] * Picamera2.by_usb
 
     def __init__(
         self,
@@ -1501,6 +1505,21 @@ def test_pi_camera_that_does_not_work(
         open_pi_camera()
     assert str(refused.value) == error
     assert all(device.closed and not device.started for device in Picamera2.opened)
+
+
+@pytest.mark.usefixtures("board")
+def test_camera_by_usb_is_not_taken_for_the_pi_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Picamera2, "by_usb", 1)
+    with open_pi_camera():
+        pass
+    monkeypatch.setattr(Picamera2, "attached", 0)
+    Picamera2._cm.reset()
+    with pytest.raises(CameraError) as refused:
+        open_pi_camera()
+    assert str(refused.value) == (
+        "picamera2: no camera found but one by USB, which 'usb:' is for; is the ribbon cable in, and the right way "
+        "round?"
+    )
 
 
 @pytest.mark.usefixtures("board")

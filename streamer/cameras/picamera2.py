@@ -112,10 +112,13 @@ class PiCamera:
             elif reached < quality:
                 how += f", which has bits for quality {reached or 'under 50'}, {quality} was asked for"
                 level = logging.WARNING
-        if not Picamera2.global_camera_info():
+        found = Picamera2.global_camera_info()
+        # Those by USB, which it puts last, give no pictures that its encoders take.
+        if all("/usb" in each["Id"] for each in found):
             # libcamera has looked once; without this it would not see what was taken then, or not ready.
             Picamera2._cm.reset()
-            raise CameraError("picamera2: no camera found; is the ribbon cable in, and the right way round?")
+            usb = " but one by USB, which 'usb:' is for" if found else ""
+            raise CameraError(f"picamera2: no camera found{usb}; is the ribbon cable in, and the right way round?")
         try:
             self._camera: Any = Picamera2()
         except (RuntimeError, IndexError) as error:
