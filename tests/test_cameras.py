@@ -1030,7 +1030,6 @@ class Picamera2:
         assert self.configuration, "ranges follow from the configuration"
         return {
             "AeEnable": (False, True, True),
-            "AfMode": (0, 2, 0),
             "AnalogueGain": (1.0, 16.0, 1.0),
             "AwbMode": (0, 6, 0),
             "ColourGains": (0.0, 32.0, None),
@@ -1038,7 +1037,7 @@ class Picamera2:
             "FrameDurationLimits": (int(1_000_000 / self.mode[2]), 220_535_845, 33_333),
             "NoiseReductionMode": (0, 4, 0),
             "ScalerCrop": ((0, 0, 64, 64), self.mode[3], self.mode[3]),
-        }
+        } | ({"AfMode": (0, 2, 0), "LensPosition": (0.0, 15.0, 1.0)} if self.sensor == "imx708" else {})
 
     def set_controls(self, controls: dict[str, Any]) -> None:
         assert not self.started
@@ -1328,8 +1327,30 @@ def test_pi_camera_cannot_encode_in_hardware(board: str) -> None:
 def test_pi_camera_s_controls(board: str, name: str, value: object, taken: object) -> None:
     with open_pi_camera(controls=[(name, value)]):
         controls = Picamera2.opened[0].controls
-    assert controls == {name: taken}
+    assert controls == {"AfMode": AfModeEnum.Continuous, name: taken}
     assert type(controls[name]) is type(taken)
+
+
+@pytest.mark.parametrize(
+    ("sensor", "wished", "controls"),
+    [
+        ("imx708", [], {"AfMode": AfModeEnum.Continuous}),
+        ("imx708", [("AfMode", "Manual")], {"AfMode": AfModeEnum.Manual}),
+        ("imx708", [("LensPosition", 2.5)], {"LensPosition": 2.5}),
+        ("imx219", [], {}),
+    ],
+)
+@ONE_BOARD
+def test_pi_camera_that_can_focus_does(
+    board: str,
+    sensor: str,
+    wished: list[tuple[str, object]],
+    controls: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Picamera2, "sensor", sensor)
+    with open_pi_camera(controls=wished):
+        assert Picamera2.opened[0].controls == controls
 
 
 @ONE_BOARD

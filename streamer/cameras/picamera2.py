@@ -29,7 +29,7 @@ except ImportError as error:
     raise MissingExtraError("the camera 'picamera2'", "picamera2", "python3-picamera2", error) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
 _WARM_UP_S = 1.0  # exposure and white balance settle
@@ -44,6 +44,7 @@ _PICTURE_BITS_MAX = 8 * 512 * 1024 * 3 // 4  # picamera2 has half a megabyte for
 _RATE_TOLERANCE = 0.01  # a mode's 29.97 is 30
 _AS_GOOD_AS_ALL = 0.9  # of the width: of the size, and of what could be seen
 _RATE_CONTROLS = ("FrameDurationLimits", "FrameRate")
+_FOCUS_CONTROLS = ("AfMode", "LensPosition")
 _log = logging.getLogger(__name__)
 
 
@@ -94,7 +95,7 @@ class PiCamera:
         hflip: bool = False,
         vflip: bool = False,
         rotate: int = 0,
-        controls: Iterable[tuple[str, object]] = (),
+        controls: Sequence[tuple[str, object]] = (),
         encoder: str = "auto",
     ) -> None:
         self._interval_s = 1 / fps
@@ -214,12 +215,15 @@ class PiCamera:
     def _model(self) -> str:
         return f"the camera {self._camera.camera_properties.get('Model', 'here')}"
 
-    def _checked(self, controls: Iterable[tuple[str, object]], fps: float) -> Iterator[tuple[str, object]]:
+    def _checked(self, controls: Sequence[tuple[str, object]], fps: float) -> Iterator[tuple[str, object]]:
         """Compare controls with those that the camera offers, whose ranges follow from its configuration."""
+        offered = {each: has for each, has in self._camera.camera_controls.items() if each not in _RATE_CONTROLS}
+        # As rpicam-apps has it: picamera2 leaves a lens that could focus where it is, at a metre.
+        if "AfMode" in offered and not any(name in _FOCUS_CONTROLS for name, _ in controls):
+            yield "AfMode", libcamera.controls.AfModeEnum.Continuous
         for name, value in controls:
             if name in _RATE_CONTROLS:
                 raise ConfigError(f"controls: {name} follows from fps: set that")
-            offered = {each: has for each, has in self._camera.camera_controls.items() if each not in _RATE_CONTROLS}
             if name not in offered:
                 near = difflib.get_close_matches(name, offered, 1)
                 hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(sorted(offered))}"
