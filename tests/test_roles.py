@@ -1012,6 +1012,33 @@ def test_time_that_clocks_are_measured_by_is_that_of_every_zone(
     assert abs(int(told) - time.time()) < 60
 
 
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ("throttled=0x0", []),
+        ("throttled=0x50005", ["under-voltage since its boot: give it a better power supply, or a shorter cable"]),
+        ("throttled=0x10000", ["under-voltage since its boot: give it a better power supply, or a shorter cable"]),
+        ("throttled=0xe0008", ["slowed down by heat since its boot: cool it"]),
+        ("throttled=0x80000", ["slowed down by heat since its boot: cool it"]),
+        ("VCHI initialization failed", []),
+        ("", []),
+    ],
+)
+def test_status_tells_of_a_pi_s_power_and_heat(tmp_path: Path, seen: str, said: list[str]) -> None:
+    script = load(ROOT / "playbooks/status.yml")[1]["tasks"][0]["vars"]["script"]
+    write_program(tmp_path, "systemctl", "echo active")
+    if seen:
+        write_program(tmp_path, "vcgencmd", f'[ "$1" != get_throttled ] || echo "{seen}"')
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "status", "streamer-sender"],
+        env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["streamer-sender active, release none", *said]
+
+
 def test_packages_wait_for_whoever_is_fetching_some(tmp_path: Path) -> None:
     *_, last = load(ROOT / "roles/node/tasks/packages.yml")[0]["rescue"]
     locked = "'/usr/bin/apt-get -y install' failed: E: Could not get lock /var/cache/apt/archives/lock. It is held by"
