@@ -939,6 +939,7 @@ class Picamera2:
     starts = True
     turns = True
     of_a_pi = True
+    memory = 512 << 20
     biggest = (4608, 2592)
     sensor = "imx708"
     not_to_be_had: tuple[int, int] | None = None
@@ -1011,6 +1012,8 @@ class Picamera2:
         sensor = camera_config["sensor"]
         if sensor and sensor["output_size"] == self.not_to_be_had:
             raise RuntimeError("Configuration failed: ...")
+        if math.prod(camera_config["main"]["size"]) * 3 // 2 * 6 > self.memory:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         self.mode = next(
             mode
             for mode in MODES[self.sensor]
@@ -1515,6 +1518,7 @@ def give_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
         ("taken", True, "picamera2: Camera __init__ sequence did not complete.; does another program use the camera?"),
         ("starts", False, "picamera2: Failed to start camera: Device or resource busy"),
         ("pictures", 0, "picamera2: no picture for 0.2 s"),
+        ("memory", 0, "picamera2: no memory for pictures of 640x480 on Raspberry Pi {}: a smaller size needs less"),
     ],
 )
 def test_pi_camera_that_does_not_work(
@@ -1524,7 +1528,7 @@ def test_pi_camera_that_does_not_work(
     give_up_soon(monkeypatch)
     with pytest.raises(CameraError) as refused:
         open_pi_camera()
-    assert str(refused.value) == error
+    assert str(refused.value) == error.format("5 Model B" if board == "Pi 5" else "4 Model B")
     assert all(device.closed and not device.started for device in Picamera2.opened)
 
 

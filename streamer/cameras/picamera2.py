@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import itertools
 import logging
 import math
@@ -141,7 +142,10 @@ class PiCamera:
                 self.read()
         except (RuntimeError, OSError, TypeError, ValueError) as error:  # the last two: of a control's value
             self.__exit__()
-            raise CameraError(f"picamera2: {error}") from error
+            why: object = error
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # of the part that is set aside for cameras
+                why = f"no memory for pictures of {size[0]}x{size[1]} on {board.name}: a smaller size needs less"
+            raise CameraError(f"picamera2: {why}") from error
         except (CameraError, ConfigError):
             self.__exit__()
             raise
