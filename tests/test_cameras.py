@@ -811,6 +811,62 @@ class NoiseReductionModeEnum(IntEnum):
     Fast = 1
 
 
+class SensorFormat:
+    def __init__(self, fmt_string: str) -> None:
+        self.bit_depth = int(fmt_string.removesuffix("_CSI2P")[-2:].lstrip("RB"))
+
+
+# As `rpicam-hello --list-cameras` lists them: bits, size, frames/s, and which of the sensor's pixels the mode sees.
+MODES: dict[str, list[tuple[int, tuple[int, int], float, tuple[int, int, int, int]]]] = {
+    "imx219": [
+        (10, (640, 480), 206.65, (1000, 752, 1280, 960)),
+        (10, (1640, 1232), 41.85, (0, 0, 3280, 2464)),
+        (10, (1920, 1080), 47.57, (680, 692, 1920, 1080)),
+        (10, (3280, 2464), 21.19, (0, 0, 3280, 2464)),
+        (8, (640, 480), 206.65, (1000, 752, 1280, 960)),
+        (8, (1640, 1232), 83.70, (0, 0, 3280, 2464)),
+        (8, (1920, 1080), 47.57, (680, 692, 1920, 1080)),
+        (8, (3280, 2464), 21.19, (0, 0, 3280, 2464)),
+    ],
+    "imx477": [
+        (10, (1332, 990), 120.05, (696, 528, 2664, 1980)),
+        (12, (2028, 1080), 50.03, (0, 440, 4056, 2160)),
+        (12, (2028, 1520), 40.01, (0, 0, 4056, 3040)),
+        (12, (4056, 3040), 10.00, (0, 0, 4056, 3040)),
+    ],
+    "imx708": [
+        (10, (1536, 864), 120.13, (768, 432, 3072, 1728)),
+        (10, (2304, 1296), 56.03, (0, 0, 4608, 2592)),
+        (10, (4608, 2592), 14.35, (0, 0, 4608, 2592)),
+    ],
+    "ov5647": [
+        (10, (640, 480), 58.92, (16, 0, 2560, 1920)),
+        (10, (1296, 972), 43.25, (0, 0, 2592, 1944)),
+        (10, (1920, 1080), 30.62, (348, 434, 1928, 1080)),
+        (10, (2592, 1944), 15.63, (0, 0, 2592, 1944)),
+    ],
+}
+
+
+class RawFormats:
+    """The sensor's own formats, as libcamera says them."""
+
+    def __init__(self, sensor: str) -> None:
+        self.modes = MODES[sensor]
+        self.pixel_formats = list(dict.fromkeys(self._named(bits) for bits, *_ in self.modes))
+
+    @staticmethod
+    def _named(bits: int) -> str:
+        return f"SRGGB{bits}_CSI2P" if bits > 8 else "SRGGB8"
+
+    def sizes(self, pixel_format: str) -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(width=width, height=height)
+            for bits, (width, height), *_ in self.modes
+            if self._named(bits) == pixel_format
+        ]
+
+
 LIBCAMERA_CONTROLS = SimpleNamespace(
     AfModeEnum=AfModeEnum,
     AwbModeEnum=AwbModeEnum,
@@ -878,11 +934,15 @@ class Picamera2:
     """A camera that gives numbered pictures, about every millisecond, from a thread as the real one does."""
 
     attached = 1
+    by_usb = 0
     taken = False
     starts = True
     turns = True
+    of_a_pi = True
+    memory = 512 << 20
     biggest = (4608, 2592)
-    camera_properties: dict[str, Any] = {"Model": "imx708"}  # noqa: RUF012 - never changed
+    sensor = "imx708"
+    not_to_be_had: tuple[int, int] | None = None
     pictures = 1_000_000
     padding = b""
     opened: list[Picamera2]
@@ -890,7 +950,10 @@ class Picamera2:
 
     @staticmethod
     def global_camera_info() -> list[dict[str, Any]]:
-        return [{"Model": "imx708", "Num": number} for number in range(Picamera2._cm.cameras())]
+        place = "/base/axi/pcie@1000120000/rp1/i2c@88000/imx708@1a"
+        ribbon = [{"Model": "imx708", "Num": number, "Id": place} for number in range(Picamera2._cm.cameras())]
+        by_usb = "/base/axi/pcie@1000120000/rp1/usb@200000-1:1.0-046d:0825"
+        return ribbon + [{"Model": "C270", "Num": len(ribbon), "Id": by_usb}] * Picamera2.by_usb
 
     def __init__(
         self,
@@ -907,15 +970,55 @@ class Picamera2:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.configuration: dict[str, Any] = {}
+        self.configured = 0
         self.opened.append(self)
 
-    def create_video_configuration(
-        self, main: dict[str, Any], transform: Transform, colour_space: object, controls: dict[str, Any]
+    @property
+    def camera(self) -> SimpleNamespace:
+        def generate_configuration(roles: list[str]) -> SimpleNamespace:
+            assert roles == ["raw"]
+            return SimpleNamespace(at=[SimpleNamespace(formats=RawFormats(self.sensor))].__getitem__)
+
+        return SimpleNamespace(generate_configuration=generate_configuration)
+
+    @property
+    def camera_properties(self) -> dict[str, Any]:
+        has = {"Model": self.sensor}
+        return has | (
+            {"ColorFilterArrangement": 0, "PixelArraySize": MODES[self.sensor][-1][1]} if self.of_a_pi else {}
+        )
+
+    def create_video_configuration(  # noqa: PLR0917 - picamera2's signature
+        self,
+        main: dict[str, Any],
+        raw: object,
+        transform: Transform,
+        colour_space: object,
+        controls: dict[str, Any],
+        sensor: dict[str, Any],
     ) -> dict[str, Any]:
-        return {"main": main, "controls": controls, "transform": transform, "colour_space": colour_space}
+        assert raw is None, "the sensor's own pictures take memory"
+        return {
+            "main": main,
+            "controls": controls,
+            "transform": transform,
+            "colour_space": colour_space,
+            "sensor": sensor,
+        }
 
     def configure(self, camera_config: dict[str, Any] | None = None) -> None:
         assert camera_config
+        self.configured += 1
+        sensor = camera_config["sensor"]
+        if sensor and sensor["output_size"] == self.not_to_be_had:
+            raise RuntimeError("Configuration failed: ...")
+        if math.prod(camera_config["main"]["size"]) * 3 // 2 * 6 > self.memory:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        self.mode = next(
+            mode
+            for mode in MODES[self.sensor]
+            if not sensor or mode[:2] == (sensor["bit_depth"], sensor["output_size"])
+        )
         self.configuration = {
             **camera_config,
             "main": {**camera_config["main"], "size": min(camera_config["main"]["size"], self.biggest)},
@@ -930,15 +1033,14 @@ class Picamera2:
         assert self.configuration, "ranges follow from the configuration"
         return {
             "AeEnable": (False, True, True),
-            "AfMode": (0, 2, 0),
             "AnalogueGain": (1.0, 16.0, 1.0),
             "AwbMode": (0, 6, 0),
             "ColourGains": (0.0, 32.0, None),
             "ExposureTime": (14, 66_666, 20_000),
-            "FrameDurationLimits": (8333, 220_535_845, 33_333),
+            "FrameDurationLimits": (int(1_000_000 / self.mode[2]), 220_535_845, 33_333),
             "NoiseReductionMode": (0, 4, 0),
-            "ScalerCrop": ((0, 0, 64, 64), (0, 0, 4608, 2592), (576, 0, 3456, 2592)),
-        }
+            "ScalerCrop": ((0, 0, 64, 64), self.mode[3], self.mode[3]),
+        } | ({"AfMode": (0, 2, 0), "LensPosition": (0.0, 15.0, 1.0)} if self.sensor == "imx708" else {})
 
     def set_controls(self, controls: dict[str, Any]) -> None:
         assert not self.started
@@ -1010,6 +1112,7 @@ def board(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
             "Transform": Transform,
             "controls": LIBCAMERA_CONTROLS,
             "ColorSpace": SimpleNamespace(Sycc=lambda: "Sycc"),
+            "StreamRole": SimpleNamespace(Raw="raw"),
         },
         "picamera2": {"Picamera2": Picamera2},
         "picamera2.encoders": {
@@ -1018,6 +1121,7 @@ def board(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
             "MJPEGEncoder": mjpeg_encoder,
         },
         "picamera2.outputs": {"Output": Output},
+        "picamera2.sensor_format": {"SensorFormat": SensorFormat},
     }
     for name, members in modules.items():
         module = ModuleType(name)
@@ -1087,6 +1191,115 @@ def test_pi_camera_gives_another_size(
         assert caplog.messages == ["picamera2: gives 640x480, 1280x720 was asked for"]
 
 
+# Of each kind of camera: what is asked for, and the mode that sees the most of what gives that.
+WIDEST = [
+    ("ov5647", (640, 480), 30, 10, (1296, 972)),
+    ("imx219", (640, 480), 30, 10, (1640, 1232)),
+    ("imx219", (640, 480), 10, 10, (1640, 1232)),
+    ("imx219", (640, 480), 60, 8, (1640, 1232)),
+    ("imx219", (1640, 1232), 41.9, 10, (1640, 1232)),
+    ("imx219", (3280, 2464), 20, 10, (3280, 2464)),
+    ("imx477", (640, 480), 30, 12, (2028, 1520)),
+    ("imx477", (1280, 720), 30, 12, (2028, 1520)),
+    ("imx477", (1280, 720), 50, 12, (2028, 1080)),
+    ("imx708", (640, 480), 30, 10, (2304, 1296)),
+    ("imx708", (1920, 1080), 30, 10, (2304, 1296)),
+    ("imx708", (1920, 1440), 30, 10, (2304, 1296)),
+]
+
+
+@pytest.mark.parametrize(("sensor", "size", "fps", "bits", "mode"), WIDEST)
+@ONE_BOARD
+def test_pi_camera_sees_as_much_as_its_sensor_does(  # noqa: PLR0917
+    board: str,
+    sensor: str,
+    size: tuple[int, int],
+    fps: float,
+    bits: int,
+    mode: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(Picamera2, "sensor", sensor)
+    with open_pi_camera(size=size, fps=fps):
+        (device,) = Picamera2.opened
+    assert device.configuration["sensor"] == {"output_size": mode, "bit_depth": bits}
+    assert caplog.messages == []
+
+
+SEES = "picamera2: the camera {} sees {} of its {} pixels: no mode that sees more gives {} frames/s"
+
+
+@pytest.mark.parametrize(
+    ("sensor", "size", "fps", "said"),
+    [
+        (
+            "imx219",
+            (1920, 1080),
+            30,
+            [SEES.format("imx219", "1920x1080", "3280x2464", "1920x1080 at 30")],
+        ),
+        (
+            "imx708",
+            (640, 480),
+            120,
+            [SEES.format("imx708", "3072x1728", "4608x2592", "640x480 at 120")],
+        ),
+        (
+            "imx477",
+            (640, 480),
+            200,
+            [
+                "picamera2: gives 640x480 at 120.1 frames/s, 200 was asked for",
+                SEES.format("imx477", "2664x1980", "4056x3040", "640x480 at 120.1"),
+            ],
+        ),
+        (
+            "imx219",
+            (3280, 2464),
+            30,
+            ["picamera2: gives 3280x2464 at 21.19 frames/s, 30 was asked for"],
+        ),
+    ],
+)
+@ONE_BOARD
+def test_pi_camera_that_gives_less_says_so(  # noqa: PLR0917
+    board: str,
+    sensor: str,
+    size: tuple[int, int],
+    fps: float,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(Picamera2, "sensor", sensor)
+    with open_pi_camera(size=size, fps=fps):
+        assert caplog.messages == said
+
+
+@ONE_BOARD
+def test_mode_that_the_board_cannot_have_is_left_out(board: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Picamera2, "not_to_be_had", (2304, 1296))
+    with open_pi_camera(fps=10):
+        (device,) = Picamera2.opened
+    assert device.configuration["sensor"]["output_size"] == (4608, 2592)
+
+
+@ONE_BOARD
+def test_no_more_modes_are_tried_than_need_be(board: str) -> None:
+    with open_pi_camera():
+        (device,) = Picamera2.opened
+    assert device.configured == 3, "the cropped mode, the one that is taken, and that for good"
+
+
+@ONE_BOARD
+def test_what_is_no_camera_of_a_pi_has_no_modes(board: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Picamera2, "of_a_pi", False)
+    with open_pi_camera():
+        (device,) = Picamera2.opened
+    assert device.configuration["sensor"] == {}
+
+
 @ONE_BOARD
 def test_pi_camera_encodes_in_software_if_told(board: str) -> None:
     with open_pi_camera(encoder="software"):
@@ -1117,8 +1330,30 @@ def test_pi_camera_cannot_encode_in_hardware(board: str) -> None:
 def test_pi_camera_s_controls(board: str, name: str, value: object, taken: object) -> None:
     with open_pi_camera(controls=[(name, value)]):
         controls = Picamera2.opened[0].controls
-    assert controls == {name: taken}
+    assert controls == {"AfMode": AfModeEnum.Continuous, name: taken}
     assert type(controls[name]) is type(taken)
+
+
+@pytest.mark.parametrize(
+    ("sensor", "wished", "controls"),
+    [
+        ("imx708", [], {"AfMode": AfModeEnum.Continuous}),
+        ("imx708", [("AfMode", "Manual")], {"AfMode": AfModeEnum.Manual}),
+        ("imx708", [("LensPosition", 2.5)], {"LensPosition": 2.5}),
+        ("imx219", [], {}),
+    ],
+)
+@ONE_BOARD
+def test_pi_camera_that_can_focus_does(
+    board: str,
+    sensor: str,
+    wished: list[tuple[str, object]],
+    controls: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Picamera2, "sensor", sensor)
+    with open_pi_camera(controls=wished):
+        assert Picamera2.opened[0].controls == controls
 
 
 @ONE_BOARD
@@ -1229,8 +1464,10 @@ def test_what_the_board_has_no_bits_for_is_encoded_in_software(  # noqa: PLR0917
     fps: int,
     reached: str,
     bits: int,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(Picamera2, "of_a_pi", False)  # whose modes would say something too
     caplog.set_level("INFO")
     with open_pi_camera(quality, size, fps=fps):
         encoder = Picamera2.opened[0].encoder
@@ -1281,6 +1518,7 @@ def give_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
         ("taken", True, "picamera2: Camera __init__ sequence did not complete.; does another program use the camera?"),
         ("starts", False, "picamera2: Failed to start camera: Device or resource busy"),
         ("pictures", 0, "picamera2: no picture for 0.2 s"),
+        ("memory", 0, "picamera2: no memory for pictures of 640x480 on Raspberry Pi {}: a smaller size needs less"),
     ],
 )
 def test_pi_camera_that_does_not_work(
@@ -1290,8 +1528,23 @@ def test_pi_camera_that_does_not_work(
     give_up_soon(monkeypatch)
     with pytest.raises(CameraError) as refused:
         open_pi_camera()
-    assert str(refused.value) == error
+    assert str(refused.value) == error.format("5 Model B" if board == "Pi 5" else "4 Model B")
     assert all(device.closed and not device.started for device in Picamera2.opened)
+
+
+@pytest.mark.usefixtures("board")
+def test_camera_by_usb_is_not_taken_for_the_pi_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Picamera2, "by_usb", 1)
+    with open_pi_camera():
+        pass
+    monkeypatch.setattr(Picamera2, "attached", 0)
+    Picamera2._cm.reset()
+    with pytest.raises(CameraError) as refused:
+        open_pi_camera()
+    assert str(refused.value) == (
+        "picamera2: no camera found but one by USB, which 'usb:' is for; is the ribbon cable in, and the right way "
+        "round?"
+    )
 
 
 @pytest.mark.usefixtures("board")

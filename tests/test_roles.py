@@ -943,16 +943,62 @@ def test_survey_finds_an_overlay_that_forgets(tmp_path: Path, line: str, root: s
     assert abs(int(found["time"]) - time.time()) < 60
 
 
-@pytest.mark.parametrize(("ahead_s", "told"), [(0, ""), (7200, "localhost: its clock is 120 minutes behind this")])
-def test_clock_that_is_behind_is_waited_for_and_then_told(tmp_path: Path, ahead_s: int, told: str) -> None:
-    now = int(time.time())
-    variables = load(ROOT / "roles/node/vars/main.yml")
-    variables |= {"_node_now": now + ahead_s, "_node_clock_wait_s": 1, "node_found": {"time": now}}
-    tasks = [{"name": "Wait", "ansible.builtin.include_tasks": str(ROOT / "roles/node/tasks/time.yml")}]
+def include(tmp_path: Path, part: str, variables: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Run a part of the role node here."""
+    tasks = [{"name": "Do it", "ansible.builtin.include_tasks": str(ROOT / f"roles/node/tasks/{part}.yml")}]
+    variables = load(ROOT / "roles/node/vars/main.yml") | variables
     (tmp_path / "play.yml").write_text(
         yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": tasks, "vars": variables}])
     )
-    done = subprocess.run([PLAYBOOK, tmp_path / "play.yml"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    return subprocess.run([PLAYBOOK, tmp_path / "play.yml"], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+# What is found on a host that has all that it is to have.
+DONE = {
+    "overlay": "off",
+    "name": "pi3",
+    "static_name": "pi3",
+    "hosts": "right",
+    "cloud": "none",
+    "seeds": "",
+    "missing": "",
+    "clock": "timesyncd-enabled",
+    "journal": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("python", "told"),
+    [
+        (
+            "py39",
+            "localhost: it has Python 3.9, 3.11 or later is needed: write its card anew with Raspberry Pi OS Book",
+        ),
+        ("py310", "localhost: it has Python 3.10, 3.11 or later is needed: write its card anew"),
+        ("", "localhost: it has no Python, 3.11 or later is needed: write its card anew"),
+        ("py311", ""),
+        ("py313", ""),
+    ],
+)
+def test_system_that_is_too_old_is_told_before_anything_is_done(tmp_path: Path, python: str, told: str) -> None:
+    node = load(ROOT / "roles/node/vars/main.yml") | {"node_name": "pi3", "node_journal_persistent": False}
+    found = {"node_found": DONE | {"python": python, "name": "raspberrypi"}}
+    (due,) = evaluated(tmp_path, "_node_due", [node | found])
+    assert due == [*(["python"] if told else []), "name"]
+    if told:
+        assert told in " ".join(include(tmp_path, "python", found).stdout.split())
+
+
+def test_system_that_is_new_enough_is_the_package_s() -> None:
+    least = load(ROOT / "roles/node/vars/main.yml")["_node_python_minor"]
+    assert f'requires-python = ">=3.{least}"' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(("ahead_s", "told"), [(0, ""), (7200, "localhost: its clock is 120 minutes behind this")])
+def test_clock_that_is_behind_is_waited_for_and_then_told(tmp_path: Path, ahead_s: int, told: str) -> None:
+    now = int(time.time())
+    found = {"_node_now": now + ahead_s, "_node_clock_wait_s": 1, "node_found": {"time": now}}
+    done = include(tmp_path, "time", found)
     assert (done.returncode == 0) == (not told), done.stdout
     assert told in " ".join(done.stdout.split())
 
@@ -964,6 +1010,33 @@ def test_time_that_clocks_are_measured_by_is_that_of_every_zone(
     monkeypatch.setenv("TZ", zone)
     (told,) = evaluated(tmp_path, "_node_now", [load(ROOT / "roles/node/vars/main.yml")])
     assert abs(int(told) - time.time()) < 60
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ("throttled=0x0", []),
+        ("throttled=0x50005", ["under-voltage since its boot: give it a better power supply, or a shorter cable"]),
+        ("throttled=0x10000", ["under-voltage since its boot: give it a better power supply, or a shorter cable"]),
+        ("throttled=0xe0008", ["slowed down by heat since its boot: cool it"]),
+        ("throttled=0x80000", ["slowed down by heat since its boot: cool it"]),
+        ("VCHI initialization failed", []),
+        ("", []),
+    ],
+)
+def test_status_tells_of_a_pi_s_power_and_heat(tmp_path: Path, seen: str, said: list[str]) -> None:
+    script = load(ROOT / "playbooks/status.yml")[1]["tasks"][0]["vars"]["script"]
+    write_program(tmp_path, "systemctl", "echo active")
+    if seen:
+        write_program(tmp_path, "vcgencmd", f'[ "$1" != get_throttled ] || echo "{seen}"')
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "status", "streamer-sender"],
+        env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["streamer-sender active, release none", *said]
 
 
 def test_packages_wait_for_whoever_is_fetching_some(tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import itertools
 import logging
+import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streamer.cameras.boards import Board
@@ -22,11 +25,12 @@ try:
     from picamera2 import Picamera2
     from picamera2.encoders import JpegEncoder, LibavMjpegEncoder, MJPEGEncoder
     from picamera2.outputs import Output
+    from picamera2.sensor_format import SensorFormat
 except ImportError as error:
     raise MissingExtraError("the camera 'picamera2'", "picamera2", "python3-picamera2", error) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
 _WARM_UP_S = 1.0  # exposure and white balance settle
@@ -38,7 +42,10 @@ _BITS_PER_PIXEL = {50: 0.8, 75: 1.3, 85: 1.9, 95: 3.6, 100: 6.0}
 # Of more the kernel's driver bcm2835-codec says nothing, and gives this.
 _BITS_PER_S_MAX = 25_000_000
 _PICTURE_BITS_MAX = 8 * 512 * 1024 * 3 // 4  # picamera2 has half a megabyte for each, and some are above the mean
+_RATE_TOLERANCE = 0.01  # a mode's 29.97 is 30
+_AS_GOOD_AS_ALL = 0.9  # of the width: of the size, and of what could be seen
 _RATE_CONTROLS = ("FrameDurationLimits", "FrameRate")
+_FOCUS_CONTROLS = ("AfMode", "LensPosition")
 _log = logging.getLogger(__name__)
 
 
@@ -89,7 +96,7 @@ class PiCamera:
         hflip: bool = False,
         vflip: bool = False,
         rotate: int = 0,
-        controls: Iterable[tuple[str, object]] = (),
+        controls: Sequence[tuple[str, object]] = (),
         encoder: str = "auto",
     ) -> None:
         self._interval_s = 1 / fps
@@ -107,10 +114,13 @@ class PiCamera:
             elif reached < quality:
                 how += f", which has bits for quality {reached or 'under 50'}, {quality} was asked for"
                 level = logging.WARNING
-        if not Picamera2.global_camera_info():
+        found = Picamera2.global_camera_info()
+        # Those by USB, which it puts last, give no pictures that its encoders take.
+        if all("/usb" in each["Id"] for each in found):
             # libcamera has looked once; without this it would not see what was taken then, or not ready.
             Picamera2._cm.reset()
-            raise CameraError("picamera2: no camera found; is the ribbon cable in, and the right way round?")
+            usb = " but one by USB, which 'usb:' is for" if found else ""
+            raise CameraError(f"picamera2: no camera found{usb}; is the ribbon cable in, and the right way round?")
         try:
             self._camera: Any = Picamera2()
         except (RuntimeError, IndexError) as error:
@@ -132,38 +142,92 @@ class PiCamera:
                 self.read()
         except (RuntimeError, OSError, TypeError, ValueError) as error:  # the last two: of a control's value
             self.__exit__()
-            raise CameraError(f"picamera2: {error}") from error
+            why: object = error
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # of the part that is set aside for cameras
+                why = f"no memory for pictures of {size[0]}x{size[1]} on {board.name}: a smaller size needs less"
+            raise CameraError(f"picamera2: {why}") from error
         except (CameraError, ConfigError):
             self.__exit__()
             raise
         _log.log(level, "picamera2: %s, %s", board.name, how)
 
     def _configure(self, size: tuple[int, int], fps: float, transform: Any) -> None:
-        self._camera.configure(
-            self._camera.create_video_configuration(
-                main={"size": size, "format": "YUV420"},
-                controls={"FrameRate": fps},
-                transform=transform,
-                # JFIF's: for video it is one whose black is 16 and whose white 235, and no encoder converts that.
-                colour_space=libcamera.ColorSpace.Sycc(),
-            )
+        plan = partial(
+            self._camera.create_video_configuration,
+            main={"size": size, "format": "YUV420"},
+            # Nobody reads the sensor's own pictures: without a stream of them they take the least memory, of which a
+            # Zero 2 W has 64 MB for cameras.
+            raw=None,
+            controls={"FrameRate": fps},
+            transform=transform,
+            # JFIF's: for video it is one whose black is 16 and whose white 235, and no encoder converts that.
+            colour_space=libcamera.ColorSpace.Sycc(),
         )
+        self._camera.configure(plan(sensor=self._widest_mode(plan, size, fps)))
         given = self._camera.camera_configuration()
         if (given["transform"].hflip, given["transform"].vflip) != (transform.hflip, transform.vflip):
             raise ConfigError(f"hflip, vflip or rotate is set, but {self._model} cannot turn its picture")
         if tuple(given["main"]["size"]) != tuple(size):
             _log.warning("picamera2: gives %dx%d, %dx%d was asked for", *given["main"]["size"], *size)
 
+    def _widest_mode(self, plan: Callable[..., Any], size: tuple[int, int], fps: float) -> dict[str, Any]:
+        """Find the mode of the sensor that sees the most, of those that give the size and the rate.
+
+        picamera2 by itself takes the one nearest to the size, which may see the middle alone: 640x480 of an imx219 four
+        tenths of its width. Its own list of modes, `sensor_modes`, takes more memory than a Zero 2 W has.
+        """
+        properties = self._camera.camera_properties
+        if "ColorFilterArrangement" not in properties:  # by which picamera2 tells what is no Pi's camera
+            return {}
+        formats = self._camera.camera.generate_configuration([libcamera.StreamRole.Raw]).at(0).formats
+        modes = [
+            {"output_size": (mode.width, mode.height), "bit_depth": SensorFormat(str(pixels)).bit_depth}
+            for pixels in formats.pixel_formats
+            for mode in formats.sizes(pixels)
+        ]
+        whole = properties["PixelArraySize"]
+        enough = _AS_GOOD_AS_ALL * size[0]
+        most = (enough, fps, _width_within(whole, size))
+        best, found, seen = (0.0, 0.0, 0.0), {}, whole
+        # Of equals the smallest, which is the least work, and of these the deepest.
+        for mode in sorted(modes, key=lambda each: (math.prod(each["output_size"]), -each["bit_depth"])):
+            try:
+                self._camera.configure(plan(sensor=mode))
+            except RuntimeError:  # not on this board
+                continue
+            has = self._camera.camera_controls
+            rate, crop = 1_000_000 / has["FrameDurationLimits"][0], has["ScalerCrop"][1][2:]
+            gives = (
+                min(enough, _width_within(mode["output_size"], size)),
+                fps if rate * (1 + _RATE_TOLERANCE) >= fps else rate,
+                _width_within(crop, size),
+            )
+            if gives > best:
+                best, found, seen = gives, mode, crop
+            if best == most:
+                break
+        if found and best[1] < fps:
+            _log.warning("picamera2: gives %dx%d at %.4g frames/s, %.4g was asked for", *size, best[1], fps)
+        if found and best[2] < _AS_GOOD_AS_ALL * most[2]:
+            _log.warning(
+                "picamera2: %s sees %dx%d of its %dx%d pixels: no mode that sees more gives %dx%d at %.4g frames/s",
+                *(self._model, *seen, *whole, *size, best[1]),
+            )
+        return found
+
     @property
     def _model(self) -> str:
         return f"the camera {self._camera.camera_properties.get('Model', 'here')}"
 
-    def _checked(self, controls: Iterable[tuple[str, object]], fps: float) -> Iterator[tuple[str, object]]:
+    def _checked(self, controls: Sequence[tuple[str, object]], fps: float) -> Iterator[tuple[str, object]]:
         """Compare controls with those that the camera offers, whose ranges follow from its configuration."""
+        offered = {each: has for each, has in self._camera.camera_controls.items() if each not in _RATE_CONTROLS}
+        # As rpicam-apps has it: picamera2 leaves a lens that could focus where it is, at a metre.
+        if "AfMode" in offered and not any(name in _FOCUS_CONTROLS for name, _ in controls):
+            yield "AfMode", libcamera.controls.AfModeEnum.Continuous
         for name, value in controls:
             if name in _RATE_CONTROLS:
                 raise ConfigError(f"controls: {name} follows from fps: set that")
-            offered = {each: has for each, has in self._camera.camera_controls.items() if each not in _RATE_CONTROLS}
             if name not in offered:
                 near = difflib.get_close_matches(name, offered, 1)
                 hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(sorted(offered))}"
@@ -198,6 +262,11 @@ class PiCamera:
         with contextlib.suppress(RuntimeError):  # an encoder that had failed to start
             self._camera.stop_recording()
         self._camera.close()
+
+
+def _width_within(area: tuple[int, int], shape: tuple[int, int]) -> float:
+    """Give the width of the largest rectangle of a shape within an area; both are (width, height)."""
+    return min(area[0], area[1] * shape[0] / shape[1])
 
 
 def _bit_rate(size: tuple[int, int], fps: float, quality: int) -> int:

@@ -344,15 +344,16 @@ def pi_interface() -> Found:
     from tests.vm.inside.shim import Picamera2
 
     # Only now, with what the shim has put in place, can these be imported.
-    jpeg, mjpeg, outputs = (
+    jpeg, mjpeg, outputs, sensor_format = (
         importlib.import_module(f"picamera2.{module}")
-        for module in ("encoders.jpeg_encoder", "encoders.mjpeg_encoder", "outputs")
+        for module in ("encoders.jpeg_encoder", "encoders.mjpeg_encoder", "outputs", "sensor_format")
     )
     used = [
         Picamera2, Picamera2.camera_configuration, Picamera2.close, Picamera2.configure,
         Picamera2.create_video_configuration, Picamera2.global_camera_info, Picamera2.set_controls,
         Picamera2.start_recording, Picamera2.stop_recording,
         jpeg.JpegEncoder, mjpeg.MJPEGEncoder, outputs.Output, outputs.Output.outputframe,
+        sensor_format.SensorFormat,
     ]  # fmt: skip
     return {each.__qualname__: list(inspect.signature(each).parameters) for each in used}
 
