@@ -68,8 +68,8 @@ class Grid:
         """Take a camera's newest frame, and what `decode` has made of it."""
         self._frames[frame.camera] = frame, picture
         status = self._statuses.get(frame.camera)
-        if status is not None and status.state != State.LIVE.value:  # the table is looked at less often
-            self._statuses[frame.camera] = dataclasses.replace(status, state=State.LIVE.value)
+        if status is not None and status.state != State.LIVE:  # the table is looked at less often
+            self._statuses[frame.camera] = dataclasses.replace(status, state=State.LIVE)
 
     def update(self, statuses: list[Status]) -> None:
         """Take the hub's table, and give every camera its place while there is one."""
@@ -77,7 +77,7 @@ class Grid:
         self._frames = {
             name: newest
             for name, newest in self._frames.items()
-            if name in self._statuses and self._statuses[name].state != State.GONE.value
+            if name in self._statuses and self._statuses[name].state != State.GONE
         }
         places = [name if name in self._statuses else None for name in self._places]
         newcomers = [name for name in dict.fromkeys([*self._cameras, *self._statuses]) if name in self._statuses]

@@ -341,4 +341,4 @@ def _tell(change: Change | Notice) -> None:
         _log.log(logging.WARNING if change.is_trouble else logging.INFO, "%s: %s", change.name, change.words)
         return
     level = logging.INFO if change.after is State.LIVE else logging.WARNING
-    _log.log(level, "%s: %s, was %s", change.name, change.after.value, change.before.value)
+    _log.log(level, "%s: %s, was %s", change.name, change.after, change.before)

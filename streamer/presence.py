@@ -37,7 +37,7 @@ _EARLIER_MAX = 16  # senders of one name that are told apart from new ones
 _EVERY_MAX_S = 60.0
 
 
-class State(enum.Enum):
+class State(enum.StrEnum):
     """What a viewer can rely on."""
 
     WAITING = "WAITING"  # named by the hub's configuration, never seen

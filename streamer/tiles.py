@@ -28,10 +28,10 @@ _INK: Colour = (242, 239, 236)
 _SOFT: Colour = (174, 164, 154)
 _WHITE: Colour = (255, 255, 255)
 _COLOURS: dict[str, Colour] = {
-    State.WAITING.value: _SOFT,
-    State.LIVE.value: (107, 194, 74),
-    State.STALE.value: (27, 162, 217),
-    State.GONE.value: (114, 123, 255),
+    State.WAITING: _SOFT,
+    State.LIVE: (107, 194, 74),
+    State.STALE: (27, 162, 217),
+    State.GONE: (114, 123, 255),
 }
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LETTERS_MIN = 0.3  # the font's scale below which nobody can read it
@@ -70,7 +70,7 @@ class Tile:
             self._frame = frame
             if picture is not None:
                 self._picture = fitted(picture, width, height)
-        is_shown = status.state in {State.LIVE.value, State.STALE.value}
+        is_shown = status.state in {State.LIVE, State.STALE}
         picture = self._picture if is_shown else None
         words = silence(status) or oddity(status)
         if not words and picture is None and frame is not None:
@@ -82,7 +82,7 @@ class Tile:
             if picture is None:
                 self._area[:] = placard(width, height, words)
             else:
-                self._put(marked(picture, words) if status.state == State.LIVE.value else greyed(picture, words))
+                self._put(marked(picture, words) if status.state == State.LIVE else greyed(picture, words))
         if captioned != self._captioned:
             self._captioned = captioned
             draw_caption(self._caption, status)
@@ -102,12 +102,12 @@ class Tile:
 
 def silence(status: Status) -> str:
     """Say since when a camera is silent, "no picture for 6 s"; nothing when it is LIVE."""
-    if status.state == State.LIVE.value:
+    if status.state == State.LIVE:
         return ""
-    if status.state == State.WAITING.value or status.age_s is None:
+    if status.state == State.WAITING or status.age_s is None:
         return f"waiting for {status.name}"
     words = f"no picture for {_span(status.age_s)}"
-    return f"gone: {words}" if status.state == State.GONE.value else words
+    return f"gone: {words}" if status.state == State.GONE else words
 
 
 def picture_for(frame: Frame, width: int, height: int) -> Image:
@@ -253,12 +253,12 @@ def _draw_shape(square: Image, state: str) -> None:
     middle = square.shape[0] // 2
     radius = max(3, square.shape[0] // 4)
     colour, low, high = _COLOURS[state], middle - radius, middle + radius
-    if state == State.LIVE.value:
+    if state == State.LIVE:
         cv2.circle(square, (middle, middle), radius, colour, cv2.FILLED, cv2.LINE_AA)
-    elif state == State.STALE.value:
+    elif state == State.STALE:
         corners = np.array([[middle, low], [high + 1, high], [low - 1, high]], np.int32)
         cv2.fillPoly(square, [corners], colour, cv2.LINE_AA)
-    elif state == State.GONE.value:
+    elif state == State.GONE:
         low, high = low + 1, high - 1
         for start, end in (((low, low), (high, high)), ((low, high), (high, low))):
             cv2.line(square, start, end, colour, 2, cv2.LINE_AA)
@@ -267,7 +267,7 @@ def _draw_shape(square: Image, state: str) -> None:
 
 
 def _numbers(status: Status) -> str:
-    if status.state == State.LIVE.value:
+    if status.state == State.LIVE:
         return f"{status.fps:.1f} fps"
     return "" if status.age_s is None else _span(status.age_s)
 

@@ -209,12 +209,12 @@ class Windows(_Display):
         self._odd = {status.name: oddity(status) for status in statuses}
         for status in statuses:
             name = status.name
-            if status.state == State.GONE.value:
+            if status.state == State.GONE:
                 self._closing.forget(name)
                 self._coming.pop(name, None)
                 if self._pictures.pop(name, None) is not None:
                     cv2.destroyWindow(name)
-            elif status.state == State.STALE.value and name in self._pictures:
+            elif status.state == State.STALE and name in self._pictures:
                 self._put(name, greyed(self._pictures[name], silence(status)))
 
 

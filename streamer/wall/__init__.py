@@ -230,7 +230,7 @@ class Wall:
                 self._history.add(statuses)
             # The web library does not tell a handler that its peer has left, and a silent camera's waits for a picture.
             for viewer, request in list(self._streams.items()):
-                if request.transport is None or states.get(request.match_info["name"]) == State.GONE.value:
+                if request.transport is None or states.get(request.match_info["name"]) == State.GONE:
                     self._fan_out.close(viewer)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), _TURN_S)
@@ -380,7 +380,7 @@ class Wall:
         state = next((status.state for status in self._hub.cameras() if status.name == name), None)
         if state is None:
             raise self._unknown(name)
-        if state in {State.GONE.value, State.WAITING.value}:
+        if state in {State.GONE, State.WAITING}:
             raise web.HTTPServiceUnavailable(
                 text=f"{name} is {state}: it sends no pictures\n", headers={"Retry-After": "1"}
             )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from streamer.hub import Hub
     from streamer.presence import Status
 
-_SHOWN = {State.LIVE.value, State.STALE.value}
+_SHOWN = {State.LIVE, State.STALE}
 
 
 class Metrics:
@@ -194,7 +194,7 @@ class _Fleet(Collector):
         )
         for row in rows:
             if row.state in _SHOWN or row.name in self._hub.expected:
-                up.add_metric([row.name], row.state == State.LIVE.value)
+                up.add_metric([row.name], row.state == State.LIVE)
         yield up
         for reading in _READINGS:
             family = reading.kind(reading.name, reading.told, labels=["camera"], unit=reading.unit)
@@ -212,7 +212,7 @@ class _Fleet(Collector):
         states = Counter(row.state for row in rows)
         cameras = GaugeMetricFamily("streamer_hub_cameras", "Cameras that the hub knows, by state.", labels=["state"])
         for state in State:
-            cameras.add_metric([state.value], states[state.value])
+            cameras.add_metric([state], states[state])
         yield cameras
         yield GaugeMetricFamily(
             "streamer_hub_expected_cameras",

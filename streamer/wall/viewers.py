@@ -303,7 +303,7 @@ class FanOut:
         new = rates.keys() - viewer.wanted
         viewer.want(rates)
         for status in self._hub.cameras() if new else ():
-            if status.name in new and status.state in (State.LIVE.value, State.STALE.value):
+            if status.name in new and status.state in (State.LIVE, State.STALE):
                 frame = self._hub.latest(status.name)
                 if frame is not None:
                     self._give(frame, [viewer])
