@@ -11,18 +11,22 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from streamer import transport, wire
 from streamer.errors import TransportError, WireError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
     from typing_extensions import Buffer
 
     from streamer.transport import Received
 
     AnyImage = npt.NDArray[Any]
+
+Checked = TypeVar("Checked")
 
 _PUBLISHED = 16  # a program may publish several cameras one right after the other; more if it has more
 _TELL_S = 1.0
@@ -177,18 +181,8 @@ class ImageHub:
         """
         import numpy as np
 
-        while True:
-            received, fields = self._receive()
-            payload = self._payload(received)
-            try:
-                if "dtype" not in fields:
-                    raise WireError("recv_image was called, and this is a JPEG: send_image, or call recv_jpg")
-                dtype, shape = wire.check_array(fields, len(payload))
-            except WireError as error:
-                self._refuse(received, error)
-                continue
-            self._owed = received.route
-            return fields["msg"], np.frombuffer(bytearray(payload) if copy else payload, dtype).reshape(shape)
+        label, payload, (dtype, shape) = self._next(_check_array)
+        return label, np.frombuffer(bytearray(payload) if copy else payload, dtype).reshape(shape)
 
     def recv_jpg(self, copy: bool = False) -> tuple[Any, Buffer]:  # noqa: FBT001, FBT002
         """Wait for the next JPEG.
@@ -202,18 +196,8 @@ class ImageHub:
         Raises:
             zmq.ZMQError: the last picture was not answered by `send_reply`; or a RCVTIMEO set on `zmq_socket` is over.
         """
-        while True:
-            received, fields = self._receive()
-            payload = self._payload(received)
-            try:
-                if "dtype" in fields:
-                    raise WireError("recv_jpg was called, and this is an array: send_jpg, or call recv_image")
-                wire.check_jpeg(payload)
-            except WireError as error:
-                self._refuse(received, error)
-                continue
-            self._owed = received.route
-            return fields["msg"], payload.tobytes() if copy else payload.obj
+        label, payload, _ = self._next(_check_jpeg)
+        return label, payload.tobytes() if copy else payload.obj
 
     def send_reply(self, reply_message: bytes | str = b"OK") -> None:
         """Reply to the picture received last.
@@ -237,12 +221,12 @@ class ImageHub:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @staticmethod
-    def _payload(received: Received) -> memoryview:
-        return received.parts[1] if received.parts else memoryview(b"")
+    def _next(self, check: Callable[[dict[str, Any], memoryview], Checked]) -> tuple[Any, memoryview, Checked]:
+        """Wait for the next picture that passes `check`, which gets its header's fields and its payload; refuse others.
 
-    def _receive(self) -> tuple[Received, dict[str, Any]]:
-        """Wait for a message with a good header."""
+        Returns:
+            (label, payload, what `check` returned)
+        """
         if self._owed and isinstance(self._end, transport.Replier):
             raise transport.out_of_step()
         while True:
@@ -250,9 +234,14 @@ class ImageHub:
             try:
                 if received.parts is None:
                     raise WireError("a message must have two parts, header and payload")
-                return received, wire.read_header(received.parts[0])
+                header, payload = received.parts
+                fields = wire.read_header(header)
+                checked = check(fields, payload)
             except WireError as error:
                 self._refuse(received, error)
+                continue
+            self._owed = received.route
+            return fields["msg"], payload, checked
 
     def _refuse(self, received: Received, error: WireError) -> None:
         if isinstance(self._end, transport.Replier):
@@ -262,3 +251,15 @@ class ImageHub:
         if str(error) != self._complaint and now - self._complained >= _TELL_S:
             self._complaint, self._complained = str(error), now
             _log.warning("refused from %s: %s", received.address or "?", error)
+
+
+def _check_array(fields: dict[str, Any], payload: memoryview) -> tuple[str, tuple[int, ...]]:
+    if "dtype" not in fields:
+        raise WireError("recv_image was called, and this is a JPEG: send_image, or call recv_jpg")
+    return wire.check_array(fields, len(payload))
+
+
+def _check_jpeg(fields: dict[str, Any], payload: memoryview) -> tuple[int, int]:
+    if "dtype" in fields:
+        raise WireError("recv_jpg was called, and this is an array: send_jpg, or call recv_image")
+    return wire.check_jpeg(payload)
