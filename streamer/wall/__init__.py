@@ -133,7 +133,7 @@ class Wall:
         """Be the thread."""
         try:
             self._loop.run_until_complete(self._serve())
-        except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
+        except Exception as error:  # noqa: BLE001 - logged, and kept in `failure`
             _log.exception("the page has failed")
             self.failure = error
         finally:
