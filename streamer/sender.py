@@ -533,7 +533,6 @@ class Feed:
         self._open_camera = open_camera
         self._sender = sender
         self._stop = threading.Event()
-        self.works = threading.Event()  # set while the camera gives pictures
         self.pictures = 0  # pictures so far, for a watchdog
         self.failure: Exception | None = None  # what ended the thread
         # A daemon: a camera library that hangs in the kernel cannot be stopped.
@@ -554,11 +553,9 @@ class Feed:
                         jpeg, captured_ns = camera.read()
                         self._sender.send(jpeg, captured_ns=captured_ns)
                         self.pictures += 1
-                        self.works.set()
                         delay_s, told = _RETRY_FIRST_S, ""
             except (CameraError, WireError) as error:
                 now = time.monotonic()
-                self.works.clear()
                 if str(error) != told or now - told_at >= _REMIND_S:
                     _log.warning("%s: %s; trying again", self._sender.name, error)
                     told, told_at = str(error), now
@@ -566,12 +563,10 @@ class Feed:
                 delay_s = min(_RETRY_MAX_S, 2 * delay_s)
             except ConfigError as error:
                 self.failure = error
-                self.works.clear()
                 return
             except Exception as error:  # noqa: BLE001 - logged, and kept in `failure`
                 if self._stop.is_set():  # the camera took too long to stop, and its sender is closed
                     return
                 self.failure = error
-                self.works.clear()
                 _log.exception("%s: the camera's thread has failed", self._sender.name)
                 return
