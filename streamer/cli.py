@@ -1,4 +1,4 @@
-"""The commands. Only this file prints, ends the process, handles signals and reads the environment."""
+"""The command line. Only this file prints, exits, handles signals and reads the environment."""
 
 from __future__ import annotations
 
@@ -36,18 +36,19 @@ if TYPE_CHECKING:
 
     from streamer.config import Given
     from streamer.hub import Hub
+    from streamer.page import Page
     from streamer.sender import Sender
 
 _USAGE = 2  # exit status for what the user can put right
 _FAILED = 1
 _LOOK_S = 1.0
-_SCREEN_EVERY_S = 5.0  # it is looked for
+_SCREEN_EVERY_S = 5.0  # between two looks for a screen
 _DESCRIPTORS = 8192
 _DEMO_PORTS = range(8080, 8100)
 _WAIT_MAX_S = 86400
-_UNKNOWN = "UNKNOWN"  # a state beside those that the hub tells
+_UNKNOWN = "UNKNOWN"  # the state of a camera that the hub does not know
 _HUB_SOCKET = "/run/streamer/hub.sock"  # where the role puts it
-# What argparse says, and what is said instead.
+# argparse's messages, and ours instead.
 _PHRASES = {
     r"argument (\S+): expected one argument": r"\1 needs a value",
     r"argument (\S+): ignored explicit argument .*": r"\1 takes no value",
@@ -82,7 +83,7 @@ class Signals:
         self._writer.close()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for at most `timeout_s` seconds; True when it is time to end."""
+        """Wait at most `timeout_s` seconds; return whether a signal has come."""
         if not self.caught:
             select.select([self._reader], [], [], timeout_s)
         return self.caught
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(end="", flush=True)
     except OSError:
-        # That has been told, or whoever read the output has gone: Python need not try again at exit.
+        # Reported already, or the reader is gone. Keep Python from flushing again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
 
@@ -119,7 +120,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         options = _parser().parse_args(arguments)
         _set_up_logging()
         status: int = options.run(options)
-    except SystemExit as ended:  # argparse has said all
+    except SystemExit as ended:  # argparse has printed its message
         return int(ended.code or 0)
     except (ConfigError, MissingExtraError) as error:
         return _complain(error, _USAGE)
@@ -133,22 +134,22 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _complain(error: StreamerError, status: int) -> int:
-    with contextlib.suppress(OSError):  # there is no place left to say it
+    with contextlib.suppress(OSError):  # there is nowhere else to say it
         print(f"streamer: {_line(str(error))}", file=sys.stderr)
     return status
 
 
 def _line(text: str) -> str:
-    """Make a text one line, whatever the names in it are."""
+    """Escape what is not printable, line ends for example, as in odd file names."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 class _UnprintedError(StreamerError):
-    """What a command prints cannot be written where it goes."""
+    """Standard output cannot be written to."""
 
 
 def _print(*lines: str) -> None:
-    """Print, so that what cannot be printed is told."""
+    """Print lines at once, so that failures are noticed."""
     try:
         print(*lines, sep="\n", flush=True)
     except BrokenPipeError:
@@ -161,34 +162,34 @@ def _set_up_logging() -> None:
     under_systemd = "JOURNAL_STREAM" in os.environ  # the journal has the time
     form = "%(levelname)s: %(message)s" if under_systemd else "%(asctime)s %(levelname)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S")
-    # Cameras are opened again and again while they fail, and the libraries have up to ten lines for each time.
+    # A camera that fails is reopened again and again, and its libraries would log up to ten lines each time.
     logging.getLogger("picamera2").setLevel(logging.WARNING)
     os.environ.setdefault("LIBCAMERA_LOG_LEVELS", "*:ERROR")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the arguments."""
+    """Reports wrong arguments in one line."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Take every argument, or refuse it: a command's parser knows better than the one above it what was meant."""
+        """Parse the arguments and refuse unknown ones here: a subcommand's parser suggests better than its parent."""
         options, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self._refuse(unknown[0], self._option_string_actions)
         return options, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Say it and end the process."""
+        """Print the message and exit."""
         for theirs, ours in _PHRASES.items():
             message = re.sub(f"^{theirs}$", ours, message)
         self.exit(_USAGE, f"{self.prog}: {_line(message)} ({self.prog} --help)\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is sys.stdout:
-            _print(message.rstrip())  # argparse would not tell that it cannot
+            _print(message.rstrip())  # argparse would ignore a failure
         else:
             super()._print_message(message, file)
 
@@ -315,9 +316,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _subparsers(parser: _Parser, metavar: str) -> argparse._SubParsersAction[_Parser]:
-    """Add what takes one of several words.
+    """Add subcommands, of which one is required.
 
-    Were it required for argparse, that would miss it before it says that an option is not known.
+    Not by argparse's `required`: it would report a missing command before an unknown option.
     """
     parser.set_defaults(run=lambda _: parser.error(f"{metavar} is missing"))
     return parser.add_subparsers(metavar=metavar)
@@ -385,11 +386,11 @@ def _send(options: argparse.Namespace) -> int:
         ready, pictures, turned = False, 0, 0.0
         while not signals.wait(_LOOK_S if ready else 0.05):
             failure = feed.failure or sender.failure
-            if isinstance(failure, ConfigError):  # only the open camera could tell
+            if isinstance(failure, ConfigError):  # found only once the camera was open
                 raise ConfigError(given.worded(str(failure), config))
             if failure:
                 raise CameraError(f"{name}: {type(failure).__name__}: {failure}")
-            # The watchdog is fed by pictures that move and a thread that goes round, never by the hub.
+            # New pictures and a loop that turns feed the watchdog; the hub's state does not matter.
             if feed.pictures > pictures and sender.turned > turned:
                 if not ready:
                     notifier.ready()
@@ -404,7 +405,7 @@ def _send(options: argparse.Namespace) -> int:
 
 
 def _release() -> str:
-    """Name the release that runs: by its directory where it was deployed, else by the package's version."""
+    """Return the release that runs: the name of the directory it was deployed to, else the package's version."""
     name, version = Path(sys.prefix).name, streamer.__version__
     return name if name.startswith(f"{version}+") else version
 
@@ -445,7 +446,7 @@ def _hub(options: argparse.Namespace) -> int:
         if platform.system() == "Linux" and not os.environ.get("DISPLAY"):
             where = given.place("display")
             raise ConfigError(f"{where}: windows needs a screen, but DISPLAY is not set; run it on the desktop")
-        from streamer.windows import GridWindow, Windows  # what it needs is missed before anything is started
+        from streamer.windows import GridWindow, Windows  # reports a missing extra before anything is started
 
     from streamer.hub import Hub
     from streamer.wall import Wall
@@ -481,18 +482,19 @@ def _hub(options: argparse.Namespace) -> int:
         )
         _say_who_may_send(hub, config.curve_allowed_file)
         notifier.ready()
-        fed = [hub.turned, wall.turned, 0.0]
+        hub_turned, wall_turned, fed_at = hub.turned, wall.turned, 0.0
 
         def ended(timeout_s: float = 0.0) -> bool:
-            """Feed the watchdog while both loops go round; say whether it is time to end."""
+            """Feed the watchdog while both loops turn; return whether it is time to end."""
+            nonlocal hub_turned, wall_turned, fed_at
             if hub.failure:
                 raise StreamerError(f"the hub has failed: {hub.failure}")
             if wall.failure:
                 raise StreamerError(f"the page has failed: {wall.failure}")
             now = time.monotonic()
-            if now - fed[2] >= _LOOK_S and hub.turned > fed[0] and wall.turned > fed[1]:
+            if now - fed_at >= _LOOK_S and hub.turned > hub_turned and wall.turned > wall_turned:
                 notifier.watchdog()
-                fed[:] = [hub.turned, wall.turned, now]
+                hub_turned, wall_turned, fed_at = hub.turned, wall.turned, now
             return signals.wait(timeout_s)
 
         if config.display != "windows":
@@ -500,25 +502,19 @@ def _hub(options: argparse.Namespace) -> int:
                 pass
         elif _wait_for_screen(ended):
             _skip_destructors()
-            display = (
-                GridWindow(
-                    hub,
-                    config.cameras,
-                    layout=config.layout,
-                    width=config.window_width,
-                    full_screen=config.full_screen,
-                )
-                if config.layout
-                else Windows(hub, config.cameras, rows=config.window_rows, width=config.window_width)
-            )
-            display.run(ended)
+            cameras, width = config.cameras, config.window_width
+            if config.layout:
+                windows = GridWindow(hub, cameras, layout=config.layout, width=width, full_screen=config.full_screen)
+                windows.run(ended)
+            else:
+                Windows(hub, cameras, rows=config.window_rows, width=width).run(ended)
         notifier.stopping()
     _summarise_hub(hub)
     return 0
 
 
 def _wait_for_screen(ended: Callable[[float], bool]) -> bool:
-    """Wait until there is a screen, while the hub does all that needs none; False when it is time to end."""
+    """Wait until there is a screen, while the hub does everything else; False when it is time to end."""
     from streamer import screen
 
     found = threading.Event()
@@ -536,7 +532,7 @@ def _wait_for_screen(ended: Callable[[float], bool]) -> bool:
                 time.sleep(_SCREEN_EVERY_S)
 
     if platform.system() == "Linux":
-        # A thread, since a screen may take its time to answer; signals and the watchdog must not wait for it.
+        # In a thread: a screen may answer slowly, and signals and the watchdog must not wait for it.
         threading.Thread(target=look, name="screen", daemon=True).start()
         while not found.is_set():
             if ended(0.05):
@@ -545,11 +541,11 @@ def _wait_for_screen(ended: Callable[[float], bool]) -> bool:
 
 
 def _skip_destructors() -> None:
-    """Let no C++ library be taken down when the process exits.
+    """Make exit() of this thread end the process before any C++ destructor runs.
 
-    Qt calls exit() when its screen goes away, while threads decode with what exit() would then destroy. Destructors run
-    in the reverse order of their registration, and some are registered at the first picture; the thread's own run
-    before all, and this thread's only one registers the end of the process, with the status that exit() was given.
+    Qt calls exit() when its screen goes away, which would destroy what other threads are decoding with. Exit handlers
+    run in reverse order, and libraries register more of them later; but a thread's own destructors run before them all.
+    So this registers one, which registers `_exit`; that is then the first handler to run, with exit()'s status.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "on_exit") and hasattr(libc, "__cxa_thread_atexit_impl"):  # glibc
@@ -557,7 +553,7 @@ def _skip_destructors() -> None:
 
 
 def _announce(*lines: str) -> None:
-    """Print where the hub is; a full disk that this goes to is no reason not to be there."""
+    """Print the hub's addresses; if that fails, as on a full disk, only log it."""
     try:
         _print(*lines)
     except _UnprintedError as error:
@@ -565,7 +561,7 @@ def _announce(*lines: str) -> None:
 
 
 def _say_who_may_send(hub: Hub, allowed_file: Path | None) -> None:
-    """Log it, but for this machine's own programs."""
+    """Log who may send, unless only this machine can."""
     from streamer.config import is_loopback
 
     count, said = hub.keys_allowed, []
@@ -580,7 +576,7 @@ def _say_who_may_send(hub: Hub, allowed_file: Path | None) -> None:
 
 
 def _allow_descriptors() -> None:
-    """Let the hub have more descriptors than connections, as far as the system lets it: 1,024 is a shell's default."""
+    """Raise the soft limit of file descriptors above the number of connections; 1,024 is a shell's default."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
@@ -673,7 +669,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 class _Child:
-    """A command of this program as a process of its own, which never outlives this one."""
+    """A command of this program in a child process, which never outlives this one."""
 
     def __init__(self, *arguments: str) -> None:
         self.command = " ".join(arguments)
@@ -684,7 +680,7 @@ class _Child:
             stdout=subprocess.PIPE if self._is_hub else subprocess.DEVNULL,
             stderr=None if self._is_hub else subprocess.DEVNULL,
             text=True,
-            start_new_session=True,  # Ctrl-C is ours to pass on
+            start_new_session=True,  # so that Ctrl-C does not reach it directly
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - there are no threads yet
         )
 
@@ -718,7 +714,7 @@ class _Child:
 
 
 def _terminate(children: Iterable[_Child]) -> None:
-    """Tell all to end, so that they do so side by side."""
+    """Terminate all at once, so that they end in parallel."""
     for child in children:
         child.terminate()
 
@@ -750,23 +746,7 @@ def _status(options: argparse.Namespace) -> int:
     ca_file = checked(optional(file_path), options.ca_file, "--ca-file")
     wait_s = checked(optional(number(0, _WAIT_MAX_S)), options.wait, "--wait")
     page = Page(_hub_here() if options.hub is None else options.hub, password_file, ca_file)
-    deadline = time.monotonic() + (wait_s or 0)
-    before: dict[str, int] = {}
-    for look in itertools.count():
-        rows, problem = page.cameras()
-        known = {row["name"]: row for row in rows or ()}
-        if rows is not None and options.names:
-            rows = [known.get(name) or _unknown(name) for name in options.names]
-        late = [
-            row for row in rows or () if row["state"] != "LIVE" or row["frames"] <= before.get(row["name"], math.inf)
-        ]
-        # What moves only a second look can tell, however short the wait.
-        if wait_s is None or (rows and not late) or (look and time.monotonic() >= deadline):
-            break
-        before = {row["name"]: row["frames"] for row in rows or ()}
-        time.sleep(0.5)
-    if rows is None:
-        raise StreamerError(problem)
+    known, rows, late = _ask(page, options.names, wait_s)
     if options.json:
         _print(json.dumps(rows))
     else:
@@ -780,20 +760,53 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
+def _ask(
+    page: Page, names: Sequence[str], wait_s: float | None
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Ask a hub for its cameras, with `wait_s` again until they are LIVE and have new frames.
+
+    Args:
+        page: the hub's.
+        names: of the cameras wanted; empty for all.
+        wait_s: how long to wait for them, in seconds; None asks once.
+
+    Returns:
+        All rows of the hub's table by name; the rows wanted; of these, the ones not LIVE or without a new frame.
+
+    Raises:
+        StreamerError: no hub answers.
+    """
+    deadline = time.monotonic() + (wait_s or 0)
+    before: dict[str, int] = {}
+    for look in itertools.count():
+        table, problem = page.cameras()
+        known = {row["name"]: row for row in table or ()}
+        rows = [] if table is None else [known.get(name) or _unknown(name) for name in names or known]
+        late = [row for row in rows if row["state"] != "LIVE" or row["frames"] <= before.get(row["name"], math.inf)]
+        # It takes a second look to see new frames, however short the wait.
+        if wait_s is None or (rows and not late) or (look and time.monotonic() >= deadline):
+            break
+        before = {row["name"]: row["frames"] for row in rows}
+        time.sleep(0.5)
+    if table is None:
+        raise StreamerError(problem)
+    return known, rows, late
+
+
 def _unknown(name: str) -> dict[str, Any]:
-    """Make a row of a camera that never came and that the hub's configuration does not name."""
+    """Make a row for a camera that the hub does not know."""
     from streamer.presence import Status
 
     return dict(vars(Status(name, _UNKNOWN)))
 
 
 def _hub_here() -> str:
-    """Return where the hub on this machine is asked: at its socket, for those who may."""
+    """Return the address of the hub on this machine: its socket if this user may open it, else its page."""
     return f"unix:{_HUB_SOCKET}" if os.access(_HUB_SOCKET, os.W_OK) else "http://127.0.0.1:8080"
 
 
 def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:
-    """Print the hub's table; what a hub of an older release does not tell is unknown."""
+    """Print the hub's table. An older hub may lack the keys read by `get`."""
 
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
@@ -847,7 +860,7 @@ def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Print rows in aligned columns, the first one to the left and the others to the right."""
+    """Print rows in columns, the first left-aligned and the others right-aligned."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""JPEG to array and back, by simplejpeg where installed, else OpenCV, else Pillow; colours in OpenCV's order, BGR."""
+"""JPEG encoding and decoding, by simplejpeg if installed, else OpenCV, else Pillow. Colours are BGR, as in OpenCV."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from streamer.errors import CodecError, MissingExtraError
 
-_log = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -19,17 +17,19 @@ if TYPE_CHECKING:
 
     Image = npt.NDArray[np.uint8]
 
+_log = logging.getLogger(__name__)
+
 # Start-of-frame markers, ITU-T T.81 table B.1: 0xC0 to 0xCF without DHT (C4), JPG (C8) and DAC (CC).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# SOI, EOI and SOS; and what has no length after it (stuffing, TEM, RST), where a decoder would read on elsewhere than a
-# reader who takes the next two bytes for one, and find another size.
+# No frame header comes after SOI, EOI or SOS. The others (stuffing, TEM, RST) have no length field: taking the next two
+# bytes for one, this reader could find another size than a decoder.
 _NO_FRAME_YET = frozenset({0x00, 0x01, *range(0xD0, 0xDB)})
-# Fill bytes included. A real picture has some ten, at worst a few hundred when it carries a large colour profile.
+# Including fill bytes. Real pictures have some ten, or a few hundred with a large colour profile.
 _MARKERS_MAX = 1024
-_HEAD_MAX = 4096  # bytes that are kept of a picture's beginning: a hub has many senders'
+_HEAD_MAX = 4096  # bytes kept of a picture's head, by camera
 _START_OF_SCAN = frozenset({0xDA})
 _SEQUENTIAL = (0xC0, 0xC1)
-# Ten bytes make a scan, and each scan goes over the whole picture. Real progressive pictures have some ten.
+# A scan takes ten bytes to write and a pass over the whole picture to decode. Real progressive pictures have some ten.
 _SCAN = re.compile(rb"\xff\xda")
 _SCANNED_PIXELS_MAX = 1_000_000_000
 
@@ -44,19 +44,19 @@ def jpeg_size(jpeg: bytes | memoryview) -> tuple[int, int]:
         (width, height) in pixels.
 
     Raises:
-        CodecError: it has no frame header where the format wants one.
+        CodecError: there is no frame header where one belongs.
     """
     return _read_size(jpeg)[0]
 
 
 class JpegSizes:
-    """Reads the sizes of one camera's pictures like `jpeg_size`, but sooner: up to the frame header they are alike."""
+    """A faster `jpeg_size` for the pictures of one camera, which are alike up to the frame header."""
 
     def __init__(self) -> None:
-        self._last = b"", (0, 0)  # the last picture's beginning, and its size
+        self._last = b"", (0, 0)  # the last picture's head, and its size
 
     def read(self, jpeg: bytes | memoryview) -> tuple[int, int]:
-        """Return (width, height) in pixels, or raise what `jpeg_size` does."""
+        """Return (width, height) in pixels; raises what `jpeg_size` raises."""
         head, size = self._last
         if not head or bytes(jpeg[: len(head)]) != head:
             size, end = _read_size(jpeg)
@@ -65,7 +65,7 @@ class JpegSizes:
 
 
 def _read_size(jpeg: bytes | memoryview) -> tuple[tuple[int, int], int]:
-    """Return a JPEG's size, and the end of what was read for it."""
+    """Return a JPEG's (width, height), and where its frame header ends."""
     at = _find(jpeg, _START_OF_FRAME)
     if at is None:
         raise CodecError("JPEG has no frame header")
@@ -73,7 +73,7 @@ def _read_size(jpeg: bytes | memoryview) -> tuple[tuple[int, int], int]:
 
 
 def _find(jpeg: bytes | memoryview, wanted: frozenset[int]) -> int | None:
-    """Return where the first segment with one of these markers begins; None when there is none where it belongs."""
+    """Return the offset of the first segment with one of these markers; None if there is none where it belongs."""
     at, end = 2, len(jpeg)
     for _ in range(_MARKERS_MAX):
         if at + 9 > end or jpeg[at] != 0xFF:
@@ -91,15 +91,15 @@ def _find(jpeg: bytes | memoryview, wanted: frozenset[int]) -> int | None:
 
 
 def _scans(jpeg: bytes | memoryview) -> int:
-    """Count the scans that a decoder may go through, or more."""
+    """Return an upper bound of the scans that a decoder may go through."""
     frame, scan = _find(jpeg, _START_OF_FRAME), _find(jpeg, _START_OF_SCAN)
     if frame and scan and jpeg[frame + 1] in _SEQUENTIAL and jpeg[frame + 9] == jpeg[scan + 4]:
-        return 1  # it has all components: decoders take no other
-    return len(_SCAN.findall(jpeg))  # 4 % of the time that a picture of one scan takes to decode
+        return 1  # it has all components, so decoders accept no second scan
+    return len(_SCAN.findall(jpeg))  # takes 4 % of the time to decode one scan
 
 
 class _Library(Protocol):
-    """What each JPEG library is wrapped into."""
+    """The interface to a JPEG library."""
 
     def encode(self, image: Image, quality: int) -> bytes: ...
 
@@ -116,12 +116,12 @@ class _SimpleJpeg:
         if image.ndim == 2:
             picture: bytes = self._library.encode_jpeg(image[:, :, None], quality, "GRAY", "Gray")
         else:
-            # 4:2:0 said aloud: the library's own default is 4:4:4, larger and 1.6 times slower.
+            # The library's default, 4:4:4, is larger and 1.6 times slower.
             picture = self._library.encode_jpeg(image, quality, "BGR", "420")
         return picture
 
     def decode(self, jpeg: Buffer, at_least: tuple[int, int] | None) -> Image:
-        width, height = at_least or (0, 0)  # which stands for no limit
+        width, height = at_least or (0, 0)  # 0 for no limit
         image: Image = self._library.decode_jpeg(jpeg, "BGR", min_width=width, min_height=height)
         return image
 
@@ -152,7 +152,7 @@ class _OpenCv:
             width, height = jpeg_size(memoryview(jpeg))
             factor = min(width // at_least[0], height // at_least[1])
             how = next((flag for enough, flag in self._reduced if factor >= enough), how)
-        # As it lies in the file: turned by its Exif tag, it would have another size than its frame says.
+        # Rotated by its Exif tag, the picture would have another size than its frame header says.
         how |= self._cv2.IMREAD_IGNORE_ORIENTATION
         image: Image | None = self._cv2.imdecode(self._numpy.frombuffer(memoryview(jpeg), "uint8"), how)
         if image is None:
@@ -161,7 +161,7 @@ class _OpenCv:
 
 
 class _Pillow:
-    """Two to three times slower than the others, and on a plain Debian hub a tenth of OpenCV's size."""
+    """Two to three times slower than the others, but on Debian a tenth of OpenCV's size."""
 
     def __init__(self) -> None:
         import numpy as np
@@ -192,7 +192,7 @@ def _library() -> _Library:
             return candidate()
         except ImportError:
             continue
-        except ValueError as error:  # apt's simplejpeg over another numpy than it was built for
+        except ValueError as error:  # apt's simplejpeg with another numpy than it was built for
             _log.warning("%s does not load, another JPEG library is tried: %s", candidate.__name__, _one_line(error))
     raise MissingExtraError("decoding or encoding JPEG", "opencv", "python3-opencv")
 
@@ -201,8 +201,8 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
     """Encode an array as a 4:2:0 JPEG.
 
     Args:
-        image: uint8 of shape (height, width, 3) in BGR, or (height, width) or (height, width, 1) for greyscale.
-        quality: 1 to 100, on libjpeg's scale.
+        image: uint8 of shape (height, width, 3), BGR; or (height, width) or (height, width, 1), greyscale.
+        quality: 1 to 100, libjpeg's scale.
 
     Raises:
         CodecError: the array has another type or shape.
@@ -227,14 +227,14 @@ def decode_jpeg(jpeg: Buffer, at_least: tuple[int, int] | None = None) -> Image:
 
     Args:
         jpeg: the whole picture.
-        at_least: (width, height) in pixels that are enough: a picture more than twice as large may come out scaled
-            down, never below it, which costs less than to decode all of it. None for its own size.
+        at_least: (width, height) in pixels that is large enough: a picture at least twice that size may be decoded
+            scaled down, which is faster, but never below it. None decodes it at its own size.
 
     Returns:
-        uint8 of shape (height, width, 3), in BGR; greyscale pictures too.
+        uint8 of shape (height, width, 3), BGR, also for a greyscale picture.
 
     Raises:
-        CodecError: it is no JPEG, or a damaged one.
+        CodecError: it is no JPEG, or damaged.
         MissingExtraError: no JPEG library is installed.
     """
     library = _library()
@@ -244,7 +244,7 @@ def decode_jpeg(jpeg: Buffer, at_least: tuple[int, int] | None = None) -> Image:
         if scans * width * height > _SCANNED_PIXELS_MAX:
             raise ValueError(f"{scans} scans of {width} x {height} pixels are too many")
         if at_least is not None and (width < 2 * at_least[0] or height < 2 * at_least[1]):
-            at_least = None  # to scale by three quarters, say, takes libjpeg longer than to decode it all
+            at_least = None  # libjpeg is slower at, say, three quarters than at full size
         return library.decode(jpeg, at_least)
     except Exception as error:  # each library has error types of its own
         raise CodecError(f"JPEG decoder: {_one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""YAML files and flags into frozen dataclasses; the commented files `sender.yml` and `hub.yml` here are the manual."""
+"""Configuration: YAML files and flags to frozen dataclasses. The commented sender.yml and hub.yml are the manual."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 PORT = 5555
-PASSWORD_CHARACTERS = 8  # at least
+PASSWORD_CHARACTERS = 8  # the fewest
 _HOST = r"(?:\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]|[A-Za-z0-9._-]+)"
 _CAMERA = re.compile(r"picamera2|pattern|usb:(?:[0-9]{1,9}|/dev/.+)|file:.+")
 _CONTROL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _CONTROL_ITEMS_MAX = 256
-# Flags that are not called as their key is.
+# Flags that are not named after their key.
 _FLAGS = {
     "hubs": "hub",
     "http_password_file": "password-file",
@@ -47,13 +47,13 @@ _INSTEAD = {
     errno.EADDRNOTAVAIL: "give one that this machine has",
     errno.EACCES: "give one that this user may take: below 1024, ports are root's",
 }
-# The value of a libcamera control; a list is a tuple, and a list of rectangles one of tuples.
+# The value of a libcamera control; lists become tuples.
 Control: TypeAlias = "bool | int | float | str | tuple[Control, ...]"
 Config = TypeVar("Config", bound="SenderConfig | HubConfig")
 
 
 class Size(NamedTuple):
-    """Of a picture, in pixels."""
+    """Size of a picture, in pixels."""
 
     width: int
     height: int
@@ -82,7 +82,7 @@ class Address(NamedTuple):
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether an address, or `localhost`, is one that only this machine reaches."""
+    """Whether only this machine can reach a host: a loopback address, or `localhost`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -90,7 +90,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Layout(NamedTuple):
-    """Of the tiles in one window."""
+    """Arrangement of the tiles in a window."""
 
     rows: int
     columns: int
@@ -100,7 +100,7 @@ class Layout(NamedTuple):
 
 
 class _Excerpt(reprlib.Repr):
-    """Shows a refused value as YAML says it: at most a line, also when its aliases make it larger than memory."""
+    """Formats a refused value as in YAML, in at most a line, even if its aliases make it larger than memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Excerpt(reprlib.Repr):
         self.maxstring = self.maxother = 80
 
     def repr_int(self, x: int, level: int) -> str:  # noqa: ARG002 - reprlib's signature
-        # Python refuses to write out one of many digits.
+        # Python refuses to format very large integers.
         return repr(x) if abs(x) < 10**40 else f"an integer of {x.bit_length()} bits"
 
     def repr_bool(self, x: bool, level: int) -> str:  # noqa: ARG002, FBT001
@@ -122,7 +122,7 @@ _shown = _Excerpt().repr
 
 
 def number(low: float, high: float) -> Callable[[Any], float]:
-    """Make a check that takes numbers within limits."""
+    """Make a check that accepts numbers from `low` to `high`."""
 
     def check(value: Any) -> float:
         if isinstance(value, str):
@@ -138,7 +138,7 @@ def number(low: float, high: float) -> Callable[[Any], float]:
 
 
 def integer(low: int, high: int) -> Callable[[Any], int]:
-    """Make a check that takes whole numbers within limits."""
+    """Make a check that accepts whole numbers from `low` to `high`."""
 
     def check(value: Any) -> int:
         if isinstance(value, str) and value.isdecimal() and len(value) <= len(str(high)):
@@ -151,7 +151,7 @@ def integer(low: int, high: int) -> Callable[[Any], int]:
 
 
 def optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Make a check that takes None as well."""
+    """Make a check that accepts None as well."""
     return lambda value: None if value is None else check(value)
 
 
@@ -238,7 +238,7 @@ def _boolean(value: Any) -> bool:
 
 
 def _is_file_name(text: str) -> bool:
-    """Say whether the system would take it: YAML can write characters that no file's name can have."""
+    """Whether a text can be a file's name; YAML can write characters that cannot."""
     try:
         return bool(text) and b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
@@ -246,7 +246,7 @@ def _is_file_name(text: str) -> bool:
 
 
 def file_path(value: Any) -> Path:
-    """Take what can be the path of a file."""
+    """Check the path of a file."""
     if not isinstance(value, str | Path) or not _is_file_name(str(value)):
         raise ValueError("the path of a file")
     return Path(value)
@@ -274,7 +274,7 @@ def _controls(value: Any) -> tuple[tuple[str, Control], ...]:
 
 
 def _control(name: str, value: Any, depth: int = 0) -> Control:
-    # What a camera takes, only the camera knows; here it is only what YAML may mean by it. Deepest are rectangles.
+    # Only the camera knows its controls; this checks the kind of value. A list of rectangles is the deepest nesting.
     if isinstance(value, list) and depth < 2 and 0 < len(value) <= _CONTROL_ITEMS_MAX:
         return tuple(_control(name, each, depth + 1) for each in value)
     if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
@@ -297,7 +297,7 @@ def _setting(check: Callable[[Any], Any], default: Any) -> Any:
 
 @dataclass(frozen=True)
 class SenderConfig:
-    """What `streamer send` needs; each field is explained in `sender.yml`."""
+    """Configuration of `streamer send`; `sender.yml` explains each field."""
 
     name: str | None = _setting(optional(_name), None)
     hubs: tuple[str, ...] = _setting(_several(_endpoint(_HOST, f"tcp://hub:{PORT}")), ())
@@ -319,7 +319,7 @@ class SenderConfig:
 
 @dataclass(frozen=True)
 class HubConfig:
-    """What `streamer hub` needs; each field is explained in `hub.yml`."""
+    """Configuration of `streamer hub`; `hub.yml` explains each field."""
 
     bind: str = _setting(_listener, f"tcp://*:{PORT}")
     curve_key_file: Path | None = _setting(optional(file_path), None)
@@ -343,27 +343,27 @@ class HubConfig:
 
 
 class Given(NamedTuple):
-    """What a configuration is read from. What is wrong with it is told to whoever gave it, in the names that he knows.
+    """Where a configuration comes from; words problems by the names that the user gave: flags, or keys in the file.
 
     Attributes:
         path: of the YAML file; None for the defaults alone.
-        flags: by key the values from the command line, which override the file's; None stands for a flag not given.
+        flags: values from the command line by key, which override the file's; None for a flag that was not given.
     """
 
     path: Path | None
     flags: Mapping[str, Any]
 
     def place(self, key: str) -> str:
-        """Say where a setting was given, or could be."""
+        """Return where a setting was given, or could be: a flag, or file and key."""
         name = self._name(key)
         return f"{self.path}: {name}" if self.path and name == key else name
 
     @contextlib.contextmanager
     def wording(self, config: SenderConfig | HubConfig) -> Iterator[None]:
-        """Have what is raised within, by what was made from a configuration, worded for whoever gave that.
+        """Context in which errors about a configuration are reworded for the user.
 
         Raises:
-            ConfigError: instead of any other, and of TransportError.
+            ConfigError: in place of any ConfigError or TransportError.
         """
         try:
             yield
@@ -371,14 +371,14 @@ class Given(NamedTuple):
             raise ConfigError(self.worded(str(error), config)) from error
 
     def worded(self, problem: str, config: SenderConfig | HubConfig) -> str:
-        """Word a problem: it names settings as the keys are called, or the file or address that one of them is."""
-        for key, value in reversed(vars(config).items()):  # plain_bind before bind: if they are one, it came second
+        """Return a problem, which names keys or the file or address in one, with the names that the user gave."""
+        for key, value in reversed(vars(config).items()):  # plain_bind before bind: if they are equal, it failed
             if isinstance(value, Path) and problem.startswith(f"{value}:"):
                 return f"{self.place(key)} {problem}"
             if re.match(rf"cannot listen on (http )?{re.escape(str(value))}: ", problem):
                 instead = (text for number, text in _INSTEAD.items() if problem.endswith(os.strerror(number)))
                 return f"{self.place(key)}: {problem}; {next(instead, 'give another')}"
-        key = r"(?<![\w/.-])(?!(?:camera|name)\b)\w+(?![\w/.-])"  # these two are words of the language, too
+        key = r"(?<![\w/.-])(?!(?:camera|name)\b)\w+(?![\w/.-])"  # those two are also plain English words
         text = re.sub(key, lambda word: self._name(word[0]), problem)
         return f"{self.path}: {text}" if self.path else text
 
@@ -393,7 +393,7 @@ def flag(key: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return what may be meant by a word that is not known, or nothing."""
+    """Return the known word that an unknown one probably means, or an empty string."""
     longer = [each for each in known if each.startswith(word)]
     return next(iter(longer or difflib.get_close_matches(word, known, 1)), "")
 
@@ -404,7 +404,7 @@ def load(cls: type[Config], path: Path | None, flags: Mapping[str, Any]) -> Conf
     Args:
         cls: `SenderConfig` or `HubConfig`.
         path: the YAML file; None for the defaults alone.
-        flags: values from the command line, which override the file's; None stands for a flag not given.
+        flags: values from the command line, which override the file's; None for a flag that was not given.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong; the text names file, line and key.
@@ -427,13 +427,13 @@ def load(cls: type[Config], path: Path | None, flags: Mapping[str, Any]) -> Conf
 
 
 def check(cls: type[Config], key: str, value: Any, place: str) -> Any:
-    """Return the value of a key as a configuration holds it.
+    """Check and convert the value of a key.
 
     Args:
         cls: `SenderConfig` or `HubConfig`.
         key: one of its fields.
-        value: as YAML or the command line has it.
-        place: where it stands.
+        value: from YAML or the command line.
+        place: where it was given.
 
     Raises:
         ConfigError: it is wrong; the text begins with the place.
@@ -442,7 +442,7 @@ def check(cls: type[Config], key: str, value: Any, place: str) -> Any:
 
 
 def contradiction(config: SenderConfig | HubConfig) -> str:
-    """Say which values, each good in itself, do not go together."""
+    """Return which values, each valid by itself, contradict each other; empty if none do."""
     return _hub_contradiction(config) if isinstance(config, HubConfig) else _sender_contradiction(config)
 
 
@@ -451,7 +451,7 @@ def _sender_contradiction(config: SenderConfig) -> str:
         return "hubs and publish are both set: either it sends, or it publishes for whoever subscribes"
     if config.camera == "picamera2":
         return ""
-    # To turn a USB camera's JPEG it would have to be decoded, which its sender is spared.
+    # Turning a USB camera's picture would mean to decode and encode its JPEG.
     for key in ("hflip", "vflip", "rotate", "controls", "encoder"):
         if getattr(config, key) != getattr(SenderConfig, key):
             return (
@@ -474,7 +474,9 @@ def _hub_contradiction(config: HubConfig) -> str:
             "http_open to let everybody look"
         )
     if bool(config.tls_certificate) != bool(config.tls_key):
-        given, missing = ("tls_certificate", "tls_key")[:: 1 if config.tls_certificate else -1]
+        given, missing = "tls_certificate", "tls_key"
+        if config.tls_key:
+            given, missing = missing, given
         return f"{given} is set and {missing} is not: set both, or neither"
     if config.layout and config.display != "windows":
         return f"layout is {config.layout} and display is {config.display}: set display to windows, or no layout"
@@ -484,7 +486,7 @@ def _hub_contradiction(config: HubConfig) -> str:
 
 
 def read_password(path: Path) -> str:
-    """Read the password that stands in the first line of a file.
+    """Read the password in the first line of a file.
 
     Raises:
         ConfigError: the file cannot be read, or the password is too short.
@@ -509,7 +511,7 @@ def manual(cls: type[Config]) -> str:
 
 
 class _RejectedError(Exception):
-    """A value, or one of a list, is not what it must be."""
+    """A value, or one in a list, is invalid."""
 
 
 def _checked(check: Callable[[Any], Any], value: Any) -> Any:
@@ -523,7 +525,7 @@ def checked(check: Callable[[Any], Any], value: Any, place: str) -> Any:
     """Check a value.
 
     Raises:
-        ConfigError: it is not what it must be; the text begins with `place`.
+        ConfigError: it is invalid; the text begins with `place`.
     """
     try:
         return _checked(check, value)
@@ -556,7 +558,7 @@ def _read(path: Path) -> dict[Any, tuple[Any, str]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text") from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        # Not all are YAMLErrors: PyYAML lets through what it meets on a date like 2026-99-99.
+        # Not only YAMLErrors: a date like 2026-99-99 makes PyYAML raise others.
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else place
         problem = " ".join(str(getattr(error, "problem", None) or error).split())

@@ -1,8 +1,8 @@
-"""The TCP connections behind a listening ZMQ socket: how many, from where, and what lies unfinished on each.
+"""Limits the TCP connections of a listening ZMQ socket: their number, and the size of their unfinished messages.
 
-libzmq bounds neither the number of connections nor the parts of a message: it takes parts until the last one comes, and
-spins when descriptors run out. So its connections are watched from outside, by the descriptors that it tells: they are
-asked what they have received (`TCP_INFO`, Linux only) and, at worst, shut down, as if the peer had left.
+libzmq limits neither the number of connections nor the parts of a message: it buffers parts until the last one comes,
+and spins when descriptors run out. So its connections are watched from outside, by the descriptors that its monitor
+reports: asked how much they have received (`TCP_INFO`, Linux only) and, at worst, shut down, as if the peer had left.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-CONNECTIONS_MAX = 2048  # of a socket; no more than half of the descriptors that the process may have
-UNFINISHED_MAX_BYTES = 256 * 1024 * 1024  # of messages that have begun and not ended, of all peers together
-_LOOKED_AT_ONCE = 32  # a fifth of a millisecond, when the kernel has to fetch them from memory
+CONNECTIONS_MAX = 2048  # per socket; but at most half of the process's descriptor limit
+UNFINISHED_MAX_BYTES = 256 * 1024 * 1024  # of the unfinished messages of all peers together
+_LOOKED_AT_ONCE = 32  # takes a fifth of a millisecond with cold caches
 # struct tcp_info in linux/tcp.h: tcpi_bytes_received, a 64-bit count.
 _RECEIVED_AT = 128
 _INFO_BYTES = 136
@@ -34,12 +34,12 @@ _INFO_BYTES = 136
 class _Connection:
     address: str | None
     has_sent: bool = False  # a whole message, ever
-    is_quiet: bool = True  # no whole message since this was last looked at
-    received_before: int | None = 0  # by the kernel, when the message that is under way began
+    is_quiet: bool = True  # no whole message since the last look
+    received_before: int | None = 0  # bytes received when its unfinished message began; None: not known yet
 
 
 class Connections:
-    """Watches the connections of one socket. Not locked: for the thread that receives."""
+    """Watches the connections of one socket. Not thread-safe: for the receiving thread."""
 
     def __init__(self) -> None:
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -48,17 +48,18 @@ class Connections:
         self._open: dict[int, _Connection] = {}
         # The same by address, the oldest first: thousands may come in a second.
         self._of_address: defaultdict[str | None, dict[int, _Connection]] = defaultdict(dict)
-        self._cut: dict[int, str | None] = {}  # ended here, of which libzmq has not told yet: the address of each
-        # Of a look: what is still to be looked at, and what lies unfinished on those that were: how much, and where.
+        self._cut: dict[int, str | None] = {}  # addresses of those ended here, until libzmq reports that
+        # The look in progress: connections to look at, and the sizes of the unfinished messages found so far.
         self._unseen: list[tuple[int, _Connection]] = []
         self._unfinished: list[tuple[int, int, _Connection]] = []
 
     def began(self, descriptor: int) -> tuple[str | None, str] | None:
-        """Take note of a connection; when there are too many, end one, and return whose and why.
+        """Add a connection. If there are too many, end one, and return its address and the reason.
 
-        It is the newest one of the address that has most: a stranger who takes all that there are gets nobody else's.
+        That is the newest one of the address with the most, preferably one that has never sent: a stranger who opens
+        all that there are displaces nobody else.
         """
-        self.ended(descriptor)  # should its end not have been told
+        self.ended(descriptor)  # in case its end was not reported
         address = _ask(descriptor, _address)
         self._open[descriptor] = self._of_address[address][descriptor] = _Connection(address)
         if len(self._open) <= self._most:
@@ -69,13 +70,13 @@ class Connections:
         return crowd, f"of {self._most} connections it has most"
 
     def ended(self, descriptor: int) -> tuple[str | None, bool]:
-        """Take note that a connection has ended; return whose it was, and whether it was ended here."""
+        """Remove a connection that has ended; return its address, and whether it was ended here."""
         if descriptor in self._cut:
             return self._cut.pop(descriptor), True
         return self._forget(descriptor) if descriptor in self._open else None, False
 
     def _forget(self, descriptor: int) -> str | None:
-        """Return whose it was."""
+        """Remove a connection; return its address."""
         address = self._open.pop(descriptor).address
         del self._of_address[address][descriptor]
         if not self._of_address[address]:
@@ -83,7 +84,7 @@ class Connections:
         return address
 
     def heard(self, descriptor: int) -> bool:
-        """Take note of a whole message; whether its connection is known: a message may be quicker than that news."""
+        """Note a whole message; return whether its connection is known: a message may arrive before that event."""
         connection = self._open.get(descriptor)
         if connection is None:
             return False
@@ -92,19 +93,19 @@ class Connections:
 
     @property
     def is_looking(self) -> bool:
-        """Whether a look that has begun goes on."""
+        """Whether a look is in progress."""
         return bool(self._unseen)
 
     def begin_look(self) -> None:
-        """Begin to look for messages without an end; nothing new while such a look goes on."""
+        """Begin to look for messages that do not end, unless a look is in progress."""
         if not self._unseen:
             self._unseen, self._unfinished = list(self._open.items()), []
 
     def look(self) -> list[tuple[str | None, str]]:
-        """Go on with a look, by a few connections: frames wait meanwhile.
+        """Continue a look by a few connections: frames wait meanwhile.
 
-        With the last of them, end the connections with the largest unfinished messages, while all together are too
-        large; returns whose and why.
+        With the last few, end the connections with the largest unfinished messages until the rest is under the limit;
+        return the address and reason of each.
         """
         if not self._unseen:
             return []
@@ -137,7 +138,7 @@ class Connections:
         address = self._cut[descriptor] = self._forget(descriptor)
 
         def shut(connection: socket.socket) -> None:
-            # Should libzmq have closed it in this moment, its number may be another's.
+            # If libzmq has just closed it, its descriptor may be another connection's by now.
             if _address(connection) == address:
                 connection.shutdown(socket.SHUT_RDWR)
 
@@ -145,17 +146,17 @@ class Connections:
 
 
 def _make_room(descriptors: int) -> None:
-    """Have the system's table of this process's descriptors hold so many.
+    """Enlarge the kernel's descriptor table of this process.
 
-    Where threads share it, Linux waits for all processors when it has to be enlarged (`expand_fdtable` in fs/file.c):
-    a connection too many for it then keeps every camera waiting, for 10 ms or more.
+    When the table of a multi-threaded process grows, Linux waits for all processors (`expand_fdtable` in fs/file.c):
+    the connection that causes it would hold up every camera, for 10 ms or more.
     """
-    with contextlib.suppress(OSError), socket.socket() as one:  # more are open already
+    with contextlib.suppress(OSError), socket.socket() as one:  # it fails if as many are open already
         os.close(fcntl.fcntl(one, fcntl.F_DUPFD, descriptors - 1))
 
 
 def _ask(descriptor: int, question: Callable[[socket.socket], Answer]) -> Answer | None:
-    """Ask a connection that is libzmq's; None when it is closed already."""
+    """Query a connection that libzmq owns; None if it is closed already."""
     try:
         connection = socket.socket(fileno=descriptor)
     except OSError:
@@ -169,13 +170,13 @@ def _ask(descriptor: int, question: Callable[[socket.socket], Answer]) -> Answer
 
 
 def _address(connection: socket.socket) -> str | None:
-    """Return the IP address of the peer; None on a transport that has none."""
+    """Return the IP address of the peer; None on a transport without addresses."""
     peer = connection.getpeername()
     return str(peer[0]).removeprefix("::ffff:") if isinstance(peer, tuple) else None
 
 
 def _received(connection: socket.socket) -> int:
-    """Return the bytes that a TCP connection has received; 0 where the system does not say."""
+    """Return how many bytes a TCP connection has received; 0 where the system does not tell."""
     if not hasattr(socket, "TCP_INFO"):
         return 0
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)

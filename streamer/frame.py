@@ -1,4 +1,4 @@
-"""The frame: one picture of one camera, with what its sender said about it."""
+"""The frame: one picture of one camera, and its metadata."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from streamer import codec
 if TYPE_CHECKING:
     from streamer.codec import Image
 
-# Quality of the JPEG made from a raw array when somebody asks for one; OpenCV's own default.
+# JPEG quality when a raw array is encoded; OpenCV's default.
 RAW_JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture, never changed after it was received.
+    """One picture as the hub received it. Immutable.
 
     Attributes:
-        camera: the name its sender gave, by imagezmq the host's name.
-        payload: the bytes as they came, not copied: a JPEG, or a C-contiguous array.
+        camera: name of the camera, as its sender gave it; imagezmq programs send their host's name.
+        payload: the bytes as received, not copied: a JPEG, or a C-contiguous array.
         width: in pixels.
         height: in pixels.
-        received_ns: wall clock when the hub had it, in ns since 1970.
-        dtype: of a raw array, in numpy's words; None for a JPEG.
+        received_ns: when the hub received it: the hub's wall clock, in ns since 1970.
+        dtype: numpy's name for a raw array's type; None for a JPEG.
         shape: of a raw array, (height, width) or (height, width, channels); None for a JPEG.
-        seq: the sender's count of frames sent to this hub, from 0; None from a stock imagezmq sender.
-        start: the random id of this start of the sender, or None.
-        captured_ns: the sender's wall clock when the sensor was read, in ns since 1970, or None.
-        dropped: frames the sender has skipped so far, or None.
-        every_s: the interval that the sender aims at, in seconds, or None.
-        release: the release that the sender runs, or None.
-        offset_ns: how far the hub's wall clock is ahead of the sender's, in ns, as the sender has measured it; negative
-            when behind; None while it is not known.
-        offset_error_ns: how far the true value may be from that, to either side, in ns; None with `offset_ns`.
+        seq: counts the frames sent to this hub, from 0; None from a stock imagezmq sender.
+        start: random id of the sender's start, or None.
+        captured_ns: when the sensor was read: the sender's wall clock, in ns since 1970; or None.
+        dropped: how many frames the sender has skipped so far, or None.
+        every_s: the intended interval between frames, in seconds, or None.
+        release: the release the sender runs, or None.
+        offset_ns: how far the hub's wall clock is ahead of the sender's (negative: behind), in ns, as measured by the
+            sender; None while unknown.
+        offset_error_ns: the largest error of `offset_ns`, either way, in ns; None with `offset_ns`.
         wants_clock: whether the sender asks for the hub's clock.
     """
 
@@ -58,9 +58,9 @@ class Frame:
 
     @classmethod
     def of(cls, attributes: dict[str, Any]) -> Frame:
-        """Make a frame that has these attributes, and keeps the dict; for whoever makes thousands a second.
+        """Make a frame of a dict with all its attributes, which it keeps: the fast path, for thousands a second.
 
-        The `__init__` of a frozen dataclass takes three times as long: it calls `object.__setattr__` for each.
+        A frozen dataclass's `__init__` takes three times as long: it calls `object.__setattr__` for each field.
         """
         frame = cls.__new__(cls)
         object.__setattr__(frame, "__dict__", attributes)
@@ -68,15 +68,15 @@ class Frame:
 
     @property
     def is_jpeg(self) -> bool:
-        """Whether the picture came as JPEG; else as a raw array."""
+        """Whether the payload is a JPEG, not a raw array."""
         return self.dtype is None
 
     @property
     def latency_ns(self) -> int | None:
-        """The time from the sensor to the hub, in ns, right to within `offset_error_ns`.
+        """Time from sensor to hub, in ns, accurate to `offset_error_ns`.
 
-        None where it cannot be told: the sender has not said when, or by which clock; or the frame would have come
-        before it was captured by more than the error, since a clock was set in between.
+        None where it is unknown: the sender did not say when it captured the frame, or has not measured the hub's clock
+        yet; or a clock was set meanwhile, so that the frame seems to have arrived before it was captured.
         """
         if self.captured_ns is None or self.offset_ns is None or self.offset_error_ns is None:
             return None
@@ -85,27 +85,27 @@ class Frame:
 
     @cached_property
     def jpeg(self) -> bytes | memoryview:
-        """The picture as JPEG: the sender's own bytes, or encoded from the raw array once, when first asked for.
+        """The picture as a JPEG: the sender's own bytes, or the raw array encoded on first access.
 
         Raises:
-            CodecError: a raw array that has no JPEG form (not uint8, or not 1 or 3 channels).
+            CodecError: the raw array cannot be a JPEG (not uint8, or not 1 or 3 channels).
         """
         return self.payload if self.is_jpeg else codec.encode_jpeg(self.image, RAW_JPEG_QUALITY)
 
     @cached_property
     def image(self) -> Image:
-        """The picture as an array: decoded once, when first asked for.
+        """The picture as an array, decoded on first access.
 
         Returns:
-            uint8 of shape (height, width, 3) in BGR for a JPEG; for a raw array a read-only view of what was sent.
+            For a JPEG, uint8 of shape (height, width, 3), BGR; for a raw array, a read-only view of the payload.
 
         Raises:
-            CodecError: a damaged JPEG.
+            CodecError: the JPEG is damaged.
         """
         if self.is_jpeg:
             return codec.decode_jpeg(self.payload)
         import numpy as np
 
-        payload = memoryview(self.payload).toreadonly()  # others have it too
+        payload = memoryview(self.payload).toreadonly()  # it is shared
         image: Image = np.frombuffer(payload, self.dtype).reshape(self.shape or ())
         return image

@@ -1,4 +1,4 @@
-"""Every camera in one picture: rows and columns of tiles on one canvas. Drawing only, no screen."""
+"""All cameras in one picture: rows and columns of tiles on a canvas. Drawing only, no screen."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _log = logging.getLogger(__name__)
 
 
 class Grid:
-    """The tiles of a fleet. Each camera keeps its place for as long as the hub knows it.
+    """The tiles of a fleet. A camera keeps its place while the hub knows it.
 
     Args:
         layout: how many rows and columns.
-        cameras: names that get the first places, in this order.
+        cameras: names of the cameras that get the first places, in this order.
     """
 
     def __init__(self, layout: Layout, cameras: Sequence[str] = ()) -> None:
@@ -39,45 +39,45 @@ class Grid:
         self._cameras = list(dict.fromkeys(cameras))
         self._places: list[str | None] = [None] * (layout.rows * layout.columns)
         self._left_out: list[str] = []
-        self._told: set[str] = set()  # of the cameras left out
+        self._told: set[str] = set()  # cameras logged as left out
         self._statuses: dict[str, Status] = {}
         self._frames: dict[str, tuple[Frame, Image | None]] = {}  # the newest of each camera
         self._enlarged: str | None = None
         self._tiles: dict[str, Tile] = {}  # those on the canvas
-        self._is_laid = False
+        self._is_laid = False  # the canvas is up to date with size and places
         self._size = (layout.columns * _TILE_MIN[0], layout.rows * _TILE_MIN[1])
         self.canvas: Image = np.zeros((0, 0, 3), np.uint8)  # uint8 of shape (height, width, 3), BGR
 
     def resize(self, width: int, height: int) -> None:
-        """Lay the tiles out anew for a window of another size, in pixels."""
+        """Lay the tiles out for a window of another size, in pixels."""
         size = max(width, self._layout.columns * _TILE_MIN[0]), max(height, self._layout.rows * _TILE_MIN[1])
         if size != self._size:
             self._size = size
             self._is_laid = False
 
     def decode(self, frame: Frame) -> Image | None:
-        """Make the picture for a camera's tile, or None of one that has none; any thread may call this.
+        """Make the picture for a camera's tile, or None if it has no tile. Any thread may call this.
 
         Raises:
-            CodecError: it is damaged or no picture.
+            CodecError: the frame is damaged or no picture.
         """
         tile = self._tiles.get(frame.camera)
         return fitted(picture_for(frame, *tile.box), *tile.box) if tile else None
 
     def put(self, frame: Frame, picture: Image | None) -> None:
-        """Take a camera's newest frame, and what `decode` has made of it."""
+        """Set a camera's newest frame, and the picture that `decode` has made of it."""
         self._frames[frame.camera] = frame, picture
         status = self._statuses.get(frame.camera)
-        if status is not None and status.state != State.LIVE.value:  # the table is looked at less often
-            self._statuses[frame.camera] = dataclasses.replace(status, state=State.LIVE.value)
+        if status is not None and status.state != State.LIVE:  # `update` comes less often
+            self._statuses[frame.camera] = dataclasses.replace(status, state=State.LIVE)
 
     def update(self, statuses: list[Status]) -> None:
-        """Take the hub's table, and give every camera its place while there is one."""
+        """Set the hub's table, and give every camera a place if there is one."""
         self._statuses = {status.name: status for status in statuses}
         self._frames = {
             name: newest
             for name, newest in self._frames.items()
-            if name in self._statuses and self._statuses[name].state != State.GONE.value
+            if name in self._statuses and self._statuses[name].state != State.GONE
         }
         places = [name if name in self._statuses else None for name in self._places]
         newcomers = [name for name in dict.fromkeys([*self._cameras, *self._statuses]) if name in self._statuses]
@@ -100,7 +100,7 @@ class Grid:
                 _log.warning("%s: has no place among the %s tiles and is not shown", name, self._layout)
 
     def draw(self) -> bool:
-        """Draw what has changed; whether anything has."""
+        """Draw what has changed; return whether anything has."""
         is_new = not self._is_laid
         if is_new:
             self._lay()
@@ -110,7 +110,7 @@ class Grid:
         return is_new
 
     def press(self, x: int, y: int) -> None:
-        """Show the camera at a point of the canvas alone, or all again when one is alone.
+        """Enlarge the camera at a point of the canvas, or show all again.
 
         Args:
             x: in pixels from the left.
@@ -141,7 +141,7 @@ class Grid:
         return self._caption_height + _GAP if self._left_out and not self._enlarged else 0
 
     def _lay(self) -> None:
-        """Make a new canvas, and on it a tile for each camera that is shown."""
+        """Make a new canvas with a tile for each camera shown."""
         width, height = self._size
         self.canvas = np.full((height, width, 3), GROUND, np.uint8)
         if self._footer_height:
@@ -162,6 +162,6 @@ class Grid:
         self._tiles = tiles
         for name in tiles.keys() & self._frames.keys():
             frame, _ = self._frames[name]
-            with contextlib.suppress(CodecError):  # it is told where it was decoded first
+            with contextlib.suppress(CodecError):  # logged when it was decoded first
                 self._frames[name] = frame, self.decode(frame)
         self._is_laid = True

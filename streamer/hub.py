@@ -1,6 +1,6 @@
-"""The hub: receives every camera's frames in one thread, and keeps the newest of each for whoever looks.
+"""The hub: receives the frames of all cameras in one thread, and keeps the newest of each.
 
-The hub is calm: it replies as soon as a frame is stored, always replies, never decodes or waits on the receiving
+The hub is calm: it replies as soon as a frame is stored, always replies, never decodes or blocks on the receiving
 thread, and counts what it refuses.
 """
 
@@ -27,36 +27,35 @@ if TYPE_CHECKING:
     from streamer.transport import Received
 
 _TICK_S = 0.25
-_SILENT_S = 3.0  # of a publishing sender, before that is told
+_SILENT_S = 3.0  # without a frame from a publisher before that is logged
 _REMIND_S = 60.0
-_LOOK_S = 0.05  # so long the socket waits for the next frame, and a peer at the door while frames come
-# Messages taken before the clock is looked at and closing is noticed.
-_BATCH = 256
+_LOOK_S = 0.05  # how long the socket waits for the next frame, and new peers are kept waiting while frames come
+_BATCH = 256  # messages received in a row before the clock is read and `close` is noticed
 _log = logging.getLogger(__name__)
 
 
 class Hub:
     """Receives from any number of senders, ours and stock imagezmq ones, on one port.
 
-    It has a thread of its own. So that no other holds it up, threads of the process give way to each other after 0.1 ms
-    from now on (`sys.setswitchinterval`).
+    Starts a thread, and lowers the process's thread switch interval to 0.1 ms (`sys.setswitchinterval`), so that no
+    other thread holds it up.
 
     Args:
-        bind: where senders connect to, `tcp://*:PORT`; None to only subscribe.
+        bind: where senders connect, `tcp://*:PORT`; None to subscribe only.
         subscribe: publishing senders to connect to, `tcp://HOST:PORT`.
-        cameras: names that are shown as WAITING until they come.
-        stale_after_s: without a frame for so long a camera is STALE; one that sends seldom, after two of its intervals.
-        gone_after_s: without a frame for so long it is GONE; one that sends seldom, after four of its intervals.
-        curve_key_file: the hub's key pair, made by `streamer keys make`: senders must then encrypt (CURVE), and have a
-            key that is allowed. By default there is no encryption and everybody may send.
-        curve_allowed_file: with `curve_key_file`, the keys that may send, and as which camera; a change takes effect
+        cameras: names of expected cameras, WAITING until their first frame.
+        stale_after_s: a camera is STALE after this many seconds without a frame, or two of its intervals if longer.
+        gone_after_s: a camera is GONE after this many seconds without a frame, or four of its intervals if longer.
+        curve_key_file: the hub's key pair, made by `streamer keys make`. Senders must then encrypt (CURVE), with an
+            allowed key. By default nothing is encrypted and anybody may send.
+        curve_allowed_file: required with `curve_key_file`: which key may send as which camera. Changes take effect
             within a second.
-        plain_bind: with `curve_key_file`, a second address for senders without encryption, stock imagezmq ones for
-            example; they can take no name that has a key.
+        plain_bind: with `curve_key_file`, a second address for senders that cannot encrypt, such as stock imagezmq
+            ones; they cannot use the name of a camera that has a key.
 
     Raises:
-        TransportError: `bind` cannot be bound, or an address is malformed.
-        ConfigError: a key file is not what it must be, or is set without the other; a camera's name or a time is none.
+        TransportError: an address cannot be bound, or is malformed.
+        ConfigError: a key file is invalid or set without the other; or a camera name or time is invalid.
     """
 
     def __init__(
@@ -72,7 +71,9 @@ class Hub:
         plain_bind: str | None = None,
     ) -> None:
         if bool(curve_key_file) != bool(curve_allowed_file):
-            given, missing = ("curve_key_file", "curve_allowed_file")[:: 1 if curve_key_file else -1]
+            given, missing = "curve_key_file", "curve_allowed_file"
+            if curve_allowed_file:
+                given, missing = missing, given
             raise ConfigError(f"{given} is set and {missing} is not: set both, or neither")
         if plain_bind and not curve_key_file:
             raise ConfigError("plain_bind is set and curve_key_file is not: without keys, senders need only bind")
@@ -89,19 +90,19 @@ class Hub:
                 raise ConfigError(f"{name!r} is no camera name: {wire.NAME_RULE}")
         self.stale_after_s, self.gone_after_s = stale_after_s, gone_after_s
         self._presence = Presence(expected, stale_after_s=stale_after_s, gone_after_s=gone_after_s)
-        self._lock = threading.Lock()  # of the presence table and the list of mailboxes
+        self._lock = threading.Lock()  # guards the presence table and the list of mailboxes
         self._mailboxes: list[tuple[Mailbox[Frame], frozenset[str] | None]] = []
         self._refusals = Refusals(_log)
         self._closing = False
         self._failure: Exception | None = None
-        self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
+        self.turned = time.monotonic()  # last turn of the thread's loop, for a watchdog
         self._first = self._last = 0.0
         self._replier = Replier(bind, pair, self._allowed, plain_bind, guarded=True) if bind else None
         self._subscribers: list[Subscriber] = []
-        self._silent: dict[Subscriber, tuple[str, float]] = {}  # of whom nothing has come; when to tell it next
+        self._silent: dict[Subscriber, tuple[str, float]] = {}  # no frame yet: the endpoint, and when to log that
         try:
             for endpoint in [subscribe] if isinstance(subscribe, str) else subscribe:
-                # Each has a context: libzmq resolves a context's names one after the other, and may wait long for one.
+                # A context each: libzmq resolves host names of one context in turn, and one may take long.
                 self._subscribers.append(Subscriber())
                 self._subscribers[-1].connect(endpoint)
                 self._silent[self._subscribers[-1]] = endpoint, time.monotonic() + _SILENT_S
@@ -115,21 +116,21 @@ class Hub:
 
     @property
     def endpoint(self) -> str | None:
-        """Where it listens, with the port that `*` or 0 became; None when it only subscribes."""
+        """The address it listens on, with the actual port; None if it only subscribes."""
         return self._replier.endpoint if self._replier else None
 
     @property
     def plain_endpoint(self) -> str | None:
-        """Where it listens for senders without encryption beside the others, as `endpoint`; None when it does not."""
+        """The address of `plain_bind`, with the actual port; None without one."""
         return self._replier.plain_endpoint if self._replier else None
 
     @property
     def keys_allowed(self) -> int | None:
-        """How many keys may send; None where senders need none."""
+        """How many keys may send; None without encryption."""
         return self._allowed.count if self._allowed else None
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yield frames as they come, of each camera only the newest, until the hub is closed.
+        """Yield frames as they arrive until the hub is closed; a slow caller gets only the newest of each camera.
 
         Raises:
             TransportError: receiving has failed for good.
@@ -147,43 +148,43 @@ class Hub:
             raise TransportError(f"the hub has failed: {self._failure}")
 
     def latest(self, name: str) -> Frame | None:
-        """Return a camera's newest frame, or None when there is no such camera or it never came."""
+        """Return a camera's newest frame; None if there is no such camera, or no frame yet."""
         with self._lock:
             return self._presence.latest(name)
 
     def cameras(self) -> list[Status]:
-        """Return a row for every camera, by name."""
-        return self._presence.statuses(time.monotonic())  # not locked: frames come while hundreds of rows are written
+        """Return the status of every camera, sorted by name."""
+        return self._presence.statuses(time.monotonic())  # no lock: hundreds of rows would hold up the frames
 
     @property
     def expected(self) -> frozenset[str]:
-        """The names of the cameras that there should be."""
+        """Names of the expected cameras."""
         return self._presence.expected
 
     @property
     def refused(self) -> int:
-        """Messages and connections that were refused since the start."""
+        """How many messages and connections were refused since the start."""
         return self._refusals.total
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds from the first frame to the last."""
+        """Seconds between the first and the last frame."""
         return self._last - self._first
 
     @property
     def failure(self) -> Exception | None:
-        """What ended the receiving thread; None while it works."""
+        """The error that ended the receiving thread; None while it runs."""
         return self._failure
 
     def open_mailbox(
         self, cameras: Iterable[str] | None = None, on_ready: Callable[[], None] | None = None
     ) -> Mailbox[Frame]:
-        """Open a mailbox that gets every new frame from now on, and at once the newest of each LIVE camera.
+        """Open a mailbox that gets every new frame from now on, starting with the newest of each LIVE camera.
 
         Args:
-            cameras: names to get frames of; None for all.
-            on_ready: called when the mailbox is no longer empty, as a rule in the receiving thread; it must neither
-                block nor ask the hub for anything.
+            cameras: names of the cameras wanted; None for all.
+            on_ready: called when the mailbox is no longer empty, usually on the receiving thread; it must neither block
+                nor call the hub.
         """
         wanted = None if cameras is None else frozenset(cameras)
         mailbox: Mailbox[Frame] = Mailbox(on_ready)
@@ -193,18 +194,18 @@ class Hub:
             for frame in self._presence.newest():
                 if wanted is None or frame.camera in wanted:
                     mailbox.put(frame.camera, frame)
-            # A new list: the receiving thread may be walking through the old one.
+            # A new list: the receiving thread may be iterating over the old one.
             self._mailboxes = [*self._mailboxes, (mailbox, wanted)]
         return mailbox
 
     def close_mailbox(self, mailbox: Mailbox[Frame]) -> None:
-        """Close it and send it nothing more."""
+        """Close a mailbox that `open_mailbox` returned."""
         mailbox.close()
         with self._lock:
             self._mailboxes = [entry for entry in self._mailboxes if entry[0] is not mailbox]
 
     def close(self) -> None:
-        """End at once, whatever the senders do."""
+        """Stop at once, whatever the senders do."""
         if self._closing:
             return
         self._closing = True
@@ -225,10 +226,10 @@ class Hub:
             subscriber.close()
 
     def _run(self) -> None:
-        """Be the receiving thread, the only one that touches the sockets."""
+        """Run the receiving thread, the only one that touches the sockets."""
         try:
             self._receive()
-        except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
+        except Exception as error:  # noqa: BLE001 - logged, and kept in `failure`
             self._failure = error
             _log.exception("the hub has failed")
         finally:
@@ -249,8 +250,8 @@ class Hub:
         flowing = crowded = False
         looked = ticked = 0.0
         while not self._closing:
-            # While frames come, the socket waits for the next itself: a poll takes three times as many system calls.
-            # But only a poll can be woken, so when none has come for a moment it is polled again.
+            # While frames flow, block in the socket's own receive: polling takes three times as many system calls. But
+            # only a poll can be woken, so go back to it after a moment without a frame.
             if flowing and alone:
                 received = alone.receive(wait=True)
                 now = self.turned = time.monotonic()
@@ -271,7 +272,7 @@ class Hub:
                 crowded = self._replier.crowded
 
     def _receive_waiting(self, ends: Sequence[Replier | Subscriber], now: float) -> bool:
-        """Take the messages that are there, of each end at most a batch; whether there were any."""
+        """Receive what is waiting, at most a batch per socket; return whether there was anything."""
         some = False
         for end in ends:
             for _ in range(_BATCH):
@@ -285,7 +286,7 @@ class Hub:
         return some
 
     def _accept(self, received: Received, now: float) -> None:
-        """Store a frame, reply, and tell those who look; or say why not."""
+        """Store a frame, reply, and fill the mailboxes; or refuse it and reply why."""
         try:
             if received.parts is None:
                 raise WireError("a message must have two parts, header and payload")
@@ -298,7 +299,7 @@ class Hub:
         except WireError as error:
             if self._replier and received.route:
                 self._replier.reply(received.route, wire.error_reply(error))
-            if not isinstance(error, NameTakenError | OvertakenError):  # of which the table tells
+            if not isinstance(error, NameTakenError | OvertakenError):  # these show in the table
                 self._refusals.add(received.address, str(error))
             return
         if self._replier and received.route:
@@ -325,7 +326,7 @@ class Hub:
         for subscriber, (endpoint, tell_at) in self._silent.items():
             if now >= tell_at:
                 self._silent[subscriber] = endpoint, now + _REMIND_S
-                # A thread of its own, since it may take as long as a name server that does not answer.
+                # In a thread: it looks the name up, and a name server may take long to answer.
                 threading.Thread(target=_tell_silence, args=(endpoint,), name="telling", daemon=True).start()
         if self._allowed:
             self._allowed.refresh()
@@ -341,4 +342,4 @@ def _tell(change: Change | Notice) -> None:
         _log.log(logging.WARNING if change.is_trouble else logging.INFO, "%s: %s", change.name, change.words)
         return
     level = logging.INFO if change.after is State.LIVE else logging.WARNING
-    _log.log(level, "%s: %s, was %s", change.name, change.after.value, change.before.value)
+    _log.log(level, "%s: %s, was %s", change.name, change.after, change.before)

@@ -1,9 +1,8 @@
 """imagezmq 1.2.0's API on this package's transport: `import streamer as imagezmq` runs programs written for it.
 
-The signatures, the lock-step of `recv_…` and `send_reply` and the attributes are those of
-https://github.com/jeffbass/imagezmq. What differs is what made its users restart their programs: a sender outlives
-its hub and goes on when there is one again, rubbish is refused and not raised in the receiver's loop, closing never
-hangs.
+Signatures, attributes and the lock-step of `recv_…` and `send_reply` are those of https://github.com/jeffbass/imagezmq.
+What differs is what made its users restart their programs: a sender outlives its hub and goes on when there is one
+again, rubbish is refused instead of raised in the receiver's loop, and closing never hangs.
 """
 
 from __future__ import annotations
@@ -11,12 +10,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from streamer import transport, wire
 from streamer.errors import TransportError, WireError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
     from typing_extensions import Buffer
 
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 
     AnyImage = npt.NDArray[Any]
 
-_PUBLISHED = 16  # a program may publish several cameras one right after the other; more if it has more
+Checked = TypeVar("Checked")
+
+_PUBLISHED = 16  # queued pictures: a program may publish several cameras in a burst; more if it has more cameras
 _TELL_S = 1.0
-_COUNTED = 1024  # of as many cameras as a hub has: a program may also make a new label for each picture
+_COUNTED = 1024  # labels counted, as many as a hub has cameras: a program may make a new label for each picture
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +37,7 @@ class ImageSender:
     """Sends pictures one by one.
 
     Args:
-        connect_to: the hub to connect to, or with `REQ_REP=False` the address to publish on.
+        connect_to: the hub to connect to; with `REQ_REP=False`, the address to publish on.
         REQ_REP: True waits for the hub's reply to each picture; False publishes.
 
     Raises:
@@ -48,20 +51,24 @@ class ImageSender:
         else:
             self._end = transport.Publisher(connect_to, queue=_PUBLISHED)
         self._start = wire.make_start()
-        self._counts: dict[str, int] = {}  # pictures sent of each camera, the one that has waited longest first
+        self._counts: dict[str, int] = {}  # pictures sent by camera, the least recently used first
 
     @property
     def zmq_socket(self) -> Any:
-        """The socket; after a hub was away it is another one."""
+        """The ZMQ socket; a new one after the hub was away."""
         return self._end.socket
 
     @property
     def zmq_context(self) -> Any:
-        """The context."""
+        """The ZMQ context."""
         return self._end.context
 
     def send_image(self, msg: object, image: AnyImage) -> bytes | None:
-        """Send an array, with any JSON value as its label; our hub takes camera names only.
+        """Send an array.
+
+        Args:
+            msg: its label, any JSON value; this package's own `Hub` takes camera names only.
+            image: any array of numbers.
 
         Returns:
             The hub's reply; None when publishing.
@@ -72,18 +79,22 @@ class ImageSender:
         return self._send(msg, *wire.array_to_send(image))
 
     def send_jpg(self, msg: object, jpg_buffer: Buffer) -> bytes | None:
-        """Send a JPEG, with any JSON value as its label; our hub takes camera names only.
+        """Send a JPEG.
+
+        Args:
+            msg: its label, as for `send_image`.
+            jpg_buffer: the whole JPEG.
 
         Returns:
             The hub's reply; None when publishing.
 
         Raises:
-            WireError: the label cannot be sent, or it is no JPEG.
+            WireError: the label cannot be sent, or the buffer is not a JPEG.
         """
         return self._send(msg, wire.jpeg_to_send(jpg_buffer))
 
     def close(self) -> None:
-        """Close at once."""
+        """Close at once, whatever is in flight."""
         self._end.close()
 
     def __enter__(self) -> ImageSender:
@@ -100,13 +111,13 @@ class ImageSender:
         header = wire.make_header(msg, dtype=dtype, shape=shape, extras=extras)
         if isinstance(self._end, transport.Requester):
             return self._end.ask(header, payload)
-        if seq:  # a label that comes again is a camera's
+        if seq:  # the label of a camera, not of a single picture
             self._end.widen(2 * len(self._counts))
         self._end.send(header, payload)
         return None
 
     def _count(self, msg: object) -> int | None:
-        """Count each camera on its own: a hub takes the pictures of another in between for losses."""
+        """Return the next sequence number of a camera, or None for a label that is no camera's name."""
         if not (isinstance(msg, str) and wire.is_camera_name(msg)):
             return None
         seq = self._counts.pop(msg, 0)
@@ -120,7 +131,7 @@ class ImageHub:
     """Receives pictures one by one, each to be answered before the next.
 
     Args:
-        open_port: the address to listen on, or with `REQ_REP=False` a publishing sender to connect to.
+        open_port: the address to listen on; with `REQ_REP=False`, a publishing sender to connect to.
         REQ_REP: True replies to each picture; False subscribes.
 
     Raises:
@@ -139,21 +150,21 @@ class ImageHub:
             except TransportError:
                 self._end.close()
                 raise
-        self._owed: bytes | None = None  # the route of the reply that is due
-        self._complaint, self._complained = "", -math.inf  # the last that was told, and when
+        self._owed: bytes | None = None  # route of the reply that is due
+        self._complaint, self._complained = "", -math.inf  # the last one logged, and when
 
     @property
     def zmq_socket(self) -> Any:
-        """The socket."""
+        """The ZMQ socket."""
         return self._end.socket
 
     @property
     def zmq_context(self) -> Any:
-        """The context."""
+        """The ZMQ context."""
         return self._end.context
 
     def connect(self, open_port: str) -> None:
-        """Subscribe to one more publishing sender; a hub that replies has nothing to connect to, and says so.
+        """Subscribe to one more publishing sender; only with `REQ_REP=False`, else it logs a warning.
 
         Raises:
             TransportError: the address is malformed.
@@ -167,59 +178,39 @@ class ImageHub:
         """Wait for the next array.
 
         Args:
-            copy: False gives a view of the message, which nobody else uses; True an array of its own.
+            copy: False returns a view of the message's buffer, which nothing else uses; True a copy.
 
         Returns:
             (label, array)
 
         Raises:
-            zmq.ZMQError: the last picture was not answered by `send_reply`; or a RCVTIMEO set on `zmq_socket` is over.
+            zmq.ZMQError: `send_reply` was not called for the last picture, or the socket's RCVTIMEO is over.
         """
         import numpy as np
 
-        while True:
-            received, fields = self._receive()
-            payload = self._payload(received)
-            try:
-                if "dtype" not in fields:
-                    raise WireError("recv_image was called, and this is a JPEG: send_image, or call recv_jpg")
-                dtype, shape = wire.check_array(fields, len(payload))
-            except WireError as error:
-                self._refuse(received, error)
-                continue
-            self._owed = received.route
-            return fields["msg"], np.frombuffer(bytearray(payload) if copy else payload, dtype).reshape(shape)
+        label, payload, (dtype, shape) = self._next(_check_array)
+        return label, np.frombuffer(bytearray(payload) if copy else payload, dtype).reshape(shape)
 
     def recv_jpg(self, copy: bool = False) -> tuple[Any, Buffer]:  # noqa: FBT001, FBT002
         """Wait for the next JPEG.
 
         Args:
-            copy: False gives the message's own `zmq.Frame`, True bytes.
+            copy: False returns the message's `zmq.Frame`; True bytes.
 
         Returns:
             (label, JPEG)
 
         Raises:
-            zmq.ZMQError: the last picture was not answered by `send_reply`; or a RCVTIMEO set on `zmq_socket` is over.
+            zmq.ZMQError: `send_reply` was not called for the last picture, or the socket's RCVTIMEO is over.
         """
-        while True:
-            received, fields = self._receive()
-            payload = self._payload(received)
-            try:
-                if "dtype" in fields:
-                    raise WireError("recv_jpg was called, and this is an array: send_jpg, or call recv_image")
-                wire.check_jpeg(payload)
-            except WireError as error:
-                self._refuse(received, error)
-                continue
-            self._owed = received.route
-            return fields["msg"], payload.tobytes() if copy else payload.obj
+        label, payload, _ = self._next(_check_jpeg)
+        return label, payload.tobytes() if copy else payload.obj
 
     def send_reply(self, reply_message: bytes | str = b"OK") -> None:
-        """Reply to the picture received last.
+        """Reply to the last picture received.
 
         Raises:
-            zmq.ZMQError: there is none, or it has its reply.
+            zmq.ZMQError: there is none, or it was answered already.
         """
         if self._owed is None or not isinstance(self._end, transport.Replier):
             raise transport.out_of_step()
@@ -228,7 +219,7 @@ class ImageHub:
         self._owed = None
 
     def close(self) -> None:
-        """Close at once."""
+        """Close at once, whatever is in flight."""
         self._end.close()
 
     def __enter__(self) -> ImageHub:
@@ -237,12 +228,12 @@ class ImageHub:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @staticmethod
-    def _payload(received: Received) -> memoryview:
-        return received.parts[1] if received.parts else memoryview(b"")
+    def _next(self, check: Callable[[dict[str, Any], memoryview], Checked]) -> tuple[Any, memoryview, Checked]:
+        """Wait for the next picture that passes `check`, which gets its header's fields and its payload; refuse others.
 
-    def _receive(self) -> tuple[Received, dict[str, Any]]:
-        """Wait for a message with a good header."""
+        Returns:
+            (label, payload, what `check` returned)
+        """
         if self._owed and isinstance(self._end, transport.Replier):
             raise transport.out_of_step()
         while True:
@@ -250,15 +241,32 @@ class ImageHub:
             try:
                 if received.parts is None:
                     raise WireError("a message must have two parts, header and payload")
-                return received, wire.read_header(received.parts[0])
+                header, payload = received.parts
+                fields = wire.read_header(header)
+                checked = check(fields, payload)
             except WireError as error:
                 self._refuse(received, error)
+                continue
+            self._owed = received.route
+            return fields["msg"], payload, checked
 
     def _refuse(self, received: Received, error: WireError) -> None:
         if isinstance(self._end, transport.Replier):
             self._end.reply(received.route, wire.error_reply(error))
         now = time.monotonic()
-        # Once, not for each picture; of several in turn one a second.
+        # Once, not for each picture; if there are several kinds, one a second.
         if str(error) != self._complaint and now - self._complained >= _TELL_S:
             self._complaint, self._complained = str(error), now
             _log.warning("refused from %s: %s", received.address or "?", error)
+
+
+def _check_array(fields: dict[str, Any], payload: memoryview) -> tuple[str, tuple[int, ...]]:
+    if "dtype" not in fields:
+        raise WireError("recv_image was called, and this is a JPEG: send_image, or call recv_jpg")
+    return wire.check_array(fields, len(payload))
+
+
+def _check_jpeg(fields: dict[str, Any], payload: memoryview) -> tuple[int, int]:
+    if "dtype" in fields:
+        raise WireError("recv_jpg was called, and this is an array: send_jpg, or call recv_image")
+    return wire.check_jpeg(payload)

@@ -1,9 +1,9 @@
-"""CURVE keys in files: a host's own pair, whose secret never leaves it, and the hub's list of who may send as whom.
+"""CURVE keys in files: a host's key pair, whose secret never leaves it, and the hub's list of who may send as whom.
 
-These are not ZMQ's own certificate files (`zmq.auth`): that writes the secret with the umask's mode, so as a rule for
-all to read, and its text form, Z85, has characters that YAML and shells take for their own. Here a key is one word that
-says what it is, `curve-public:` or `curve-secret:` and 64 hexadecimal digits: it can be pasted anywhere, and a secret
-that stands where a public key is wanted is noticed, and not shown again.
+Not in the format of `zmq.auth`: that writes secrets with the umask's mode, usually readable by all, and as Z85, with
+characters that are special to YAML and shells. Here a key is one word that says what it is, `curve-public:` or
+`curve-secret:` and 64 hexadecimal digits. It can be pasted anywhere, and a secret in place of a public key is noticed,
+and not repeated in the error.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class KeyPair:
     """A host's key pair, as text.
 
     Attributes:
-        public: the half that others may know.
-        secret: the other half; it is in no `repr`.
+        public: the public key.
+        secret: the secret key; not in the `repr`.
     """
 
     public: str
@@ -38,10 +38,10 @@ class KeyPair:
 
 
 def public_key(text: object) -> str:
-    """Return a public key as it is.
+    """Check a public key, and return it.
 
     Raises:
-        ConfigError: it is none; the text goes on after the place where it stands, and does not repeat it.
+        ConfigError: it is none; the text is to follow the place where it was given, and does not repeat the value.
     """
     if isinstance(text, str) and text.startswith(_SECRET):
         raise ConfigError(
@@ -66,12 +66,12 @@ def to_public(key: bytes) -> str:
 
 
 def make_pair(path: Path) -> KeyPair:
-    """Make a key pair and write it into a new file that only its owner can read, in one step.
+    """Make a key pair and write it atomically to a new file that only its owner can read.
 
     Raises:
-        ConfigError: the file is there already, or cannot be written.
+        ConfigError: the file exists already, or cannot be written.
     """
-    from zmq import curve_keypair  # here, since a configuration is read without it
+    from zmq import curve_keypair  # here, since reading a configuration does not need it
     from zmq.utils import z85
 
     secret = z85.decode(curve_keypair()[1])
@@ -98,10 +98,10 @@ def make_pair(path: Path) -> KeyPair:
 
 
 def read_pair(path: Path) -> KeyPair:
-    """Read the key pair that `make_pair` has written.
+    """Read a key pair that `make_pair` has written.
 
     Raises:
-        ConfigError: the file is missing, has no secret key, or can be read by others than its owner.
+        ConfigError: the file is missing, has no secret key, or is readable by others than its owner.
     """
     from zmq import curve_public
     from zmq.utils import z85
@@ -127,15 +127,14 @@ def read_pair(path: Path) -> KeyPair:
 
 
 class AllowList:
-    """Which key may send as which camera: a file with a line `NAME curve-public:…` for each.
-
-    Not locked: one thread asks and refreshes.
+    """Which key may send as which camera: a file of lines `NAME curve-public:…`. Not thread-safe.
 
     Args:
-        path: the file. A camera may have several keys, a key has one camera; `#` begins a line that is a comment.
+        path: the file. A camera may have several keys, but a key only one camera; lines that begin with `#` are
+            comments.
 
     Raises:
-        ConfigError: the file cannot be read, or has a line that is not of that form.
+        ConfigError: the file cannot be read, or has a malformed line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -152,11 +151,11 @@ class AllowList:
         return len(self._names)
 
     def check(self, key: str | None, camera: str) -> None:
-        """See that a frame may be that camera's.
+        """Check that a frame may be of a camera.
 
         Args:
-            key: the public key of the peer that sent it; None for one without encryption.
-            camera: the name in its header.
+            key: the public key of the peer that sent it; None without encryption.
+            camera: the camera's name in its header.
 
         Raises:
             WireError: it may not.
@@ -170,7 +169,7 @@ class AllowList:
             raise WireError(f"its key is that of {self._names[key]}, so it may not send as {camera}")
 
     def refresh(self) -> None:
-        """Read the file again if it has changed; one that is missing or wrong is told of, and changes nothing."""
+        """Read the file again if it has changed; if it is missing or wrong, log that and change nothing."""
         stamp = _stamp(self.path)
         if stamp == self._stamp:
             return
@@ -188,7 +187,7 @@ class AllowList:
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """Return what changes with a file."""
+    """Return a value that changes when a file does; None if there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -197,7 +196,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def _read_names(path: Path) -> dict[str, str]:
-    """Read an allow-list: camera by key."""
+    """Read an allow-list: camera names by key."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A newest-only mailbox: one slot a key, overwriting counts as a drop, taking is fair between the keys."""
+"""A newest-only mailbox: one slot per key, overwriting counts as a drop, taking is fair between keys."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ Item = TypeVar("Item")
 
 
 class Mailbox(Generic[Item]):
-    """Holds the newest item of each key until somebody takes it; any thread may put, any may take.
+    """Holds the newest item of each key until it is taken. Thread-safe.
 
-    An item that is overwritten before it was taken is gone, and counted in `dropped`. The key that has waited longest
-    is served first, and overwriting keeps its place, so a busy camera cannot starve a slow one.
+    An item overwritten before it was taken is lost, and counted in `dropped`. The key that has waited longest is served
+    first, and overwriting keeps its place, so a busy camera cannot starve a slow one.
 
     Args:
-        on_ready: called when the mailbox turns from empty to not empty, by the thread that puts, and when it is closed.
-            It must not block.
+        on_ready: called by the putting thread when the mailbox was empty, and on `close`. It must not block.
     """
 
     def __init__(self, on_ready: Callable[[], None] | None = None) -> None:
         self._on_ready = on_ready
         self._slots: dict[str, Item] = {}
-        self._held: dict[str, Item | None] = {}  # of each key that a taker holds: the newest item since
+        self._held: dict[str, Item | None] = {}  # by key that a taker holds: the newest item put since
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._closed = False
         self.dropped = 0
 
     def put(self, key: str, item: Item) -> None:
-        """Make `item` the newest of `key`. After `close` it is ignored."""
-        with self._lock:  # the condition's own, without its detour through Python
+        """Make `item` the newest of `key`; ignored after `close`."""
+        with self._lock:  # that of `_changed`, whose own `__enter__` is Python
             if self._closed:
                 return
             if key in self._held:
@@ -53,11 +52,11 @@ class Mailbox(Generic[Item]):
         """Remove and return the newest item of the key that has waited longest.
 
         Args:
-            timeout_s: how long to wait for one, in seconds; None waits until there is one or the mailbox closes.
-            hold: nobody gets an item of this key before `release`.
+            timeout_s: how long to wait for an item, in seconds; None waits until there is one or the mailbox closes.
+            hold: give out no other item of this key until `release`.
 
         Returns:
-            The item, or None when the time is over or the mailbox is closed.
+            The item; None on timeout, or when the mailbox is closed.
         """
         with self._lock:
             if not self._slots and not self._closed and timeout_s != 0.0:
@@ -68,12 +67,12 @@ class Mailbox(Generic[Item]):
             item = self._slots.pop(key)
             if hold:
                 self._held[key] = None
-            if self._slots:  # another taker may wait for what is left
+            if self._slots:  # more than one taker may be waiting
                 self._changed.notify()
             return item
 
     def release(self, key: str) -> None:
-        """Let go of a key that was taken to hold; an item that has come meanwhile waits from now on."""
+        """Let go of a key taken with `hold`; an item put meanwhile can be taken now."""
         with self._changed:
             item = self._held.pop(key)
             if item is None or self._closed:
@@ -85,7 +84,7 @@ class Mailbox(Generic[Item]):
             self._on_ready()
 
     def __bool__(self) -> bool:
-        """Whether an item is waiting."""
+        """Whether it holds an item that can be taken."""
         return bool(self._slots)
 
     @property
@@ -94,7 +93,7 @@ class Mailbox(Generic[Item]):
         return self._closed
 
     def close(self) -> None:
-        """Forget what is waiting and release every taker, for good."""
+        """Discard all items and wake every taker, for good."""
         with self._changed:
             self._closed = True
             self._slots.clear()

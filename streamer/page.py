@@ -1,4 +1,4 @@
-"""A hub's page, asked for its table of cameras, as a program asks it."""
+"""A client for a hub's page: asks it for its table of cameras."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _TIMEOUT_S = 5.0
-# What every release of a hub tells of a camera.
+# The keys of a row that hubs of every release send.
 _ROW = {"name", "state", "fps", "age_s", "frames", "dropped", "lost", "width", "height", "bytes_per_s", "address"}
 
 
 class Page:
-    """The page, asked straight, whatever proxy the environment names.
+    """A hub's page. It is asked directly, without a proxy.
 
     Args:
         hub: its address: http://…, https://… or unix:PATH.
-        password_file: has the page's password in its first line.
-        ca_file: PEM certificates to trust beside those that this machine trusts.
+        password_file: a file with the page's password in its first line.
+        ca_file: PEM certificates to trust besides the system's.
 
     Raises:
-        ConfigError: the address is none, or a file is not what it must be.
+        ConfigError: the address or a file is invalid.
     """
 
     def __init__(self, hub: str, password_file: Path | None, ca_file: Path | None) -> None:
@@ -64,10 +64,10 @@ class Page:
         self._tls = _trust(ca_file) if scheme == "https" else None
 
     def cameras(self) -> tuple[list[dict[str, Any]] | None, str]:
-        """Return the rows of the hub's table, or None and why there are none.
+        """Return (the rows of the hub's table, ""), or (None, why there are none).
 
         Raises:
-            ConfigError: the hub asks for another password, or its certificate is not trusted.
+            ConfigError: the hub wants another password, or its certificate is not trusted.
         """
         try:
             with contextlib.closing(self._connect()) as connection:
@@ -120,7 +120,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def _rows(body: bytes) -> list[dict[str, Any]] | None:
-    """Read the rows of a hub's table; None from what is none."""
+    """Parse the rows of a hub's table; None if it is something else."""
     try:
         rows = json.loads(body)
     except ValueError:

@@ -1,13 +1,12 @@
-"""Decoded pictures of many cameras: a few threads decode the newest frames, of each camera one at a time.
+"""Decoded pictures of many cameras: a few threads decode the newest frames, one at a time per camera.
 
-JPEG libraries let other threads run while they decode, so threads are enough to use every core. A camera has at most
-one of them, whatever the size of its pictures: it delays no other, and its pictures come in order. Frames that come
-meanwhile wait in a newest-only mailbox, before decoding and after it. On one core alone that costs some 10 % more than
-to ask each frame for its `image`.
+JPEG libraries release the GIL, so threads can use every core. A camera occupies at most one of them, so that it delays
+no other and its pictures stay in order. Frames wait in newest-only mailboxes, before decoding and after it. On a single
+core this costs some 10 % more than decoding each frame by its `image`.
 
-Measured, and left out: `fastdct` and `fastupsample` (together 6 % of a decode, at visible cost); one buffer to decode
-into again and again (2 %, and nobody could keep a picture); three quarters of the size (libjpeg takes longer for that
-than for all of it). Of a JPEG of quality 95 most of the time goes into its entropy coding, which every size needs.
+Measured and rejected: `fastdct` and `fastupsample` (6 % faster together, visibly worse); one reused output buffer (2 %
+faster, but nobody could keep a picture); scaling to three quarters (slower in libjpeg than full size). At quality 95
+most of the time is entropy decoding, which every size needs.
 """
 
 from __future__ import annotations
@@ -30,26 +29,26 @@ if TYPE_CHECKING:
     from streamer.frame import Frame
     from streamer.hub import Hub
 
-# Of one thread a camera with large pictures would have all; more than four gain nothing beside the hub's.
+# A single thread could be taken up by one camera with large pictures; more than four gain nothing.
 _THREADS = min(4, max(2, os.cpu_count() or 2))
 _LEAVE_S = 1.0
 _log = logging.getLogger(__name__)
 
 
 class Pictures:
-    """Takes the newest frames of a hub, decodes them in threads of its own, and gives the newest of each camera.
+    """Decodes the newest frames of a hub in threads of its own.
 
     Args:
-        hub: whose frames.
-        at_least: (width, height) in pixels that are enough: a picture more than twice as large may come out scaled
-            down, never below it, which costs less than to decode all of it. None for every picture's own size.
-        cameras: names to decode the frames of; None for all.
-        decode: in place of `at_least`: makes a picture of a frame, or None where nobody wants one, or raises
-            CodecError; called by several threads, for each camera by one at a time.
-        threads: how many decode; by default one a core, from two to four.
+        hub: where the frames come from.
+        at_least: (width, height) in pixels that is large enough: a JPEG at least twice that size may be decoded scaled
+            down, which is faster, but never below it. None decodes every picture at its own size.
+        cameras: names of the cameras to decode; None for all.
+        decode: instead of `at_least`, a function that makes the picture of a frame: it may return None where no picture
+            is wanted, or raise CodecError. Called from several threads, but from one at a time per camera.
+        threads: how many threads decode; by default one per core, from two to four.
 
     Raises:
-        ConfigError: `at_least` is no such pair.
+        ConfigError: `at_least` is not such a pair.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Pictures:
         if at_least is not None:
             _check_size(at_least)
         self._decode = decode or (lambda frame: decoded(frame, at_least))
-        self._complaints: dict[str, str] = {}  # of each camera, the last
+        self._complaints: dict[str, str] = {}  # the last one by camera
         self._hub = hub
         self._failure: Exception | None = None
         self._decoded: Mailbox[tuple[Frame, Image | None]] = Mailbox()
@@ -72,7 +71,7 @@ class Pictures:
         self._threads = [threading.Thread(target=self._run, name=f"decode-{at}", daemon=True) for at in range(threads)]
         for thread in self._threads:
             thread.start()
-        atexit.register(self._end, _LEAVE_S)  # a thread that came back from OpenCV after that would abort the program
+        atexit.register(self._end, _LEAVE_S)  # a thread that returns from OpenCV later than that aborts the process
 
     def take(self, timeout_s: float | None = 0.0) -> tuple[Frame, Image | None] | None:
         """Remove and return the newest decoded picture of the camera that has waited longest.
@@ -81,9 +80,8 @@ class Pictures:
             timeout_s: how long to wait for one, in seconds; None waits until there is one or the hub is closed.
 
         Returns:
-            The frame and its picture, uint8 of shape (height, width, 3) in BGR, or for a raw array what was sent; or
-            the frame and None when it is damaged, which is logged once for each camera and reason. None when the time
-            is over or the hub is closed.
+            (frame, picture); None on timeout, or when the hub is closed. The picture is uint8 of shape (height, width,
+            3), BGR, or the raw array as sent; None if the frame is damaged, which is logged once per camera and reason.
 
         Raises:
             TransportError: receiving has failed for good.
@@ -96,7 +94,7 @@ class Pictures:
         return taken
 
     def __iter__(self) -> Iterator[tuple[Frame, Image]]:
-        """Yield frames with their pictures as they are decoded, without the damaged, until the hub is closed.
+        """Yield (frame, picture) as they are decoded, skipping damaged frames, until the hub is closed.
 
         Raises:
             TransportError: receiving has failed for good.
@@ -107,7 +105,7 @@ class Pictures:
                 yield frame, image
 
     def close(self) -> None:
-        """End the threads, each after the picture that it is at."""
+        """Stop the threads, each after its current picture."""
         atexit.unregister(self._end)
         self._end(None)
 
@@ -118,13 +116,13 @@ class Pictures:
         self.close()
 
     def _end(self, within_s: float | None) -> None:
-        """End the threads, waiting for each for at most so many seconds."""
+        """Stop the threads, waiting at most `within_s` seconds for each."""
         self._hub.close_mailbox(self._frames)
         for thread in self._threads:
             thread.join(within_s)
 
     def _run(self) -> None:
-        """Be one of the threads."""
+        """Run one of the threads."""
         try:
             while (frame := self._frames.take(None, hold=True)) is not None:
                 self._decoded.put(frame.camera, (frame, self._picture(frame)))
@@ -155,9 +153,9 @@ def _check_size(at_least: tuple[int, int]) -> None:
 
 
 def decoded(frame: Frame, at_least: tuple[int, int] | None) -> Image:
-    """Return a frame's picture, of a JPEG scaled down as `decode_jpeg` does.
+    """Return a frame's picture, a JPEG scaled down as by `decode_jpeg`.
 
     Raises:
-        CodecError: a damaged JPEG.
+        CodecError: the JPEG is damaged.
     """
     return decode_jpeg(frame.payload, at_least) if frame.is_jpeg and at_least else frame.image

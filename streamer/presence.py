@@ -1,9 +1,9 @@
-"""Which cameras there are and how they do: states, rates, drops and losses; time is always passed in.
+"""The table of cameras: states, rates, drops and losses. Time is always passed in.
 
-A camera's name belongs to the first sender that came with it, for as long as its frames come. Nobody can tell a sender
-that has started again from a second one with its name: either is new. So a new one gets the name at once, and only if
-one that had it before sends again there are two; then that one has it back, and all others are refused. A card that was
-cloned shows one picture for an instant, and a camera that restarts loses nothing.
+A camera's name belongs to the first sender that uses it, while its frames come. But a restarted sender looks just like
+a second one of the same name. So a new sender gets the name at once, and only if an earlier owner sends again there are
+two of them: then the earlier one gets it back, and all others are refused. A cloned card's picture thus shows for an
+instant, and a camera that restarts loses nothing.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     from streamer.frame import Frame
 
 CAMERAS_MAX = 1024
-STORED_MAX_BYTES = 512 * 1024 * 1024  # of the newest pictures of all cameras; only large ones are ever refused for it
+STORED_MAX_BYTES = 512 * 1024 * 1024  # of the newest pictures of all cameras; only large ones are refused for it
 _RATE_WINDOW_S = 2.0
-_CONTEST_S = 1.0  # for which two senders of one name must both send before that is told
-# For so long after a sender has started again, frames may come that were under way of it before, as after a packet was
-# lost: they give the name back to nobody.
+_CONTEST_S = 1.0  # how long two senders must share a name before that is reported
+# After a sender restarts, frames of its earlier start may still arrive for so long, as after a lost packet: they do not
+# give the name back.
 _UNDER_WAY_S = 1.0
-_STILL_S = 10.0  # for which a picture must stay the same before that is told
+_STILL_S = 10.0  # how long a picture must stay the same before that is reported
 _LOOK_S = 1.0
-_EARLIER_MAX = 16  # senders of one name that are told apart from new ones
-# The longest interval between frames for which a camera is waited longer than for others: who tells one without end
-# would never be GONE, nor make room in the table.
+_EARLIER_MAX = 16  # earlier senders remembered by name
+# Longer intervals between frames earn a camera no more patience: claiming an endless one, it would never be GONE, nor
+# make room in the table.
 _EVERY_MAX_S = 60.0
 
 
-class State(enum.Enum):
+class State(enum.StrEnum):
     """What a viewer can rely on."""
 
-    WAITING = "WAITING"  # named by the hub's configuration, never seen
+    WAITING = "WAITING"  # expected, never seen
     LIVE = "LIVE"  # frames come
-    STALE = "STALE"  # no frame for stale_after_s: the picture shown is old
-    GONE = "GONE"  # no frame for gone_after_s: nothing to show
+    STALE = "STALE"  # no frame for stale_after_s: the picture is old
+    GONE = "GONE"  # no frame for gone_after_s: there is nothing to show
 
 
 class Event(enum.Enum):
@@ -54,7 +54,7 @@ class Event(enum.Enum):
     SILENT = "no frame for gone_after_s"
 
 
-# Every state and event has its row, so that no case is left to chance.
+# Every state and event has its row.
 TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.WAITING, Event.FRAME): State.LIVE,
     (State.WAITING, Event.QUIET): State.WAITING,
@@ -76,26 +76,25 @@ class Status:
     """One row of the hub's table; the field names are those of `/api/cameras`.
 
     Attributes:
-        name: the camera's.
-        state: that of a State.
-        fps: frames per second that come.
-        wanted_fps: frames per second that its sender aims at; None when it does not say.
-        age_s: seconds since the newest frame came; None before the first.
-        latency_ms: from the sensor to the hub, of the newest frame; None when it is not known.
-        latency_error_ms: how far the true latency may be from that, to either side; None with `latency_ms`.
-        frames: received.
-        dropped: skipped by the sender on purpose.
-        lost: gaps in the sender's count.
-        reconnects: how often its frames went on over another connection, or from another start of the sender.
+        name: the camera's name.
+        state: its State, as text.
+        fps: frames received per second.
+        wanted_fps: frames per second that its sender aims at; None if unknown.
+        age_s: seconds since the newest frame arrived; None before the first.
+        latency_ms: from the sensor to the hub, of the newest frame; None if unknown.
+        latency_error_ms: the largest error of `latency_ms`, either way; None with `latency_ms`.
+        frames: frames received.
+        dropped: frames that the sender skipped on purpose.
+        lost: frames that were sent and never arrived: gaps in the sender's count.
+        reconnects: how often its frames continued over another connection, or from another start of the sender.
         width: of the newest picture, in pixels.
         height: of the newest picture, in pixels.
-        bytes_per_s: of the pictures that come.
-        address: of the sender.
-        release: that the sender runs; None when it does not say.
-        bytes: of all pictures received.
-        rival: address of another sender with this name, whose frames are refused ("?" when it is not known); None
-            when there is none.
-        still_s: for how many seconds its pictures have been the same, byte for byte; None until that is 10 s.
+        bytes_per_s: bytes received per second.
+        address: IP address of the sender.
+        release: the release that the sender runs; None if unknown.
+        bytes: bytes received.
+        rival: address of another sender of this name, which is refused ("?" if unknown); None if there is none.
+        still_s: for how many seconds its pictures have been identical, byte for byte; None below 10 s.
     """
 
     name: str
@@ -120,16 +119,16 @@ class Status:
 
 
 class NameTakenError(WireError):
-    """A frame of a sender whose name another one has."""
+    """The frame's sender uses a name that another one has."""
 
 
 class OvertakenError(WireError):
-    """A frame by a connection that its sender has given up, when a newer one has come by the next."""
+    """The frame arrived over an abandoned connection, after a newer frame over the next one."""
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Something about a camera that is told once when it begins, and once when it ends."""
+    """Something odd about a camera that begins or ends; to be logged."""
 
     name: str
     words: str
@@ -146,9 +145,9 @@ class Change:
 
 
 class _Rate:
-    """Frames and bytes per second, over windows of some seconds; falls towards 0 when nothing comes.
+    """Frames and bytes per second, over windows of a few seconds; falls towards 0 when nothing comes.
 
-    One thread adds, any may read meanwhile: what belongs together is replaced at once.
+    One thread adds, others may read: what belongs together is one tuple, replaced at once.
     """
 
     __slots__ = ("_last", "_window")
@@ -158,14 +157,14 @@ class _Rate:
 
     def _begin(self, now: float, last: tuple[float, float] | None) -> None:
         self._last = last
-        # Since when, and frames and bytes. The frame that opens a window is not counted in it: n + 1 are n intervals.
+        # When it began, frames, bytes. The frame that opens a window is not counted: n + 1 frames are n intervals.
         self._window = now, 0, 0
 
     def add(self, size: int, now: float) -> None:
         began, frames, size_before = self._window
         elapsed = now - began
         if frames and elapsed >= 2 * _RATE_WINDOW_S:
-            # It had stopped: an average over the pause would say nothing.
+            # It had stopped: an average over the pause is meaningless.
             self._begin(now, None)
         elif elapsed >= _RATE_WINDOW_S:
             self._begin(now, ((frames + 1) / elapsed, (size_before + size) / elapsed))
@@ -175,17 +174,17 @@ class _Rate:
     def read(self, now: float) -> tuple[float, float]:
         (began, frames, size), last = self._window, self._last
         elapsed = now - began
-        # A slow camera may not have a frame in each window: its rate stands until the next one is half a frame late.
+        # A slow camera may have no frame in a window: its rate stands until the next frame is half an interval late.
         if last is not None and elapsed < max(_RATE_WINDOW_S, 1.5 / last[0]):
             return last
-        if elapsed >= 2 * _RATE_WINDOW_S:  # it has stopped, else there were another window
+        if elapsed >= 2 * _RATE_WINDOW_S:  # it has stopped, else there would be a new window
             return 0.0, 0.0
         return (frames / elapsed, size / elapsed) if elapsed > 0 else (0.0, 0.0)
 
 
 @dataclass
 class _Contest:
-    """Another sender sends with a camera's name too, and is refused."""
+    """Another sender uses a camera's name too, and is refused."""
 
     rival: str | None  # its address
     since: float
@@ -193,7 +192,7 @@ class _Contest:
 
 
 class _Camera:
-    """What is known of one camera."""
+    """What is known about one camera."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -206,15 +205,15 @@ class _Camera:
         self.lost = 0
         self.reconnects = 0
         self.address: str | None = None
-        self.sender: bytes | str | None = None  # who has the name: a start, else a connection, else an address
-        self.rival: str | None = None  # as it was told
-        self.is_still = False  # as it was told
+        self.sender: bytes | str | None = None  # the owner of the name: a start, else a connection, else an address
+        self.rival: str | None = None  # as last reported
+        self.is_still = False  # as last reported
         self._contest: _Contest | None = None
-        # Who else had the name just now: until when, and how many frames it had dropped by then.
+        # Who owned the name recently: until when, and how many frames it had dropped by then.
         self._earlier: dict[bytes | str | None, tuple[float, int]] = {}
         self._looked = self._printed = -math.inf
-        self._print: tuple[int, int] | None = None  # of the picture that came then
-        self._moved = 0.0  # when it was last another one
+        self._print: tuple[int, int] | None = None  # length and checksum of the picture at `_printed`
+        self._moved = 0.0  # when those last changed
         self.connection = b""
         self._rate: _Rate | None = None
         self._dropped_before = 0  # by earlier starts of the sender
@@ -248,7 +247,7 @@ class _Camera:
             raise NameTakenError(f"another sender at {self.address or '?'} has this name")
         elif now - until < patience_s:
             self._contest = _Contest(self.address, since=now, seen=now)
-            self._dropped_before -= dropped  # which its count still has
+            self._dropped_before -= dropped  # its own count includes them
             self._earlier.clear()
         else:
             self._earlier.pop(sender, None)
@@ -258,10 +257,10 @@ class _Camera:
         self.sender = sender
 
     def check_order(self, frame: Frame) -> None:
-        """See that a frame, which came by another connection than the newest, is not older than that.
+        """Check that a frame over another connection than the newest is not older than that.
 
         Raises:
-            OvertakenError: it is. To its sender's count it is one of the lost.
+            OvertakenError: it is; it counts as lost.
         """
         before = self.frame
         if before is None or frame.start is None or frame.start != before.start:
@@ -270,11 +269,11 @@ class _Camera:
             raise OvertakenError("a newer frame has come by another connection")
 
     def is_due(self, now: float) -> bool:
-        """Whether it is to be looked at, as it is once a second."""
+        """Whether to call `look`, once a second."""
         return now - self._looked >= _LOOK_S and self.frame is not None
 
     def look(self, now: float, gone_after_s: float) -> Iterator[Notice]:
-        """Look whether another sender has the name too, and whether the picture moves.
+        """Check whether another sender uses the name too, and whether the picture changes.
 
         Yields:
             What has begun, and what has ended.
@@ -283,7 +282,7 @@ class _Camera:
         contest = self._contest
         if contest and now - contest.seen >= gone_after_s:
             contest = self._contest = None
-        # Both must go on: what was still under way of a sender that has started again is no second one.
+        # Both must keep sending: frames still in flight from before a restart are no second sender.
         if contest and min(contest.seen, self.seen) - contest.since >= _CONTEST_S:
             if self.rival is None:
                 others = f"another sender at {contest.rival or '?'} has this name too: "
@@ -313,13 +312,13 @@ class _Camera:
         elif before is not None and frame.seq is not None and before.seq is not None and frame.seq > before.seq:
             self.lost += frame.seq - before.seq - 1
         self._dropped = max(self._dropped, frame.dropped or 0)
-        if now - self._printed >= _LOOK_S:  # not in `look`: the frames of hundreds of cameras do not come at once
+        if now - self._printed >= _LOOK_S:  # here, not in `look`, to spread the work of hundreds of cameras
             self._printed = now
             taken = len(frame.payload), zlib.crc32(frame.payload)
             if taken != self._print:
                 self._print, self._moved = taken, now
         self.frame = frame
-        self.seen = now  # after `_moved`: who reads meanwhile must not take a pause for a picture that stands still
+        self.seen = now  # after `_moved`, else a concurrent reader could take a pause for a still picture
         self.frames += 1
         self.bytes += len(frame.payload)
         self.address = address
@@ -359,12 +358,12 @@ class _Camera:
 
 
 class Presence:
-    """The table of all cameras. Not locked: one thread writes, and the caller locks for reading, but for `statuses`.
+    """The table of all cameras. Not thread-safe: callers must lock, except for `statuses` beside one writing thread.
 
     Args:
-        expected: names that are shown as WAITING until they come.
-        stale_after_s: without a frame for so long a camera is STALE; one that sends seldom, after two of its intervals.
-        gone_after_s: without a frame for so long it is GONE; one that sends seldom, after four of its intervals.
+        expected: names of expected cameras, WAITING until their first frame.
+        stale_after_s: a camera is STALE after this many seconds without a frame, or two of its intervals if longer.
+        gone_after_s: a camera is GONE after this many seconds without a frame, or four of its intervals if longer.
     """
 
     def __init__(self, expected: Iterable[str] = (), *, stale_after_s: float, gone_after_s: float) -> None:
@@ -375,22 +374,22 @@ class Presence:
         self._stored_bytes = 0
 
     def add(self, frame: Frame, address: str | None, now: float, connection: bytes = b"") -> Change | None:
-        """Take note of a frame.
+        """Add a frame.
 
         Args:
-            frame: it.
-            address: where it came from, if known.
+            frame: the frame.
+            address: the sender's IP address, if known.
             now: monotonic seconds.
-            connection: tells one connection from another; empty when nothing does.
+            connection: identifies the connection; empty if unknown.
 
         Returns:
-            The change of state that it makes, if any.
+            The resulting change of state, if any.
 
         Raises:
-            NameTakenError: another sender has the camera's name.
-            OvertakenError: it is older than the newest.
-            WireError: it is from a new camera and the table is full of cameras that are not gone; or it is large, and
-                the pictures of such cameras fill the memory.
+            NameTakenError: another sender owns the camera's name.
+            OvertakenError: it is older than the newest frame.
+            WireError: it is of a new camera, and the table is full of cameras that are not GONE; or it is large, and
+                the memory for their pictures is used up.
         """
         camera = self._cameras.get(frame.camera)
         more = len(frame.payload) - (camera.bytes_stored if camera else 0)
@@ -408,11 +407,11 @@ class Presence:
             camera.check_order(frame)
         self._stored_bytes += more
         camera.add(frame, address, now, connection)
-        # Nearly every frame's row of the table, without looking it up.
+        # The case of nearly every frame, without looking it up.
         return None if camera.state is State.LIVE else self._move(camera, Event.FRAME)
 
     def tick(self, now: float) -> list[Change | Notice]:
-        """Age every camera to `now` (monotonic seconds) and return what is to be told."""
+        """Update the state of every camera to `now`, in monotonic seconds; return what to log."""
         changes: list[Change | Notice] = []
         for camera in self._cameras.values():
             if camera.is_due(now):
@@ -439,15 +438,15 @@ class Presence:
         return [camera.frame for camera in self._by_name() if camera.frame and camera.state is State.LIVE]
 
     def statuses(self, now: float) -> list[Status]:
-        """Return a row for every camera, by name; `now` in monotonic seconds. It needs no lock."""
+        """Return the status of every camera at `now`, in monotonic seconds, sorted by name. Needs no lock."""
         return [camera.status(now) for camera in self._by_name()]
 
     def _by_name(self) -> list[_Camera]:
-        # `sorted` takes them all before it calls anything, so that none can come in between.
+        # Atomic: `sorted` copies the values before it calls any Python code.
         return sorted(self._cameras.values(), key=lambda camera: camera.order)
 
     def _make_room(self, why: str, for_camera: str = "") -> None:
-        """Forget the camera that is gone longest; `why` is what is wrong when none is."""
+        """Forget the camera that is GONE longest; if there is none, raise WireError(why)."""
         kept = self.expected | {for_camera}
         gone = [c for c in self._cameras.values() if c.state is State.GONE and c.name not in kept]
         if not gone:
@@ -463,18 +462,18 @@ class Presence:
 
 
 def patience_s(frame: Frame | None, stale_after_s: float, gone_after_s: float) -> tuple[float, float]:
-    """Give the seconds after a frame until its camera is STALE, and GONE: two and four intervals, if that is more."""
+    """Return the seconds from a frame until its camera is STALE and GONE: at least two and four of its intervals."""
     every_s = min(_EVERY_MAX_S, (frame.every_s if frame else None) or 0.0)
     return max(stale_after_s, 2 * every_s), max(gone_after_s, 4 * every_s)
 
 
 def _origin(frame: Frame) -> str | None:
-    """Return the start of a frame's sender, by whichever of its ways the frame came."""
+    """Return the start of a frame's sender, without the number of the hub's address."""
     return frame.start and frame.start.partition(".")[0]
 
 
 def _latency_ms(frame: Frame) -> tuple[float | None, float | None]:
-    """Return a frame's latency and its error, in ms to the microsecond; rounding is part of the error."""
+    """Return a frame's latency and its error, in ms, rounded to the microsecond; the error includes that."""
     latency_ns, error_ns = frame.latency_ns, frame.offset_error_ns
     if latency_ns is None or error_ns is None:
         return None, None
@@ -482,5 +481,5 @@ def _latency_ms(frame: Frame) -> tuple[float | None, float | None]:
 
 
 def natural(name: str) -> list[str | int]:
-    """Sort key that puts pi2 before pi10."""
+    """Return a sort key that puts pi2 before pi10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

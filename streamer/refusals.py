@@ -1,4 +1,4 @@
-"""What was refused: counted at once, told once a second."""
+"""Refused messages and connections: counted at once, logged once a second."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     import logging
 
 _TELL_S = 1.0
-_KINDS_MAX = 100  # a stranger who varies his rubbish must fill neither memory nor journal
+_KINDS_MAX = 100  # a stranger who sends ever new rubbish must not fill memory or journal
 
 
 class Refusals:
-    """Counts what is refused by who and why. Not locked: for the thread that refuses.
+    """Counts refusals by peer and reason. Not thread-safe.
 
     Args:
-        log: where it is told.
+        log: where they are logged.
     """
 
     def __init__(self, log: logging.Logger) -> None:
@@ -37,7 +37,7 @@ class Refusals:
             self._others += 1
 
     def tell(self, now: float) -> None:
-        """Log what was refused since this was last told, at most once a second; `now` in monotonic seconds."""
+        """Log the refusals since the last time, at most once a second; `now` in monotonic seconds."""
         if not self._kinds or now - self._told < _TELL_S:
             return
         for (address, why), count in self._kinds.items():

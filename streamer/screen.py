@@ -1,6 +1,6 @@
-"""The screen that windows are to go to: an X server, or what a Wayland desktop has for programs of X.
+"""Finds the screen for the windows: an X server, or the one that a Wayland desktop has for X programs.
 
-It is looked for before OpenCV does, since Qt ends the whole process where there is none.
+It has to be found before OpenCV is used, since without one Qt ends the whole process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _NAMES = ("DISPLAY", "XAUTHORITY")
 _WITHIN_S = 5.0
-# In a process of its own: libxcb writes to standard error itself, and may wait for a server that hangs.
+# In a child process: libxcb writes to standard error itself, and may wait for a server that hangs.
 _ASK = """
 import ctypes
 x11 = ctypes.CDLL("libX11.so.6")
@@ -26,10 +26,10 @@ raise SystemExit(not x11.XOpenDisplay(None))
 
 
 def find(environment: MutableMapping[str, str]) -> None:
-    """Look for a screen, and name it in `environment`, which is to be the process's own.
+    """Find a screen, and set the variables for it in `environment`, which should be `os.environ`.
 
-    It is the one that is named there, or else that of the user's desktop, which may be another: a desktop tells its
-    user's manager (`import-environment` in systemctl(1)) when it is there.
+    It is the one named there, or else the one of the user's desktop, which a desktop reports to the user's service
+    manager when it starts (`import-environment` in systemctl(1)).
 
     Raises:
         TransportError: there is none now.
@@ -45,7 +45,7 @@ def find(environment: MutableMapping[str, str]) -> None:
 
 
 def _refusal(environment: Mapping[str, str]) -> str | None:
-    """Say why no window can be opened, as far as it is known; None where one can."""
+    """Return why no window can be opened, empty if unknown; None if one can."""
     try:
         done = _run([sys.executable, "-I", "-c", _ASK], environment)
     except subprocess.TimeoutExpired:
@@ -56,7 +56,7 @@ def _refusal(environment: Mapping[str, str]) -> str | None:
 
 
 def _told(environment: Mapping[str, str]) -> dict[str, str]:
-    """Ask the user's manager which screen the desktop has; nothing where there is no manager, or no desktop."""
+    """Ask the user's service manager for the desktop's screen; empty if there is no manager or no desktop."""
     try:
         done = _run(["systemctl", "--user", "show-environment"], environment)
     except (OSError, subprocess.TimeoutExpired):

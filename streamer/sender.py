@@ -1,7 +1,7 @@
 """The sender: a camera's newest picture, over a window of unanswered requests, to the first hub that answers.
 
-The sender is brittle on purpose and the hub is calm: whatever is odd about a connection, the sender throws it away
-and makes a new one; nothing that waited for the old one is ever sent again.
+The sender is brittle on purpose, the hub calm: whatever is odd about a connection, the sender throws it away and opens
+a new one. Nothing queued for the old one is ever sent again.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from streamer.keys import KeyPair
 
 _BACKOFF_FIRST_S = 0.25
-_BACKOFF_MAX_S = 4.0  # whatever was wrong with a hub, it has its frames again within five seconds
+_BACKOFF_MAX_S = 4.0  # a hub that has recovered gets frames again within five seconds
 _IDLE_S = 1.0
-_LOOK_S = 0.05  # so often all hubs are looked at, while the first of them replies
+_LOOK_S = 0.05  # how often all hubs are checked while the first of them replies
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 10.0
 _REMIND_S = 60.0
@@ -48,11 +48,11 @@ class _Outgoing(NamedTuple):
     dtype: str | None
     shape: tuple[int, ...] | None
     captured_ns: int
-    wall: tuple[int, int]  # the Offset of the wall clock, by which it was captured, from the monotonic one
+    wall: tuple[int, int]  # Offset of the wall clock that `captured_ns` is from, against the monotonic clock
 
 
 class _Headers:
-    """Writes the headers of one connection: what they all say once, and what each counts."""
+    """Writes the headers of one connection; what they have in common is encoded once."""
 
     def __init__(self, camera: str, extras: Mapping[str, object]) -> None:
         self._camera = camera
@@ -73,14 +73,14 @@ class SenderStatistics:
     """What a sender has done so far.
 
     Attributes:
-        frames: sent, to all hubs.
-        answered: of these, those that a hub has replied to; 0 when publishing.
-        refused: of these, those that it would not have.
-        dropped: skipped because a newer picture came first.
-        bytes: of the payloads sent.
+        frames: frames sent, to all hubs.
+        answered: how many of them a hub has replied to; 0 when publishing.
+        refused: how many of those replies were refusals.
+        dropped: pictures skipped because a newer one came first.
+        bytes: total size of the payloads sent.
         last: the last payload sent, or None.
-        elapsed_s: from the first frame sent to the last, in seconds.
-        hub: the endpoint that gets the frames now, or None while there is none.
+        elapsed_s: seconds between the first and the last frame sent.
+        hub: the endpoint in use, or None while there is none.
     """
 
     frames: int
@@ -94,7 +94,7 @@ class SenderStatistics:
 
 
 class _Link:
-    """One hub, and the requests in flight to it. Not locked: it belongs to the sender's thread."""
+    """One hub, and the requests in flight to it. Not thread-safe: it belongs to the sender's thread."""
 
     def __init__(self, end: Requester, headers: _Headers, in_flight_limit: int, reply_timeout_s: float) -> None:
         self.end = end
@@ -103,36 +103,35 @@ class _Link:
         self._window = Window(in_flight_limit)
         self._reply_timeout_s = reply_timeout_s
         self._headers = headers
-        # The hub's wall clock against our monotonic one: a Pi is told the time some while after it has booted.
+        # The hub's wall clock against our monotonic one, since a Pi's wall clock is set some time after boot.
         self._hub_clock = clock.Estimate()
-        self._moved = 0.0  # when a reply came, or the first request went out
-        self.resting = False  # backing off from a hub that accepts connections, and leaves or never replies
-        self._resume = 0.0  # when it has rested, and is opened afresh
+        self._moved = 0.0  # when the last reply came, or the first request of several left
+        self.resting = False  # backing off: the hub closed the connection, or does not reply
+        self._resume = 0.0  # when to reopen it
         self._backoff_s = 0.0
-        self._refused: bytes | None = None
-        # Counted for each hub on its own, so that a frame sent to another is no loss to this one.
-        self._seq = 0
+        self._refused: bytes | None = None  # the last reply, if it was a refusal
+        self._seq = 0  # per hub, so that a frame sent to another hub does not count as lost here
 
     def usable(self) -> bool:
-        """Whether the hub is there, as far as one can know; it may still have all the frames it may have."""
+        """Whether the hub is connected, as far as is known; its window may be full."""
         return not self.resting and self.end.connected()
 
     @property
     def trusted(self) -> bool:
-        """Whether the hub has not yet failed to reply, or has replied since."""
+        """Whether the hub has replied since it last failed to, if it ever did."""
         return not self._backoff_s
 
     def has_room(self) -> bool:
-        """Whether one more frame may be under way."""
+        """Whether one more frame may be in flight."""
         return self._window.has_room(time.monotonic_ns())
 
     def want(self) -> None:
-        """Take note that there was a frame and no room for it."""
+        """Note that a frame was waiting and the window was full."""
         self._window.want()
 
     @property
     def deadline(self) -> float | None:
-        """When to look again even if nothing comes."""
+        """When `due` may change although nothing arrives, in monotonic seconds; None for never."""
         if self.resting:
             return self._resume
         return self._moved + self._reply_timeout_s if self._window.under_way else None
@@ -150,14 +149,14 @@ class _Link:
         return True
 
     def receive(self, now: float) -> None:
-        """Take the replies that are there: each is the credit for one more frame."""
+        """Receive the waiting replies: each is credit for one more frame."""
         while (reply := self.end.receive()) is not None:
             self._take(reply, now)
             if not self._window.under_way:
                 return
 
     def wait(self, now: float) -> None:
-        """Wait for one reply for a moment: whether more are there costs as much to ask as all the rest of it."""
+        """Block for a moment for one reply; to ask for more would double the cost."""
         reply = self.end.receive(wait=True)
         if reply is not None:
             self._take(reply, now)
@@ -165,7 +164,7 @@ class _Link:
     def _take(self, reply: bytes, now: float) -> None:
         received_ns = time.monotonic_ns()
         sent_ns = self._window.answered(received_ns)
-        if sent_ns is None:  # nobody has asked for it
+        if sent_ns is None:  # unsolicited
             return
         stamp_ns = wire.read_stamp(reply)
         if stamp_ns is not None:
@@ -181,7 +180,7 @@ class _Link:
         self._refused = refused
 
     def due(self, now: float) -> bool:
-        """Whether to start afresh: the connection has ended or the hub does not reply, and it has rested since."""
+        """Whether to reopen: the connection ended or the hub does not reply, and the back-off is over."""
         overdue = self._window.under_way > 0 and now - self._moved >= self._reply_timeout_s
         if (self.end.left() or overdue) and not self.resting:
             self.resting = True
@@ -190,40 +189,40 @@ class _Link:
         return self.resting and now >= self._resume
 
     def reopen(self) -> None:
-        """Start afresh; a hub that accepts, and leaves or never replies, is asked less and less often."""
+        """Open a fresh connection."""
         self.end.reopen()
         self.resting = False
-        # It may be another hub that answers next, and by another way.
+        # The next hub to answer may be another one, on another path.
         self._window = Window(self._in_flight_limit)
         self._hub_clock = clock.Estimate()
 
 
 class Sender:
-    """Sends pictures to a hub, newest first, and never makes the caller wait.
+    """Sends pictures to a hub, newest first, without ever blocking the caller.
 
-    It has a thread of its own. So that no other holds it up, threads of the process give way to each other after 0.1 ms
-    from now on (`sys.setswitchinterval`).
+    Starts a thread, and lowers the process's thread switch interval to 0.1 ms (`sys.setswitchinterval`), so that no
+    other thread holds it up.
 
     Args:
         hubs: one endpoint or several, `tcp://HOST:PORT`; frames go to the first in the list that answers.
-        name: the camera's name; by default this host's.
-        publish: instead of hubs, an endpoint to bind and publish on, `tcp://*:PORT`.
-        source: makes a picture, as `send` takes it, whenever there is room for one more and `send` was given none: for
-            recordings and the like, as fast as the hub takes them. None: it has none now, and is asked again within a
-            second. It is called in the sender's thread, so it must not wait; what it raises ends the sender.
-        in_flight_limit: frames without a reply, at most; as many are under way as the round trip holds. 1 is
-            imagezmq's lock-step.
-        reply_timeout_s: without a reply for so many seconds the socket is thrown away and opened afresh.
-        every_s: the interval between frames that is aimed at, in seconds; told to the hub.
-        release: the release that runs, 1 to 64 of A-Z a-z 0-9 . _ + -; told to the hub.
+        name: the camera's name; by default this host's name.
+        publish: instead of `hubs`, an endpoint to bind and publish on, `tcp://*:PORT`.
+        source: called for a picture, as `send` takes it, whenever one more can be sent and `send` was given none: to
+            send recordings as fast as the hub takes them. If it returns None it is called again within a second. It
+            runs on the sender's thread, so it must not block; an exception ends the sender.
+        in_flight_limit: the most frames in flight without a reply. The sender uses as many as the round trip needs; 1
+            is imagezmq's lock-step.
+        reply_timeout_s: after this many seconds without a reply, the connection is reopened.
+        every_s: the intended interval between frames, in seconds; reported to the hub.
+        release: the release that runs, 1 to 64 of A-Z a-z 0-9 . _ + -; reported to the hub.
         curve_key_file: this camera's key pair, made by `streamer keys make`: frames are then sent encrypted (CURVE) or
-            not at all. By default there is no encryption.
+            not at all. By default nothing is encrypted.
         curve_hub_keys: with `curve_key_file`, the public key of each hub, in the order of `hubs`.
 
     Raises:
         TransportError: an endpoint is malformed, or cannot be bound.
-        ConfigError: no endpoint, or both kinds; a source and nobody who replies; a name that is no camera name, a
-            release that is none; a limit, time or interval out of range.
+        ConfigError: neither or both of `hubs` and `publish`; a `source` with `publish`; an invalid name, release or
+            key file; or a limit, time or interval out of range.
     """
 
     def __init__(
@@ -265,16 +264,16 @@ class Sender:
         self._waker = Waker()
         self._mailbox: Mailbox[_Outgoing] = Mailbox(on_ready=None if publish else self._wake)
         self._sizes = codec.JpegSizes()
-        self._is_full = False  # as much is under way as may be: no picture need wake the thread, only a reply
+        self._is_full = False  # the window is full: only a reply need wake the thread, no picture
         self._closing = False
         self._failure: Exception | None = None
-        self._unsent = 0  # taken from the mailbox in the very moment in which the hub left
+        self._unsent = 0  # pictures taken from the mailbox just as the hub left
         self._frames = self._bytes = 0
         self._first_sent = self._last_sent = 0.0
         self._last: memoryview | None = None
         self._hub: str | None = None
-        self._tell_at = time.monotonic() + reply_timeout_s  # when the want of a hub is to be told next
-        self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
+        self._tell_at = time.monotonic() + reply_timeout_s  # when to log next that there is no hub
+        self.turned = time.monotonic()  # last turn of the thread's loop, for a watchdog
         self._links: list[_Link] = []
         self._publisher: Publisher | None = None
         try:
@@ -295,17 +294,17 @@ class Sender:
         self._thread.start()
 
     def send(self, picture: Buffer | npt.NDArray[Any], *, captured_ns: int | None = None) -> None:
-        """Make `picture` the next to be sent, in place of one that still waits; returns at once.
+        """Make `picture` the next to be sent, in place of one still waiting; returns at once.
 
         Args:
-            picture: a whole JPEG as bytes or an array of them, or an array of shape (height, width) or (height, width,
-                channels). It is kept, not copied: it must not be changed afterwards.
-            captured_ns: wall clock when the sensor was read, in ns since 1970; by default now.
+            picture: a JPEG, as bytes or a one-dimensional array; or a raw array of shape (height, width) or (height,
+                width, channels). It is not copied, so it must not be changed afterwards.
+            captured_ns: when the sensor was read: wall clock, in ns since 1970; by default now.
 
         Raises:
-            WireError: it is neither, or too large to be sent.
-            TransportError: the sender is closed, has failed for good (out of file descriptors, say), or is another
-                process's: its thread is not there after a fork.
+            WireError: the picture is neither, or too large.
+            TransportError: the sender is closed, has failed for good (out of file descriptors, say), or was made before
+                this process was forked: a fork does not copy its thread.
         """
         if self._closing or self._failure:
             raise TransportError(f"the sender has failed: {self._failure}" if self._failure else "the sender is closed")
@@ -314,19 +313,19 @@ class Sender:
         self._mailbox.put(self.name, self._outgoing(picture, captured_ns))
 
     def _outgoing(self, picture: Buffer | npt.NDArray[Any], captured_ns: int | None) -> _Outgoing:
-        # Both clocks now, while the wall clock is still the one that `captured_ns` was read from: later it may step.
+        # Compare the clocks now: the wall clock may step before the frame is sent.
         before_ns, wall_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
         wall = clock.measure(before_ns, wall_ns, after_ns)
         captured_ns = captured_ns or wall_ns
         array = cast("npt.NDArray[Any]", picture)
-        if hasattr(picture, "dtype") and array.ndim != 1:  # of one dimension are the bytes that cv2.imencode returns
+        if hasattr(picture, "dtype") and array.ndim != 1:  # one dimension: a JPEG as cv2.imencode returns it
             payload, dtype, shape = wire.image_to_send(array)
             return _Outgoing(payload, dtype, shape, captured_ns, wall)
         return _Outgoing(wire.jpeg_to_send(cast("Any", picture), self._sizes.read), None, None, captured_ns, wall)
 
     @property
     def statistics(self) -> SenderStatistics:
-        """What has been sent so far."""
+        """What the sender has done so far."""
         return SenderStatistics(
             frames=self._frames,
             answered=sum(link.answered for link in self._links),
@@ -340,17 +339,17 @@ class Sender:
 
     @property
     def failure(self) -> Exception | None:
-        """What ended the sender's thread; None while it works."""
+        """The error that ended the sender's thread; None while it runs."""
         return self._failure
 
     def close(self) -> None:
-        """End at once, whatever the hub does; what was not sent is forgotten."""
+        """Stop at once, whatever the hub does; a picture not sent yet is discarded."""
         if self._closing:
             return
         self._closing = True
         self._mailbox.close()
         self._waker.wake()
-        if threading.current_thread() is not self._thread:  # as where `source` has had enough
+        if threading.current_thread() is not self._thread:  # `source` may call this
             self._thread.join()
 
     def __enter__(self) -> Sender:
@@ -381,13 +380,13 @@ class Sender:
         return self._mailbox.dropped + self._unsent
 
     def _run(self) -> None:
-        """Be the sender's thread, the only one that touches the sockets."""
+        """Run the sender's thread, the only one that touches the sockets."""
         try:
             if self._publisher:
                 self._publish(self._publisher)
             else:
                 self._request()
-        except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
+        except Exception as error:  # noqa: BLE001 - logged, and kept in `failure`
             self._failure = error
             _log.exception("%s: the sender has failed", self.name)
         finally:
@@ -399,7 +398,7 @@ class Sender:
         for link in self._links:
             poller.watch(link.end)
         chosen: _Link | None = None
-        better: list[_Link] = []  # that have failed to reply
+        better: list[_Link] = []  # hubs before the chosen one that are connected and do not reply
         looked = 0.0
         has_received = False
         while not self._closing:
@@ -415,7 +414,7 @@ class Sender:
                 chosen, better = self._choose(poller, now)
             has_received = False
             while chosen and (has_room := chosen.has_room()) and (outgoing := self._next()):
-                # They get a copy, and are chosen again once they reply.
+                # These get a copy, and are chosen again once they reply to one.
                 for link in better:
                     if link.has_room():
                         link.send(outgoing, self._dropped, now)
@@ -427,14 +426,14 @@ class Sender:
             self._is_full = chosen is not None and not has_room
             if chosen and self._is_full and not better:
                 if not chosen.trusted:
-                    looked = 0.0  # if it replies now, that is to be told
+                    looked = 0.0  # choose again, and log it, as soon as it replies
                 chosen.wait(now)
                 has_received = True
             elif self._wait(poller, now, for_hub=chosen is None and bool(self._source or self._mailbox)):
                 chosen = None
 
     def _choose(self, poller: Poller, now: float) -> tuple[_Link | None, list[_Link]]:
-        """Look at all hubs; returns the one that gets the frames, and better ones that are there but do not reply."""
+        """Check all hubs; return the one to send to, and those before it that are connected but do not reply."""
         for link in self._links:
             link.receive(now)
             if link.due(now):
@@ -447,7 +446,7 @@ class Sender:
         return chosen, ready[: ready.index(chosen)] if chosen else []
 
     def _next(self) -> _Outgoing | None:
-        """Return what is to be sent next, if there is anything."""
+        """Return what to send next, or None."""
         outgoing = self._mailbox.take() if self._mailbox else None
         if outgoing is None and self._source and not self._closing:
             picture = self._source()
@@ -455,7 +454,7 @@ class Sender:
         return outgoing
 
     def _wait(self, poller: Poller, now: float, *, for_hub: bool) -> bool:
-        """Wait for a picture, a reply, a deadline, and `for_hub` also for a hub that can be sent to.
+        """Wait for a picture, a reply or a deadline; with `for_hub` also until a hub can be sent to.
 
         Returns:
             Whether a hub may have left.
@@ -477,7 +476,7 @@ class Sender:
                 seq += 1
 
     def _tell(self, link: _Link | None, now: float) -> None:
-        """Log a change of hub once, and the want of one when it has lasted, and again each minute."""
+        """Log a change of hub; and that there is none after `reply_timeout_s`, and again each minute."""
         if link:
             if link.end.endpoint != self._hub:
                 _log.info("%s: sending to %s", self.name, link.end.endpoint)
@@ -487,11 +486,11 @@ class Sender:
             self._hub, self._tell_at = None, now + self._reply_timeout_s
         if now >= self._tell_at:
             self._tell_at = now + _REMIND_S
-            # A thread of its own, since it may take as long as a name server that does not answer.
+            # In a thread: it looks names up, and a name server may take long to answer.
             threading.Thread(target=self._tell_want, name="telling", daemon=True).start()
 
     def _tell_want(self) -> None:
-        """Log that there is no hub, and as far as that is known, why."""
+        """Log that there is no hub, and why, if that is known."""
         ends = [link.end for link in self._links]
         does = "takes the frames" if any(end.refusal for end in ends) else "answers"
         places = ", and at ".join(with_reason(end.endpoint, end.refusal) for end in ends)
@@ -500,7 +499,7 @@ class Sender:
 
 
 def _read_keys(key_file: Path | str | None, hub_keys: Sequence[str], endpoints: Sequence[str]) -> KeyPair | None:
-    """Read a camera's key pair, and see that the hubs' keys go with it."""
+    """Read a camera's key pair, and check the hubs' keys that go with it."""
     if not key_file:
         if hub_keys:
             raise ConfigError("curve_hub_keys is set and curve_key_file is not: set both, or neither")
@@ -523,26 +522,25 @@ def _read_keys(key_file: Path | str | None, hub_keys: Sequence[str], endpoints: 
 
 
 class Feed:
-    """Runs a camera in a thread of its own, for ever: a camera that fails is told of, and opened again.
+    """Feeds a sender from a camera, in a thread of its own. A camera that fails is logged and reopened, for ever.
 
     Args:
-        open_camera: opens it; raises CameraError when it cannot, ConfigError when it never will.
-        sender: gets the pictures.
+        open_camera: opens the camera; raises CameraError if it cannot now, ConfigError if it never will.
+        sender: where the pictures go.
     """
 
     def __init__(self, open_camera: Callable[[], Camera], sender: Sender) -> None:
         self._open_camera = open_camera
         self._sender = sender
         self._stop = threading.Event()
-        self.works = threading.Event()  # set from the first picture on, cleared while the camera fails
-        self.pictures = 0  # so far; a watchdog may look whether it grows
-        self.failure: Exception | None = None
-        # A daemon, since a camera library that hangs in the kernel cannot be stopped.
+        self.pictures = 0  # pictures so far, for a watchdog
+        self.failure: Exception | None = None  # what ended the thread
+        # A daemon: a camera library that hangs in the kernel cannot be stopped.
         self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
         self._thread.start()
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Stop, and wait for the camera to close for at most `timeout_s` seconds."""
+        """Stop, and wait at most `timeout_s` seconds for the camera to close."""
         self._stop.set()
         self._thread.join(timeout_s)
 
@@ -555,11 +553,9 @@ class Feed:
                         jpeg, captured_ns = camera.read()
                         self._sender.send(jpeg, captured_ns=captured_ns)
                         self.pictures += 1
-                        self.works.set()
                         delay_s, told = _RETRY_FIRST_S, ""
             except (CameraError, WireError) as error:
                 now = time.monotonic()
-                self.works.clear()
                 if str(error) != told or now - told_at >= _REMIND_S:
                     _log.warning("%s: %s; trying again", self._sender.name, error)
                     told, told_at = str(error), now
@@ -567,12 +563,10 @@ class Feed:
                 delay_s = min(_RETRY_MAX_S, 2 * delay_s)
             except ConfigError as error:
                 self.failure = error
-                self.works.clear()
                 return
-            except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
-                if self._stop.is_set():  # a camera that took too long to stop finds its sender closed
+            except Exception as error:  # noqa: BLE001 - logged, and kept in `failure`
+                if self._stop.is_set():  # the camera took too long to stop, and its sender is closed
                     return
                 self.failure = error
-                self.works.clear()
                 _log.exception("%s: the camera's thread has failed", self._sender.name)
                 return

@@ -1,4 +1,4 @@
-"""What a camera looks like in the windows: its picture, and its state in words and shape. Drawing only, no screen."""
+"""Draws a camera for the windows: its picture, and its state in words and shape. Drawing only, no screen."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
     Colour = tuple[int, int, int]
 
-# The wall's colours, in BGR. The shapes tell the states apart for those who see no difference between them.
+# The wall's colours, in BGR. Each state has a shape as well, for those who cannot tell the colours apart.
 GROUND: Colour = (18, 15, 12)
 _PLATE: Colour = (33, 28, 23)
 _INK: Colour = (242, 239, 236)
 _SOFT: Colour = (174, 164, 154)
 _WHITE: Colour = (255, 255, 255)
 _COLOURS: dict[str, Colour] = {
-    State.WAITING.value: _SOFT,
-    State.LIVE.value: (107, 194, 74),
-    State.STALE.value: (27, 162, 217),
-    State.GONE.value: (114, 123, 255),
+    State.WAITING: _SOFT,
+    State.LIVE: (107, 194, 74),
+    State.STALE: (27, 162, 217),
+    State.GONE: (114, 123, 255),
 }
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_LETTERS_MIN = 0.3  # the font's scale below which nobody can read it
+_LETTERS_MIN = 0.3  # the smallest legible scale of the font
 _GREYED_WIDTH = 1280
 
 
@@ -42,7 +42,7 @@ class Tile:
     """One camera in its part of a canvas: the picture, and under it a caption with name and state.
 
     Args:
-        canvas: uint8 of shape (height, width, 3), BGR; as a rule a view of a larger one.
+        canvas: uint8 of shape (height, width, 3), BGR; usually a view of a larger one.
         caption_height: in pixels.
     """
 
@@ -55,12 +55,12 @@ class Tile:
         self._captioned: tuple[str, str] | None = None
 
     def draw(self, status: Status, frame: Frame | None, picture: Image | None) -> bool:
-        """Draw what is new since the last time.
+        """Draw what has changed since the last call.
 
         Args:
             status: of the camera.
-            frame: its newest, if any.
-            picture: of the frame, as `picture_for` makes it; None when it is damaged.
+            frame: its newest frame, if any.
+            picture: of the frame, as `picture_for` makes it; None if it is damaged.
 
         Returns:
             Whether anything was drawn.
@@ -70,7 +70,7 @@ class Tile:
             self._frame = frame
             if picture is not None:
                 self._picture = fitted(picture, width, height)
-        is_shown = status.state in {State.LIVE.value, State.STALE.value}
+        is_shown = status.state in {State.LIVE, State.STALE}
         picture = self._picture if is_shown else None
         words = silence(status) or oddity(status)
         if not words and picture is None and frame is not None:
@@ -82,7 +82,7 @@ class Tile:
             if picture is None:
                 self._area[:] = placard(width, height, words)
             else:
-                self._put(marked(picture, words) if status.state == State.LIVE.value else greyed(picture, words))
+                self._put(marked(picture, words) if status.state == State.LIVE else greyed(picture, words))
         if captioned != self._captioned:
             self._captioned = captioned
             draw_caption(self._caption, status)
@@ -101,28 +101,28 @@ class Tile:
 
 
 def silence(status: Status) -> str:
-    """Say since when a camera is silent, "no picture for 6 s"; nothing when it is LIVE."""
-    if status.state == State.LIVE.value:
+    """Return how long a camera has been silent, as in "no picture for 6 s"; empty if it is LIVE."""
+    if status.state == State.LIVE:
         return ""
-    if status.state == State.WAITING.value or status.age_s is None:
+    if status.state == State.WAITING or status.age_s is None:
         return f"waiting for {status.name}"
     words = f"no picture for {_span(status.age_s)}"
-    return f"gone: {words}" if status.state == State.GONE.value else words
+    return f"gone: {words}" if status.state == State.GONE else words
 
 
 def picture_for(frame: Frame, width: int, height: int) -> Image:
-    """Decode a picture for a box that it is shown in, so that nothing is done for pixels which nobody sees.
+    """Decode a frame for the box that it is shown in, without work for pixels that nobody sees.
 
     Args:
-        frame: it.
+        frame: the frame.
         width: of the box, in pixels.
         height: of the box, in pixels.
 
     Returns:
-        uint8 of shape (height, width, 3), BGR, or (height, width); less than twice as large as the box.
+        uint8 of shape (height, width, 3), BGR, or (height, width), greyscale; less than twice as large as the box.
 
     Raises:
-        CodecError: it is damaged or no picture.
+        CodecError: the frame is damaged or no picture.
     """
     image = _viewable(decoded(frame, _fitted_size(frame.width, frame.height, width, height)))
     is_large = image.shape[1] >= 2 * width or image.shape[0] >= 2 * height
@@ -130,7 +130,7 @@ def picture_for(frame: Frame, width: int, height: int) -> Image:
 
 
 def fitted(image: Image, width: int, height: int) -> Image:
-    """Scale a picture into a box, with its proportions kept.
+    """Scale a picture to fit a box, keeping its proportions.
 
     Args:
         image: uint8 of shape (height, width, 3), BGR, or (height, width).
@@ -138,25 +138,25 @@ def fitted(image: Image, width: int, height: int) -> Image:
         height: of the box, in pixels.
 
     Returns:
-        uint8 of shape (height, width, 3), BGR, as wide or as high as the box; `image` itself when it is that already.
+        uint8 of shape (height, width, 3), BGR, as wide or as high as the box; `image` itself if it is that already.
     """
     size = _fitted_size(image.shape[1], image.shape[0], width, height)
     if size != (image.shape[1], image.shape[0]):
-        # Down to a half the fast way loses nothing that anybody would see; it takes a tenth of the time.
+        # Down to a half, linear interpolation shows no loss, and takes a tenth of the time.
         how = cv2.INTER_AREA if 2 * size[0] < image.shape[1] else cv2.INTER_LINEAR
         image = cv2.resize(image, size, interpolation=how)  # type: ignore[assignment]
     return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image  # type: ignore[return-value]
 
 
 def oddity(status: Status) -> str:
-    """Say what is odd about a camera whose pictures come, as `oddity` of the wall's states.js does, but shorter."""
+    """Return what is odd about a camera that sends, like `oddity` in the wall's states.js, but shorter."""
     if status.rival:
         return f"{status.rival} has this name too"
     return f"the same picture for {_span(status.still_s)}" if status.still_s else ""
 
 
 def marked(image: Image, words: str) -> Image:
-    """Return the picture with words across it, or itself if there are none."""
+    """Return a copy of the picture with words across it, or the picture itself without words."""
     if not words:
         return image
     image = image.copy()
@@ -165,16 +165,16 @@ def marked(image: Image, words: str) -> Image:
 
 
 def greyed(image: Image, words: str) -> Image:
-    """Return the picture as that of a camera that has fallen silent: grey, dark, and saying so.
+    """Return the picture of a silent camera: grey and dark, with words across it.
 
     Args:
         image: uint8 of shape (height, width, 3), BGR, or (height, width).
-        words: what stands on it.
+        words: the words.
 
     Returns:
         uint8 of shape (height, width, 3), BGR; never wider than `_GREYED_WIDTH`.
     """
-    if image.shape[1] > _GREYED_WIDTH:  # letters that grow with the picture would take seconds to draw
+    if image.shape[1] > _GREYED_WIDTH:  # letters in proportion to a larger picture would take seconds to draw
         height = max(1, image.shape[0] * _GREYED_WIDTH // image.shape[1])
         image = cv2.resize(image, (_GREYED_WIDTH, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
@@ -184,7 +184,7 @@ def greyed(image: Image, words: str) -> Image:
 
 
 def placard(width: int, height: int, words: str) -> Image:
-    """Return what stands in a picture's place where there is none: uint8 of shape (height, width, 3), dark."""
+    """Return a dark card with words, for a camera without a picture: uint8 of shape (height, width, 3)."""
     card = np.full((height, width, 3), GROUND, np.uint8)
     _write_in_the_middle(card, words)
     return card
@@ -194,7 +194,7 @@ def draw_caption(strip: Image, status: Status) -> None:
     """Draw the state's shape, the camera's name, the state in words, and at the right its rate or age.
 
     Args:
-        strip: where to, uint8 of shape (height, width, 3). In a narrow one the rate goes first, then the name's end.
+        strip: where to draw, uint8 of shape (height, width, 3). A narrow one has no room for the rate, then the name.
         status: of the camera.
     """
     height, width = strip.shape[:2]
@@ -212,12 +212,12 @@ def draw_caption(strip: Image, status: Status) -> None:
 
 
 def text_width(text: str, line_height: int) -> int:
-    """Return the width of a text in pixels as `write` draws it."""
+    """Return the width in pixels of a text drawn by `write`."""
     return cv2.getTextSize(text, _FONT, _letters(line_height), 1)[0][0]
 
 
 def write(line: Image, text: str, colour: Colour = _SOFT) -> None:
-    """Write a text at the left of a line, uint8 of shape (height, width, 3), as large as it is high; cut at its end."""
+    """Write a text as high as a line, uint8 of shape (height, width, 3), from its left; cut off at its right."""
     if not line.size:
         return
     height = line.shape[0]
@@ -227,12 +227,12 @@ def write(line: Image, text: str, colour: Colour = _SOFT) -> None:
 
 
 def _letters(line_height: int) -> float:
-    """Return the font's scale for a line."""
+    """Return the font's scale for a line's height."""
     return max(_LETTERS_MIN, line_height / 46)
 
 
 def _write_in_the_middle(image: Image, text: str) -> None:
-    """Write a text across a picture, on a dark plate; none where it could not be read."""
+    """Write a text across a picture, on a dark plate; nothing if it would be illegible."""
     height, width = image.shape[:2]
     scale = max(0.4, width / 640)
     wide = cv2.getTextSize(text, _FONT, scale, 1)[0][0]
@@ -249,16 +249,16 @@ def _write_in_the_middle(image: Image, text: str) -> None:
 
 
 def _draw_shape(square: Image, state: str) -> None:
-    """Draw a state as a shape: a disc, a triangle, a cross, a ring."""
+    """Draw a state's shape: a disc, a triangle, a cross or a ring."""
     middle = square.shape[0] // 2
     radius = max(3, square.shape[0] // 4)
     colour, low, high = _COLOURS[state], middle - radius, middle + radius
-    if state == State.LIVE.value:
+    if state == State.LIVE:
         cv2.circle(square, (middle, middle), radius, colour, cv2.FILLED, cv2.LINE_AA)
-    elif state == State.STALE.value:
+    elif state == State.STALE:
         corners = np.array([[middle, low], [high + 1, high], [low - 1, high]], np.int32)
         cv2.fillPoly(square, [corners], colour, cv2.LINE_AA)
-    elif state == State.GONE.value:
+    elif state == State.GONE:
         low, high = low + 1, high - 1
         for start, end in (((low, low), (high, high)), ((low, high), (high, low))):
             cv2.line(square, start, end, colour, 2, cv2.LINE_AA)
@@ -267,13 +267,13 @@ def _draw_shape(square: Image, state: str) -> None:
 
 
 def _numbers(status: Status) -> str:
-    if status.state == State.LIVE.value:
+    if status.state == State.LIVE:
         return f"{status.fps:.1f} fps"
     return "" if status.age_s is None else _span(status.age_s)
 
 
 def _span(seconds: float) -> str:
-    """Write a time as `span` of the wall's states.js does."""
+    """Format a duration like `span` in the wall's states.js."""
     whole = max(0, int(seconds))
     if whole < 100:
         return f"{whole} s"
@@ -283,13 +283,17 @@ def _span(seconds: float) -> str:
 
 
 def _fitted_size(width: int, height: int, box_width: int, box_height: int) -> tuple[int, int]:
-    """Return the width and height of a picture that was scaled into a box."""
+    """Return the (width, height) of a picture scaled to fit a box."""
     scale = min(box_width / width, box_height / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _viewable(image: Image) -> Image:
-    """Return the picture if OpenCV can show it; a raw array may be anything."""
+    """Return an image that OpenCV can show; a raw array may be anything.
+
+    Raises:
+        CodecError: it cannot be shown.
+    """
     if str(image.dtype) != "uint8" or (image.ndim == 3 and image.shape[2] not in (1, 3)):
         raise CodecError(f"an array of {image.dtype} with shape {image.shape} is no picture that a window can show")
     return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image

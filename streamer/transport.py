@@ -1,7 +1,7 @@
-"""The only place that touches ZMQ sockets: four small classes, one for each end of the two patterns.
+"""The only place that touches ZMQ sockets: a class for each end of request/reply and publish/subscribe, and a poller.
 
-Every socket comes from `_open`, so that a reopened one is set up exactly as the first, its keys among the rest. None of
-the classes locks: a socket belongs to the thread that uses it.
+Every socket comes from `_open`, so that a reopened one has exactly the options and keys of the first. Nothing here but
+`Waker` is thread-safe: a socket belongs to the thread that uses it.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ if TYPE_CHECKING:
 
     from streamer.keys import AllowList, KeyPair
 
-# As plain numbers: zmq's are of an enum, and to combine two of those takes half a microsecond.
+# Plain numbers: pyzmq's are enum members, and combining two takes half a microsecond.
 _DONTWAIT = int(zmq.DONTWAIT)
 _MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
 _SRCFD = int(zmq.SRCFD)
 _EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
-# Over this size a copy costs more than lending libzmq the buffer, which a thread of pyzmq's, in Python, takes back.
+# Above this size copying costs more than lending libzmq the buffer, which a Python thread of pyzmq takes back.
 _COPY_MAX_BYTES = 512 * 1024
-# Two threads that lend their first at once would each make that thread's socket, of which pyzmq 27 forgets one: a frame
-# is kept for good, and now and then the process hangs at its end.
+# If two threads lend their first buffer at once, each makes that thread's socket and pyzmq 27 loses one: a frame leaks,
+# and now and then the process hangs at exit.
 _lending = threading.Lock()
 os.register_at_fork(before=_lending.acquire, after_in_parent=_lending.release, after_in_child=_lending.release)
-_REPLY_MAX_BYTES = 64 * 1024  # of what a hub says to a camera
+_REPLY_MAX_BYTES = 64 * 1024  # of a hub's reply to a camera
 _END_S = 0.5  # to wait for libzmq's thread
 _MEMORY_KEPT_BYTES = 8 * 1024 * 1024  # by the allocator, for the next frames
 _PARTS_MAX = 8
-_ANSWERED_AT_ONCE = 8  # at a door, while frames wait
+_ANSWERED_AT_ONCE = 8  # handshakes and events that a door handles while frames wait
 _SWITCH_S = 0.0001
-_PAUSE_S = 0.1  # before a hub that has left is tried again
+_PAUSE_S = 0.1  # before reconnecting to a hub that has left
 # ZAP domains (RFC 27): they tell a replier's two listeners apart.
 _ENCRYPTED, _PLAIN = b"streamer", b"plain"
-_NO_KEY = "-"  # what the door calls a peer without encryption
+_NO_KEY = "-"  # ZAP's user id of a peer without encryption
 _HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 _ENDED = zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
 _MET = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _MISSED = zmq.EVENT_CONNECT_RETRIED
-# A host's name: libzmq looks for addresses of one kind only, with IPv6 on of that, wherever the name has any.
+# An endpoint with a host name: libzmq tries addresses of one family only, with IPv6 enabled those, if the name has any.
 _NAMED = re.compile(r"tcp://[^:;\[]*[A-Za-z][^:;\[]*:[0-9]+")
-_MISSES = 2  # of one kind, before the other is tried: libzmq waits after each, but for the first
-_CUTS = 5  # handshakes that end without a word, one after the other, before that means something
+_MISSES = 2  # failed attempts in one address family before the other is tried
+_CUTS = 5  # handshakes in a row cut off without a reason before that is reported
 _MAPPED = re.compile(r"\[::ffff:([\d.]+)\]")  # an IPv4 address as an IPv6 socket writes it
 _OPTIONS: dict[int, int] = {
     zmq.LINGER: 0,  # closing never waits for a peer
@@ -74,7 +74,7 @@ _OPTIONS: dict[int, int] = {
     zmq.HANDSHAKE_IVL: 5000,
     zmq.CONNECT_TIMEOUT: 3000,
     zmq.RECONNECT_IVL: 100,
-    zmq.RECONNECT_IVL_MAX: 200,  # a hub that is back has its cameras within a third of a second
+    zmq.RECONNECT_IVL_MAX: 200,  # a hub that is back has its cameras again within a third of a second
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 10,
     zmq.TCP_KEEPALIVE_INTVL: 5,
@@ -84,7 +84,7 @@ _log = logging.getLogger(__name__)
 
 
 class AddressError(TransportError, zmq.ZMQError):
-    """An address cannot be used. It is zmq's error too: programs written for imagezmq catch that."""
+    """An address cannot be used. Also a ZMQError, since programs written for imagezmq catch that."""
 
     def __init__(self, text: str, number: int | None) -> None:
         zmq.ZMQError.__init__(self, number, text)
@@ -92,16 +92,16 @@ class AddressError(TransportError, zmq.ZMQError):
 
 def _context() -> zmq.Context[zmq.Socket[bytes]]:
     """Make a context: the factory of every context in this package."""
-    # glibc returns what is free at its end to the kernel from 128 kB on: a frame, whose pages it then has to get again,
-    # zeroed, for the next. A freed block raises that limit to twice its size, unless somebody has set it: mallopt(3).
+    # By default glibc returns free memory above 128 kB at the heap's end to the kernel, that is, each frame's, and then
+    # needs fresh zeroed pages for the next. Freeing a large block raises that limit to twice its size: mallopt(3).
     bytes(_MEMORY_KEPT_BYTES // 2)
     return zmq.Context()
 
 
 def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    """Close a context and what is still open of it; what takes longer than a moment ends by itself later.
+    """Close a context and its sockets, in the background if it takes long.
 
-    libzmq's thread may be waiting for a name server that does not answer, and cannot be interrupted.
+    libzmq's thread may be waiting for a name server, and cannot be interrupted.
     """
     ending = threading.Thread(target=context.destroy, args=(0,), name="ending", daemon=True)
     ending.start()
@@ -109,10 +109,10 @@ def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
 
 
 def share_interpreter() -> None:
-    """Have threads that compute in Python give way to others after 0.1 ms, for the whole process; the default is 5 ms.
+    """Lower the process's thread switch interval to 0.1 ms; the default is 5 ms.
 
-    A thread that sends and receives lets the interpreter go seven times a frame, and would wait so long each time for a
-    program that computes: of eight cameras' 240 frames a second a hub then gets 140, and those late.
+    A thread that sends and receives releases the GIL seven times a frame, and would wait that long each time for a
+    program that computes: of eight cameras' 240 frames a second a hub would get 140, and late.
     """
     sys.setswitchinterval(min(_SWITCH_S, sys.getswitchinterval()))
 
@@ -126,14 +126,14 @@ def _open(context: zmq.Context[zmq.Socket[bytes]], kind: int, options: Mapping[A
 
 
 def _check_port(endpoint: str) -> None:
-    """Refuse a port that there is not: libzmq takes it modulo 65536."""
+    """Reject a port over 65535, which libzmq would take modulo 65536."""
     match = re.fullmatch(r"tcp://.*:(-?[0-9]+)", endpoint)
     if match and (len(match[1]) > 5 or not 0 <= int(match[1]) <= 65535):
         raise zmq.ZMQError(errno.EINVAL)
 
 
 def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
-    """Bind, and return the address that it became (`*` and port 0 resolved)."""
+    """Bind, and return the actual address, with the port that 0 became."""
     try:
         _check_port(endpoint)
         socket.bind(endpoint)
@@ -159,14 +159,14 @@ def _refused(what: str, error: zmq.ZMQError) -> AddressError:
 
 
 def with_reason(endpoint: str, refusal: str | None = None) -> str:
-    """Name an endpoint, and why nobody is reached there: a refusal that is known, or a name that does not resolve.
+    """Return an endpoint with the reason why it cannot be reached: a known refusal, or a name that does not resolve.
 
-    Of such a name libzmq tells nobody. It may take as long as the name server does.
+    libzmq does not report the latter. This blocks while the name is looked up.
     """
     host = re.fullmatch(r"tcp://\[?(.+?)]?:[0-9]+", endpoint)
     if host and not refusal:
         try:
-            getaddrinfo(host[1].encode(), None)  # for a str Python would load the tables of all characters
+            getaddrinfo(host[1].encode(), None)  # for a str Python would load its Unicode tables
         except OSError as error:
             refusal = f"has a name that does not resolve ({error.strerror})"
     return f"{endpoint}, which {refusal}" if refusal else endpoint
@@ -174,12 +174,12 @@ def with_reason(endpoint: str, refusal: str | None = None) -> str:
 
 def _option(socket: zmq.Socket[bytes], option: int) -> int:
     value = socket.getsockopt(option)
-    assert isinstance(value, int)  # noqa: S101 - the type of the options asked for here
+    assert isinstance(value, int)  # noqa: S101 - true of all options used here
     return value
 
 
 def _send(socket: zmq.Socket[bytes], parts: Sequence[Buffer]) -> bool:
-    """Send without waiting; False when the socket takes nothing now."""
+    """Send without blocking; False if the socket cannot send now."""
     try:
         for part in parts[:-1]:
             socket.send(part, _MORE)
@@ -195,56 +195,56 @@ def _send(socket: zmq.Socket[bytes], parts: Sequence[Buffer]) -> bool:
 
 
 def _address(part: zmq.Frame) -> str | None:
-    """Return the IP address of the peer that sent a part; None on a transport that has none."""
+    """Return the IP address of the peer that sent a part; None on a transport without addresses."""
     try:
         address = str(part.get("Peer-Address"))
     except zmq.ZMQError:
         return None
-    # On ipc libzmq says "localhost:", and whose process it is.
+    # On ipc libzmq says "localhost:" and the process.
     return None if address.startswith("localhost:") else address.removeprefix("::ffff:") or None
 
 
 def _key(part: zmq.Frame) -> str | None:
-    """Return the key by which the door let the peer in that sent a part; None when it needed none."""
+    """Return the key with which the peer that sent a part was admitted; None if it needed none."""
     key = str(part.get("User-Id"))
     return None if key == _NO_KEY else key
 
 
 def _monitor(socket: zmq.Socket[bytes], events: int, address: str | None = None) -> zmq.Socket[bytes]:
-    """Have a socket tell of its connections' events; to be called before it has any."""
+    """Monitor the connection events of a socket that has no connections yet."""
     monitor = socket.get_monitor_socket(events, address)
-    _option(monitor, _EVENTS)  # its descriptor tells nothing before it was first asked
+    _option(monitor, _EVENTS)  # its descriptor signals nothing before this was read once
     return monitor
 
 
 def _event(monitor: zmq.Socket[bytes]) -> tuple[int, int]:
-    """Receive a monitor's next event, and the value that belongs to it."""
+    """Receive a monitor's next event, and its value."""
     event, value = struct.unpack("=HI", monitor.recv_multipart()[0])  # as zmq_socket_monitor(3) has it
     return event, value
 
 
 class Waker:
-    """Wakes a thread that polls: a pipe, since a ZMQ socket may not be touched by two threads."""
+    """Wakes a polling thread, by a pipe: a ZMQ socket must not be used by two threads."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
-        self._lock = threading.Lock()  # a wake that comes late must not write into a stranger's file
+        self._lock = threading.Lock()  # a late wake must not write to a descriptor that was closed and reused
         self._closed = False
 
     def fileno(self) -> int:
-        """Return the descriptor to poll for reading."""
+        """Return the file descriptor to poll for reading."""
         return self._reader
 
     def wake(self) -> None:
-        """Make the poll return, now or the next time; any thread may call it, after `close` in vain."""
-        with self._lock, contextlib.suppress(BlockingIOError):  # full: it is awake already
+        """Make the current or next poll return; any thread may call this. No effect after `close`."""
+        with self._lock, contextlib.suppress(BlockingIOError):  # the pipe is full: it will wake anyway
             if not self._closed:
                 os.write(self._writer, b"\0")
 
     def clear(self) -> None:
-        """Forget the wakes so far."""
+        """Discard the wakes so far."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._reader, 4096)
 
@@ -258,13 +258,13 @@ class Waker:
 
 
 class Received(NamedTuple):
-    """A message as it came.
+    """A message as received.
 
     Attributes:
-        route: where a reply goes; empty for a subscriber, who cannot reply.
-        parts: the application's parts, without routing and delimiter; None when there is no message in them.
+        route: identifies the peer for the reply; empty for a subscriber, which cannot reply.
+        parts: header and payload; None if the message is malformed.
         address: the peer's IP address, if known.
-        key: the peer's public key; None for one without encryption.
+        key: the peer's public key; None without encryption.
     """
 
     route: bytes
@@ -274,14 +274,14 @@ class Received(NamedTuple):
 
 
 class Requester:
-    """The sending end of request and reply: a DEALER that speaks REQ's format, many requests in flight.
+    """The sending end of request/reply: a DEALER that speaks REQ's format, with many requests in flight.
 
     Args:
         endpoint: of the hub, `tcp://HOST:PORT`.
-        pair: this end's keys, for CURVE; None does without.
-        hub_key: the hub's public key; needed with `pair`.
-        patience_s: how long `receive` waits when it is to; by default for ever.
-        queues: what is sent while no hub is there waits for one, as `ask` needs it; by default it is not taken.
+        pair: this end's keys, for CURVE; None for no encryption.
+        hub_key: the hub's public key; required with `pair`.
+        patience_s: how long `receive(wait=True)` waits, in seconds; by default for ever.
+        queues: queue requests while there is no hub, as `ask` needs; by default `send` refuses them.
 
     Raises:
         TransportError: the endpoint is malformed.
@@ -299,7 +299,7 @@ class Requester:
         self.endpoint = endpoint
         self._queues = queues
         self._patience_ms = -1 if patience_s is None else round(patience_s * 1000)
-        # Why the hub that was met last does not take this end, to be said after its endpoint: libzmq says nothing.
+        # Why the hub refuses this end, as words to follow its endpoint; libzmq does not report it.
         self.refusal: str | None = None
         self._refusal_told: str | None = None
         self._curve: dict[int, bytes] = {}
@@ -313,7 +313,7 @@ class Requester:
         self._ipv6 = 1
         self.context = _context()
         self._opened = 0
-        self._unanswered = False  # what was asked last, or the hub has left since
+        self._unanswered = False  # the last request has no reply, or the hub has left since
         try:
             self._fresh()
         except TransportError:
@@ -321,10 +321,10 @@ class Requester:
             raise
 
     def _fresh(self) -> None:
-        # IMMEDIATE: without it frames queue for a hub that is not there, and are old when it comes; with it libzmq
-        # throws away what a hub replied right before it left.
-        # SNDHWM: well over any window, since a pipe that is full looks as if no hub were there.
-        # MAXMSGSIZE: programs that ask reply with results, and with pictures.
+        # IMMEDIATE: without it frames queue while there is no hub, and are old when it comes; with it libzmq discards
+        # replies that a hub sent right before it left.
+        # SNDHWM: well above any window, since a full pipe looks as if there were no hub.
+        # MAXMSGSIZE: imagezmq programs reply with results, even pictures.
         limits = {zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES if self._queues else _REPLY_MAX_BYTES}
         options = {zmq.IMMEDIATE: int(not self._queues), zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.IPV6: self._ipv6, **limits}
         self.socket = _open(self.context, zmq.DEALER, {**options, zmq.RCVTIMEO: self._patience_ms, **self._curve})
@@ -336,9 +336,9 @@ class Requester:
         _connect(self.socket, self.endpoint)
 
     def reopen(self) -> None:
-        """Throw the socket away, with all that is queued or in flight, and open a fresh one with the same time-outs.
+        """Discard the socket, with all that is queued or in flight, and open a new one with the same timeouts.
 
-        Why the handshake has failed, if it has, is logged once.
+        Logs why the handshake failed, if it did, once.
         """
         if self.refusal and self.refusal != self._refusal_told:
             _log.warning("%s %s", self.endpoint, self.refusal)
@@ -351,8 +351,8 @@ class Requester:
             self.socket.setsockopt(option, value)
 
     def _shut(self) -> None:
-        # First of all no more events: libzmq's thread waits for ever to tell one to a monitor that is closed, and no
-        # socket of this context works any more. Nor can events be ended while it waits with one for room.
+        # Stop the monitor's events before closing it, else libzmq's thread blocks for ever on the next one, and with it
+        # all sockets of this context. Drain it before that: a full monitor would block the stopping, too.
         if not self.socket.closed:
             while _option(self.monitor, _EVENTS) & _POLLIN:
                 _event(self.monitor)
@@ -361,11 +361,10 @@ class Requester:
         self.monitor.close()
 
     def left(self) -> bool:
-        """Whether a connection has ended since this was last asked; all that was in flight on it is lost.
+        """Whether a connection has ended since the last call: all that was in flight on it is lost. If so, `reopen`.
 
-        `connected` cannot tell: the hub may be back already. And after a peer that is no hub, or one of another
-        security, libzmq does not connect again by itself: after True the socket is to be reopened.
-        Where nobody is at a host's addresses of one kind, this turns to the other.
+        `connected` cannot tell: the hub may be back already. And libzmq does not reconnect by itself to a peer that is
+        no hub, or has other security. If no address of one family (IPv4, IPv6) answers, this tries the other.
         """
         left = False
         while _option(self.monitor, _EVENTS) & _POLLIN:
@@ -387,7 +386,7 @@ class Requester:
         return left
 
     def _try_other_kind(self) -> bool:
-        """Connect to the host's addresses of the other kind if there was nobody at those; what is queued is lost."""
+        """Try the host's addresses of the other family if these did not answer; what is queued is lost."""
         if self._misses < _MISSES:
             return False
         self._misses = 0
@@ -398,7 +397,7 @@ class Requester:
         return True
 
     def _note(self, event: int, value: int) -> None:
-        """Take note of why a handshake has failed."""
+        """Note why a handshake failed."""
         self._cuts = self._cuts + 1 if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL else 0
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self.refusal = "refuses this sender's key: the hub's list of allowed keys has not got it"
@@ -409,46 +408,46 @@ class Requester:
                 else "takes encrypted frames only: this sender has no keys"
             )
         elif self._cuts >= _CUTS and self._curve:
-            # What a hub does when it cannot decrypt the first message; one that is just ending does so once.
+            # A hub does this when it cannot decrypt the first message; one that is shutting down does so once.
             self.refusal = "ends every handshake: it has another key than the one that this sender expects"
 
     def connected(self) -> bool:
-        """Whether a hub has completed the handshake on this socket, and still holds the connection."""
+        """Whether there is a connection to a hub, with its handshake completed."""
         return bool(_option(self.socket, _EVENTS) & _POLLOUT)
 
     def send(self, header: bytes, payload: Buffer) -> bool:
-        """Send a request without waiting; False when the hub is away."""
+        """Send a request without blocking; False if there is no hub."""
         return _send(self.socket, (b"", header, payload))
 
     def receive(self, *, wait: bool = False) -> bytes | None:
-        """Return the next reply, or None when there is none now; with `wait`, when none comes in time.
+        """Return the next reply, or None if there is none now; with `wait`, if none comes in time.
 
-        What is no reply is none, and told as why no hub is reached.
+        A malformed reply counts as none, and sets `refusal`.
         """
-        if not wait and not _option(self.socket, _EVENTS) & _POLLIN:  # an exception would take longer
+        if not wait and not _option(self.socket, _EVENTS) & _POLLIN:  # cheaper than an exception
             return None
         try:
             parts = _receive_parts(self.socket, wait=wait)
         except zmq.Again:
             return None
-        if len(parts[0]) or len(parts) == 1:  # as libzmq reads an HTTP server's answer, of ZMTP's first version
+        if len(parts[0]) or len(parts) == 1:  # libzmq reads an HTTP server's response as ZMTP 1.0
             self._is_refused, self.refusal = True, "is no hub (is this the port of a page?)"
             return None
         return parts[-1].bytes
 
     def ask(self, header: bytes, payload: Buffer) -> bytes:
-        """Send a request and wait for its reply, as REQ does; when the hub leaves in between, ask the next that comes.
+        """Send a request and wait for its reply, as REQ does; if the hub leaves meanwhile, ask again when one is back.
 
-        Only for an end that queues. A hub may take its time to reply for as long as its connection lives. Time-outs
-        that a program has set on `socket` are kept: SNDTIMEO limits the wait for a hub, RCVTIMEO the whole.
+        Only with `queues`. A hub may take any time to reply while its connection lives. Timeouts set on `socket` are
+        respected: SNDTIMEO limits the wait for a hub, RCVTIMEO the whole call.
 
         Raises:
-            zmq.Again: such a time-out is over.
+            zmq.Again: such a timeout is over.
         """
         send_within_ms, receive_within_ms = _option(self.socket, zmq.SNDTIMEO), _option(self.socket, zmq.RCVTIMEO)
         replied_by = _deadline(receive_within_ms)
         while True:
-            if self.left() or self._unanswered:  # no late reply may be taken for this
+            if self.left() or self._unanswered:  # a late reply must not be taken for this one's
                 self.reopen()
             self._unanswered = True
             met_by = min(_deadline(send_within_ms), replied_by)
@@ -457,17 +456,21 @@ class Requester:
             while not left:
                 left = self.left()
                 if (reply := self.receive()) is not None:
-                    self._unanswered = left  # and then the next is asked afresh
+                    self._unanswered = left  # if so, the next request needs a new connection
                     return reply
                 if not left and self._try_other_kind():
                     self.send(header, payload)
                 if not left:
                     self._await(replied_by if self._met else met_by)
-            self.reopen()  # at once: libzmq would connect again by itself, and ask a second time
+            self.reopen()  # at once: libzmq would reconnect by itself, and send the request a second time
             time.sleep(_PAUSE_S)
 
     def _await(self, deadline: float) -> None:
-        """Wait for a reply, or for a hub to come or leave; zmq.Again when neither happens in time."""
+        """Wait for a reply, or for a hub to come or leave.
+
+        Raises:
+            zmq.Again: none of these happens in time.
+        """
         poller = zmq.Poller()
         poller.register(self.socket, zmq.POLLIN)
         poller.register(self.monitor, zmq.POLLIN)
@@ -482,21 +485,20 @@ class Requester:
 
 
 class Replier:
-    """The receiving end of request and reply: a ROUTER, which serves stock REQ senders and ours on one port.
+    """The receiving end of request/reply: a ROUTER, which serves stock REQ senders and ours on one port.
 
-    With keys, handshakes wait until `admit` is called: to be done whenever a Poller that watches this end wakes, and
-    again for as long as this end is `crowded`. The same goes for one that is guarded, whose `weigh` is to be called a
-    few times a second.
+    With keys, or if `guarded`, call `admit` whenever a Poller that watches this end wakes, and repeatedly while it is
+    `crowded`: handshakes wait for it. And call `weigh` a few times a second.
 
     Args:
         endpoint: to bind, `tcp://*:PORT`.
-        pair: this end's keys, for CURVE; None does without.
-        allowed: with `pair`, the peers' keys that are let in.
-        plain_endpoint: with `pair`, to bind as well, for peers without encryption.
-        guarded: watch the connections, as is always done with keys.
+        pair: this end's keys, for CURVE; None for no encryption.
+        allowed: with `pair`, the keys of the peers to let in.
+        plain_endpoint: with `pair`, a second address to bind, for peers without encryption.
+        guarded: limit the connections; always done with keys.
 
     Raises:
-        TransportError: it cannot be bound.
+        TransportError: an address cannot be bound.
     """
 
     def __init__(
@@ -509,27 +511,27 @@ class Replier:
         guarded: bool = False,
     ) -> None:
         self.context = _context()
-        # MAXMSGSIZE: far above what is taken, since libzmq ends the connection of who exceeds it without a word to
-        # anybody, and a REQ peer then waits for ever; below it the peer is told.
+        # MAXMSGSIZE: far above what is accepted. libzmq silently closes the connection of a peer that exceeds it, and a
+        # REQ peer then waits for ever; below it, the peer gets an error reply.
         options = {zmq.RCVHWM: 16, zmq.SNDHWM: 64, zmq.MAXMSGSIZE: UNFINISHED_MAX_BYTES}
         self.plain_endpoint: str | None = None
-        # By route, who has sent since connections were last weighed: to ask libzmq takes as long as to receive a part.
+        # Addresses by route, of peers heard since the last `weigh`: asking libzmq takes as long as receiving a part.
         self._lately: dict[bytes, str | None] = {}
-        self._has_keys = pair is not None and allowed is not None
         curve: dict[int, int | bytes] = {}
-        if pair is not None and allowed is not None:
+        if pair and allowed:
             curve = {
                 zmq.CURVE_SERVER: 1,
                 zmq.CURVE_SECRETKEY: keys.to_bytes(pair.secret),
                 zmq.ZAP_DOMAIN: _ENCRYPTED,
             }
+        self._has_keys = bool(curve)
         self.socket = _open(self.context, zmq.ROUTER, {**options, **curve})
         self.door = _Door(self.context, self.socket, allowed) if guarded or curve else None
         try:
             self.endpoint = _bind(self.socket, endpoint)
             if curve and plain_endpoint:
-                # A listener keeps the options that the socket had when it was bound. The domain is what makes libzmq
-                # ask the door: what the door says of a peer, the peer cannot say of itself.
+                # A listener keeps the options that the socket had when it was bound. The ZAP domain makes libzmq ask
+                # the door here too, so that a plain peer cannot claim a key as its user id.
                 self.socket.setsockopt(zmq.CURVE_SERVER, 0)
                 self.socket.setsockopt(zmq.ZAP_DOMAIN, _PLAIN)
                 self.plain_endpoint = _bind(self.socket, plain_endpoint)
@@ -538,32 +540,32 @@ class Replier:
             raise
 
     def admit(self) -> list[tuple[str | None, str]]:
-        """Let in some of the peers that wait and may come in, and go on to weigh what lies unfinished.
+        """Let in some of the waiting peers that are allowed, and continue the check that `weigh` began.
 
         Returns:
-            The address of each that may not come in, or whose message has no end, if known, and why.
+            (IP address if known, reason) for each peer refused or cut off.
         """
         return [*self.door.answer(), *self.door.connections.look()] if self.door else []
 
     @property
     def crowded(self) -> bool:
-        """Whether `admit` has left something to do, so that no frame waits for all of it."""
+        """Whether `admit` has left work for another call, so that frames do not wait for all of it."""
         return self.door is not None and (self.door.crowded or self.door.connections.is_looking)
 
     def weigh(self) -> None:
-        """Begin to look for connections whose messages have no end; `admit` goes on with it."""
+        """Begin to check for connections whose messages do not end; `admit` continues it."""
         self._lately.clear()
         if self.door:
             self.door.connections.begin_look()
 
     def receive(self, *, wait: bool = False) -> Received | None:
-        """Return the next request, or None when there is none now, or in time. What is no request has no parts."""
+        """Return the next request, or None if there is none now; with `wait`, if none comes in time."""
         try:
             route = self.socket.recv(0 if wait else _DONTWAIT)
         except zmq.Again:
             return None
-        parts = _receive_parts(self.socket)  # a ROUTER's message goes on after the route
-        # Asked for each message: a peer may claim the route of another that has left.
+        parts = _receive_parts(self.socket)  # what follows the route
+        # For each message: a peer may claim the route of another that has left.
         key = _key(parts[-1]) if self._has_keys else None
         if route in self._lately:
             address = self._lately[route]
@@ -576,11 +578,11 @@ class Replier:
         return Received(route, None, address, key)
 
     def wait_at_most(self, timeout_s: float) -> None:
-        """Set how long `receive` waits when it is to, in seconds; by default for ever."""
+        """Set how long `receive(wait=True)` waits, in seconds; by default for ever."""
         self.socket.setsockopt(zmq.RCVTIMEO, round(timeout_s * 1000))
 
     def wait(self) -> Received:
-        """Wait for the next request, for ever or as long as RCVTIMEO on `socket` says.
+        """Wait for the next request, for ever or for the RCVTIMEO of `socket`.
 
         Raises:
             zmq.Again: RCVTIMEO is over.
@@ -588,7 +590,7 @@ class Replier:
         return _wait(self)
 
     def reply(self, route: bytes, text: bytes) -> None:
-        """Reply to a request; a peer that has left, or reads no replies, misses it."""
+        """Reply to a request; lost if the peer has left, or reads no replies."""
         _send(self.socket, (route, b"", text))
 
     def close(self) -> None:
@@ -600,12 +602,12 @@ class Replier:
 
 
 class _Door:
-    """Says who may come in: ZAP's handler (RFC 27) in the thread that receives, and a look at who comes and leaves.
+    """Decides which peers to let in: a ZAP handler (RFC 27) on the receiving thread, and a monitor of the connections.
 
     Args:
-        context: of the socket that is guarded.
-        guarded: it.
-        allowed: the keys that are let in; None where nobody has any.
+        context: of the guarded socket.
+        guarded: the guarded socket.
+        allowed: the keys to let in; None without encryption.
     """
 
     def __init__(
@@ -619,14 +621,14 @@ class _Door:
         self.monitor = _monitor(guarded, zmq.EVENT_ACCEPTED | _ENDED)
         self._guarded = guarded
         self.connections = Connections()
-        self.crowded = False  # more wait than were answered at once
+        self.crowded = False  # `answer` has left some waiting
         self._at_once = _ANSWERED_AT_ONCE
         self._failed: str | None = None
 
     def answer(self) -> list[tuple[str | None, str]]:
-        """Answer some that wait, and return the address of each that was kept out, if known, and why.
+        """Handle some handshakes and events; return (IP address if known, reason) for each peer refused.
 
-        More each time that some are left: libzmq's own thread would wait if they became too many.
+        More of them each time that some are left: too many would block libzmq's thread.
         """
         refused: list[tuple[str | None, str]] = []
         left = self._at_once
@@ -648,14 +650,14 @@ class _Door:
             if event == zmq.EVENT_ACCEPTED:
                 if surplus := self.connections.began(value):
                     refused.append(surplus)
-            elif event == zmq.EVENT_DISCONNECTED:  # follows a handshake's failure, in the same breath
+            elif event == zmq.EVENT_DISCONNECTED:  # directly follows a failed handshake
                 address, is_ours = self.connections.ended(value)
                 if self._failed and not is_ours:
                     refused.append((address, self._failed))
                 self._failed = None
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
                 self._failed = "it expects another key of this hub"
-            elif event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # of which we know already
+            elif event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # that one was counted above
                 self._failed = (
                     "it ended the handshake, as senders without encryption do"
                     if self._allowed
@@ -667,7 +669,7 @@ class _Door:
 
     def close(self) -> None:
         """Close at once."""
-        self.answer()  # a monitor that is full would hold up libzmq
+        self.answer()  # a full monitor would block libzmq
         while self.crowded:
             self.answer()
         if not self._guarded.closed:
@@ -678,14 +680,14 @@ class _Door:
 
 
 class Publisher:
-    """The sending end of publish and subscribe; by imagezmq's custom it is the sender that binds.
+    """The sending end of publish/subscribe; as in imagezmq, the sender binds.
 
     Args:
         endpoint: to bind, `tcp://*:PORT`.
-        queue: frames that wait for a subscriber, at most; by default for one camera, of which only the newest counts.
+        queue: the most frames queued for a subscriber; the default is for a single camera.
 
     Raises:
-        TransportError: it cannot be bound.
+        TransportError: the endpoint cannot be bound.
     """
 
     def __init__(self, endpoint: str, *, queue: int = 2) -> None:
@@ -698,12 +700,12 @@ class Publisher:
             raise
 
     def widen(self, queue: int) -> None:
-        """Let more frames wait for a subscriber, if it is more: a program has so many cameras."""
+        """Enlarge the queue to this many frames, if it is smaller."""
         if queue > _option(self.socket, zmq.SNDHWM):
             self.socket.setsockopt(zmq.SNDHWM, queue)
 
     def send(self, header: bytes, payload: Buffer) -> None:
-        """Send to every subscriber that keeps up; one that does not misses the frame."""
+        """Send to every subscriber that keeps up; the others miss the frame."""
         _send(self.socket, (header, payload))
 
     def close(self) -> None:
@@ -713,11 +715,11 @@ class Publisher:
 
 
 class Subscriber:
-    """The receiving end of publish and subscribe: connects to any number of senders."""
+    """The receiving end of publish/subscribe: connects to any number of senders."""
 
     def __init__(self) -> None:
         self.context = _context()
-        # MAXMSGSIZE: as of a replier; what exceeds it would end the connection, and all that comes by it, untold.
+        # MAXMSGSIZE: as in Replier; a message over it would silently close the connection.
         self.socket = _open(self.context, zmq.SUB, {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: UNFINISHED_MAX_BYTES})
         self.socket.subscribe(b"")
 
@@ -730,7 +732,7 @@ class Subscriber:
         _connect(self.socket, endpoint)
 
     def receive(self) -> Received | None:
-        """Return the next message, or None when there is none now. What is no message has no parts."""
+        """Return the next message, or None if there is none now."""
         try:
             parts = _receive_parts(self.socket)
         except zmq.Again:
@@ -739,7 +741,7 @@ class Subscriber:
         return Received(b"", message, _address(parts[-1]))
 
     def wait(self) -> Received:
-        """Wait for the next message, for ever or as long as RCVTIMEO on `socket` says.
+        """Wait for the next message, for ever or for the RCVTIMEO of `socket`.
 
         Raises:
             zmq.Again: RCVTIMEO is over.
@@ -753,10 +755,10 @@ class Subscriber:
 
 
 def _receive_parts(socket: zmq.Socket[bytes], *, wait: bool = False) -> list[zmq.Frame]:
-    """Receive a message, or the rest of one, without copying; parts beyond those that any message has are dropped.
+    """Receive a message, or the rest of one, without copying; of too many parts, keep the first few and the last.
 
     Raises:
-        zmq.Again: none is there, or with `wait` none comes in time; never in the middle of a message.
+        zmq.Again: there is none, or with `wait` none comes in time; never in the middle of a message.
     """
     part = socket.recv(0 if wait else _DONTWAIT, copy=False)
     parts = [part]
@@ -769,12 +771,12 @@ def _receive_parts(socket: zmq.Socket[bytes], *, wait: bool = False) -> list[zmq
 
 
 def _deadline(within_ms: int) -> float:
-    """Turn a time-out in ZMQ's terms, milliseconds and -1 for never, into monotonic seconds."""
+    """Convert a ZMQ timeout, milliseconds or -1 for none, to a deadline in monotonic seconds."""
     return time.monotonic() + within_ms / 1000 if within_ms >= 0 else math.inf
 
 
 def _remaining_ms(deadline: float) -> int | None:
-    """Return what to poll for: 0 once the deadline has passed, None when there is none."""
+    """Return the timeout to poll with until a deadline, in ms; None for no limit."""
     return None if deadline == math.inf else math.ceil(max(0.0, deadline - time.monotonic()) * 1000)
 
 
@@ -787,16 +789,16 @@ def _wait(end: Replier | Subscriber) -> Received:
 
 
 def out_of_step() -> zmq.ZMQError:
-    """Return the error that REQ and REP sockets raise when receiving and replying do not take turns."""
+    """Return the error that REQ and REP sockets raise when sending and receiving do not alternate."""
     return zmq.ZMQError(zmq.EFSM)
 
 
 class Poller:
-    """Waits until something happens on a socket, or somebody wakes the thread.
+    """Waits until something happens on a socket, or the thread is woken.
 
-    On libzmq's own descriptors (ZMQ_FD, zmq_getsockopt(3)), in one system call where zmq_poll takes a dozen. They tell
-    only of what is new since a socket's events were last asked for. So those are asked for before each wait, but for a
-    monitor's and a door's: nobody touches these without taking all that is there.
+    Polls libzmq's descriptors (ZMQ_FD, zmq_getsockopt(3)) in one system call, where zmq_poll makes a dozen. They are
+    edge-triggered: they signal what is new since the socket's events were last read. So the events are read before each
+    wait; not those of monitors and doors, which are always drained.
     """
 
     def __init__(self, waker: Waker) -> None:
@@ -807,7 +809,7 @@ class Poller:
         self._monitors: set[int] = set()
 
     def watch(self, end: Requester | Replier | Subscriber) -> None:
-        """Wake up when there is something to receive, a hub comes or leaves, or a peer waits at the door."""
+        """Wake up if there is something to receive, a hub comes or leaves, or a peer wants to be let in."""
         self._ends.append(end)
         for socket in _sockets(end):
             self._poll.register(_option(socket, zmq.FD), select.POLLIN)
@@ -815,18 +817,18 @@ class Poller:
             self._monitors.add(_option(end.monitor, zmq.FD))
 
     def forget(self, end: Requester) -> None:
-        """No longer watch it; to be called before it is reopened."""
+        """Stop watching an end; call this before reopening it."""
         self._ends.remove(end)
         for socket in _sockets(end):
             self._poll.unregister(_option(socket, zmq.FD))
         self._monitors.discard(_option(end.monitor, zmq.FD))
 
     def wait(self, timeout_s: float, for_hubs: Sequence[Requester] = ()) -> bool:
-        """Wait for at most `timeout_s` seconds; wakes that came before are answered at once.
+        """Wait, but not if a wake has come since the last wait.
 
         Args:
-            timeout_s: in seconds; less than 0 is 0.
-            for_hubs: ends of which one that can be sent to ends the wait too, not only when that is news.
+            timeout_s: the longest wait, in seconds; negative is 0.
+            for_hubs: do not wait either if one of these ends can be sent to.
 
         Returns:
             Whether a hub may have left.
@@ -841,7 +843,7 @@ class Poller:
 
 
 def _sockets(end: Requester | Replier | Subscriber) -> list[zmq.Socket[bytes]]:
-    """Return all by which an end has news."""
+    """Return the sockets on which an end can have news."""
     if isinstance(end, Requester):
         return [end.socket, end.monitor]
     if isinstance(end, Replier) and end.door:

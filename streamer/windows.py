@@ -1,11 +1,11 @@
-"""OpenCV windows: one a camera, as in imagezmq's eight-Pi picture, or one with all; the caller's thread draws them.
+"""OpenCV windows: one per camera, as in imagezmq's eight-Pi picture, or one with all; the caller's thread draws them.
 
-macOS lets only the main thread draw, so `run` belongs there. Pictures come to it decoded, for the size that they are
+On macOS only the main thread may draw, so call `run` there. Pictures come to it decoded, for the size that they are
 shown at, so that none delays another.
 
-Of the processor time for a frame of 640x480, half is the JPEG's and a fifth is Qt's, which converts, scales and paints.
-Measured and left out: scaling each picture to its window before Qt does (cv2.resize takes what Qt then saves, and
-libjpeg is quick only at a half, a quarter and an eighth); looking less often whether a window is still there (1 us).
+Of the processor time for a frame of 640x480, half goes into the JPEG and a fifth into Qt, which converts, scales and
+paints. Measured and rejected: scaling each picture to its window before Qt does (cv2.resize takes what Qt saves, and
+libjpeg is fast only at a half, a quarter and an eighth); checking less often whether a window is still open (1 us).
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ if TYPE_CHECKING:
     from streamer.hub import Hub
     from streamer.presence import Status
 
-_EIGHT = 8  # windows are laid out for at least so many cameras
-_TITLE_BAR = 40  # pixels left above each row for the frame that the desktop draws
+_EIGHT = 8  # windows are laid out for at least this many cameras
+_TITLE_BAR = 40  # pixels above each row for the title bars
 _LOOK_S = 0.25
 _CLOSED_S = 1.0
 _FRAMED_S = 2.0
-_OPEN_EVERY_S = 0.05  # of several windows opened at once, Qt now and then leaves one unpainted for good
+_OPEN_EVERY_S = 0.05  # if several windows open at once, Qt now and then never paints one
 _KEY_QUIT, _KEY_ESCAPE, _KEY_FULL_SCREEN = ord("q"), 27, ord("f")
 _TITLE = "streamer"
 _GRID_MAX = (1920, 1080)  # pixels, at first
 
 
 class _Display:
-    """What both displays do: take the newest frames, look at the table now and then, heed the keys."""
+    """What both displays have in common: they take the newest frames, check the table now and then, and handle keys."""
 
-    _draw_every_s = 1 / 60  # more often than the screen does would be for nobody
+    _draw_every_s = 1 / 60  # no screen shows more
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
     def run(self, ended: Callable[[], bool]) -> None:
-        """Show the cameras until `ended` says so, or somebody presses q in a window.
+        """Show the cameras until `ended` returns true, or somebody presses q in a window.
 
         Raises:
-            TransportError: there is no screen to show them on.
+            TransportError: there is no screen.
         """
-        # OpenCV's own threads wait for work by spinning: for pictures of this size that costs more than it gains.
+        # OpenCV's own threads spin while they wait for work: for pictures of this size that costs more than it gains.
         cv2.setNumThreads(1)
         pictures = Pictures(self._hub, decode=self._decode)
         looked = 0.0
@@ -89,7 +89,7 @@ class _Display:
             cv2.destroyAllWindows()
 
     def _decode(self, frame: Frame) -> Image | None:
-        """Make a picture as large as it is shown, or None of one that is not; any thread calls this."""
+        """Decode a frame at the size it is shown at; None if it is not shown. Called by any thread."""
         raise NotImplementedError
 
     def _show(self, frame: Frame, picture: Image | None) -> None:
@@ -102,24 +102,24 @@ class _Display:
         raise NotImplementedError
 
     def _notice_closed(self) -> bool:
-        """Look which windows were closed by hand; False when the display ends with that."""
+        """Handle windows that the user has closed; return False if the display ends with that."""
         raise NotImplementedError
 
     def _draw(self) -> None:
         """Bring the screen up to date."""
 
     def _press(self, key: int) -> None:
-        """Heed a key, by its ASCII code."""
+        """Handle a key, by its ASCII code."""
 
 
 class Windows(_Display):
-    """One window a camera, named after it.
+    """One window per camera, named after it.
 
     Args:
-        hub: whose cameras are shown.
-        cameras: names that get the first places, in this order.
-        rows: of windows.
-        width: of each window at first, in pixels, three quarters as high at most; it can be resized by hand.
+        hub: where the cameras are.
+        cameras: names of the cameras that get the first places, in this order.
+        rows: how many rows of windows.
+        width: initial width of each window, in pixels; its height is at most three quarters of that.
     """
 
     def __init__(self, hub: Hub, cameras: Sequence[str] = (), *, rows: int = 2, width: int = 480) -> None:
@@ -128,14 +128,15 @@ class Windows(_Display):
         self._width = width
         self._cell_height = width * 3 // 4
         self._places = list(cameras)
-        self._boxes: dict[str, tuple[int, int]] = {}  # (width, height) in pixels of each window, as far as it is known
-        self._coming: dict[str, Image] = {}  # of each window to be opened
+        self._boxes: dict[str, tuple[int, int]] = {}  # (width, height) in pixels of each window, if known
+        self._coming: dict[str, Image] = {}  # first pictures of windows to open
         self._last_opened = 0.0
-        self._pictures: dict[str, Image] = {}  # of each open window
-        self._opened: dict[str, float] = {}  # when, of each window that is not in its place for sure
-        self._odd: dict[str, str] = {}  # what stands on each camera's picture while it comes
+        self._pictures: dict[str, Image] = {}  # newest pictures of open windows
+        self._opened: dict[str, float] = {}  # when new windows, which may not be in their places yet, were opened
+        self._odd: dict[str, str] = {}  # words on the picture of each LIVE camera
         self._closing = _Closing()
-        self._hidden: dict[str, float] = {}  # closed by hand, until the camera comes back: when its last frame came
+        # Windows that the user has closed, until the camera comes back: when its last frame came.
+        self._hidden: dict[str, float] = {}
 
     def _has_window(self) -> bool:
         return bool(self._pictures)
@@ -175,7 +176,7 @@ class Windows(_Display):
             self._open(name, self._coming.pop(name))
 
     def _put(self, name: str, image: Image) -> None:
-        if not self._closing.is_away(name):  # else it would be opened anew
+        if not self._closing.is_away(name):  # else imshow would open it again
             cv2.imshow(name, image)
 
     def _open(self, name: str, image: Image) -> None:
@@ -197,8 +198,8 @@ class Windows(_Display):
         cv2.moveWindow(name, column * self._width, row * (self._cell_height + _TITLE_BAR) + _TITLE_BAR)
 
     def _look_after(self, statuses: list[Status]) -> None:
-        """Keep new windows in their places, grey the stale, close the gone."""
-        # A window manager puts a new window where it likes, and heeds a move only once it has framed it.
+        """Keep new windows in their places, grey those of STALE cameras, close those of GONE ones."""
+        # A window manager puts a new window where it likes, and ignores moves until it has framed it.
         now = time.monotonic()
         self._opened = {name: opened for name, opened in self._opened.items() if now - opened < _FRAMED_S}
         for name in self._opened.keys() & self._pictures.keys():
@@ -209,29 +210,29 @@ class Windows(_Display):
         self._odd = {status.name: oddity(status) for status in statuses}
         for status in statuses:
             name = status.name
-            if status.state == State.GONE.value:
+            if status.state == State.GONE:
                 self._closing.forget(name)
                 self._coming.pop(name, None)
                 if self._pictures.pop(name, None) is not None:
                     cv2.destroyWindow(name)
-            elif status.state == State.STALE.value and name in self._pictures:
+            elif status.state == State.STALE and name in self._pictures:
                 self._put(name, greyed(self._pictures[name], silence(status)))
 
 
 class GridWindow(_Display):
     """All cameras in one window; closing it ends the display.
 
-    A click on a camera shows it alone, a second click or Escape shows all again; f fills the screen, and again not.
+    A click on a camera enlarges it, a second click or Escape shows all again; f toggles full screen.
 
     Args:
-        hub: whose cameras are shown.
-        cameras: names that get the first places, in this order.
+        hub: where the cameras are.
+        cameras: names of the cameras that get the first places, in this order.
         layout: how many rows and columns.
-        width: of each tile at first, in pixels; less where the whole would be larger than a screen.
-        full_screen: fill the screen from the beginning.
+        width: initial width of each tile, in pixels; less if the window would be larger than a screen.
+        full_screen: start in full screen.
     """
 
-    _draw_every_s = 1 / 30  # each time the whole canvas goes to the screen, whichever tile is new
+    _draw_every_s = 1 / 30  # the whole canvas is painted each time, whichever tile is new
 
     def __init__(
         self, hub: Hub, cameras: Sequence[str] = (), *, layout: Layout, width: int = 480, full_screen: bool = False
@@ -286,7 +287,7 @@ class GridWindow(_Display):
             self._fill()
 
     def _fill(self) -> None:
-        """Fill the screen, or no longer."""
+        """Enter or leave full screen, as `_full_screen` says."""
         mode = cv2.WINDOW_FULLSCREEN if self._full_screen else cv2.WINDOW_NORMAL
         cv2.setWindowProperty(_TITLE, cv2.WND_PROP_FULLSCREEN, mode)
 
@@ -296,14 +297,14 @@ class GridWindow(_Display):
 
 
 class _Closing:
-    """Tells a window that somebody has closed from one that is hidden for a moment while the desktop frames it."""
+    """Tells windows that the user has closed from those only invisible while the desktop frames them."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
-        self._away: dict[str, float] = {}  # since when, of those that were seen and are not now
+        self._away: dict[str, float] = {}  # windows seen before and invisible now, since when
 
     def look(self, name: str) -> bool:
-        """Look at a window that is open; whether it was closed."""
+        """Check an open window; return whether the user has closed it."""
         now = time.monotonic()
         if _is_visible(name):
             self._seen.add(name)
@@ -314,21 +315,21 @@ class _Closing:
         return False
 
     def was_seen(self, name: str) -> bool:
-        """Whether a window has been on the screen."""
+        """Whether a window has been visible."""
         return name in self._seen
 
     def is_away(self, name: str) -> bool:
-        """Whether a window that has been on the screen is not there."""
+        """Whether a window that was visible is not now."""
         return name in self._away
 
     def forget(self, name: str) -> None:
-        """Know nothing of it."""
+        """Forget a window."""
         self._seen.discard(name)
         self._away.pop(name, None)
 
 
 def _is_visible(name: str) -> bool:
-    """Whether a window is there."""
+    """Whether a window is visible."""
     try:
         return bool(cv2.getWindowProperty(name, cv2.WND_PROP_VISIBLE) >= 1)
     except cv2.error:  # Qt, once its last window was closed
@@ -336,6 +337,6 @@ def _is_visible(name: str) -> bool:
 
 
 def _size(name: str) -> tuple[int, int] | None:
-    """Ask a window for its width and height in pixels; None while it has none."""
+    """Return a window's (width, height) in pixels; None while it has none."""
     _, _, width, height = cv2.getWindowImageRect(name)
     return (width, height) if width > 0 and height > 0 else None

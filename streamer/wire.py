@@ -1,18 +1,20 @@
-"""imagezmq's messages and ours: a JSON header and a payload, checked on sending and on receiving.
+"""The messages, imagezmq's and ours: a JSON header and a payload, checked on sending and on receiving.
 
 The format is imagezmq's (https://github.com/jeffbass/imagezmq, `imagezmq/imagezmq.py`): a request is
 `[header, payload]`, the header `{"msg": camera}` for a JPEG and `{"msg": camera, "dtype": …, "shape": …}` for a raw
-array; the reply is one part, `OK`. Stock peers ignore the keys that we add, all of them optional:
+array; the reply is one part, `OK`. Our additional header keys are all optional, and stock peers ignore them:
 
-- `seq`: frames sent to this hub before, from 0; `start`: a random id of this start of the sender; to its second hub
-  and further ones with a dot and a number, since `seq` is counted for each, and they may be one hub by several ways.
-- `captured`: the sender's wall clock when the sensor was read, in ns since 1970.
-- `dropped`: frames skipped so far; `every`: the interval that is aimed at, in seconds.
+- `seq`: counts the frames sent to this hub, from 0.
+- `start`: a random id of the sender's start. For its second and further hubs a dot and a number are appended, since
+  `seq` is counted per hub, and several addresses may lead to one hub.
+- `captured`: when the sensor was read, by the sender's wall clock, in ns since 1970.
+- `dropped`: how many frames were skipped so far.
+- `every`: the intended interval between frames, in seconds.
 - `release`: the sender's release, 1 to 64 of A-Z a-z 0-9 . _ + -
-- `clock`: true asks for the hub's clock. Only then the reply is `OK` and when the frame was received, by the hub's
-  wall clock in ns since 1970: `OK 1793500000123456789`.
-- `offset`, `offset_error`: what the sender has learnt from such replies, both or neither: how far the hub's wall clock
-  is ahead of its own (negative: behind), and how far from that it may be, to either side, in ns.
+- `clock`: true asks for the hub's clock. The reply then has a timestamp, when the frame was received by the hub's wall
+  clock, in ns since 1970: `OK 1793500000123456789`.
+- `offset`, `offset_error` (both or neither): what the sender has measured by such replies: how far the hub's wall clock
+  is ahead of its own (negative: behind), and the largest error of that, in ns.
 """
 
 from __future__ import annotations
@@ -38,21 +40,20 @@ if TYPE_CHECKING:
 
     _ReadSize = Callable[[bytes | memoryview], tuple[int, int]]
 
-
 HEADER_MAX_BYTES = 4 * 1024
 PAYLOAD_MAX_BYTES = 32 * 1024 * 1024
 PIXELS_MAX = 64_000_000
-IN_FLIGHT_LIMIT = 8  # by default: enough for 60 frames a second over a round trip of a tenth of a second
-IN_FLIGHT_MAX = 16  # requests that a sender may have unanswered; well below every queue on the way
+IN_FLIGHT_LIMIT = 8  # the default: enough for 60 frames a second over a round trip of a tenth of a second
+IN_FLIGHT_MAX = 16  # unanswered requests of a sender; well below every queue on the way
 OK = b"OK"
 ERROR_PREFIX = b"ERR "
 
-# What the two below take, as people are told it.
+# The next two in words, for error messages.
 NAME_RULE = "1 to 64 of A-Z a-z 0-9 . _ -"
 RELEASE_RULE = "1 to 64 of A-Z a-z 0-9 . _ + -"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _RELEASE = re.compile(r"[A-Za-z0-9._+-]{1,64}", re.ASCII)
-# The numeric types that numpy has on every platform, so that what is taken here can be shown anywhere.
+# The numeric types that numpy has on every platform, so that any accepted array can be shown anywhere.
 _KINDS = {"bool": "b", "int": "i", "uint": "u", "float": "f", "complex": "c"}
 _SIZES = {"bool": (1,), "int": (1, 2, 4, 8), "uint": (1, 2, 4, 8), "float": (2, 4, 8), "complex": (8, 16)}
 _ITEM_BYTES = {
@@ -64,47 +65,47 @@ _ITEM_BYTES = {
         *(f"{order}{_KINDS[kind]}{size}" for order in ("", "<", ">", "|", "=")),
     )
 }
-_scan_json = make_scanner(cast("Any", json.JSONDecoder()))  # typeshed has no word for what it takes
+_scan_json = make_scanner(cast("Any", json.JSONDecoder()))  # typeshed has no type for its argument
 _write_json = json.JSONEncoder(separators=(",", ":")).encode
 _INT_MAX = 2**63 - 1
 _INT_DIGITS = len(str(_INT_MAX))
 _DIMENSIONS_MAX = 8
-# What `add_counts` adds, as far as its numbers are under the limit for sure.
+# What `add_counts` appends. Longer numbers, which may be over the limit, take the slow path.
 _FIRST_COUNT = b',"seq":'
 _COUNTS = re.compile(
     rb',"seq":(N),"captured":(N),"dropped":(N)(?:,"offset":(-?N),"offset_error":(N))?}'.replace(
         b"N", rb"(?:0|[1-9][0-9]{0,17}|[1-8][0-9]{18})"
     )
 )
-_COMMON_KEPT = 1024  # of as many senders as a hub has cameras
+_COMMON_KEPT = 1024  # one for each camera that a hub can have
 
 
 def is_camera_name(text: object) -> bool:
-    """Whether `text` may name a camera: 1 to 64 of the letters, digits, dot, underscore and hyphen."""
+    """Whether `text` is a valid camera name: 1 to 64 letters, digits, dots, underscores or hyphens."""
     return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
 def is_release(text: object) -> bool:
-    """Whether `text` may name a release: as a camera's name, and the plus sign."""
+    """Whether `text` is a valid release: like a camera name, plus signs allowed."""
     return isinstance(text, str) and _RELEASE.fullmatch(text) is not None
 
 
 def is_interval(seconds: object) -> bool:
-    """Say whether it can be the interval between a camera's frames."""
-    # Its inverse, frames per second, has to be a number too.
+    """Whether `seconds` is a valid interval between frames."""
+    # Its inverse, the frame rate, must be finite as well.
     return type(seconds) in (int, float) and 1 / _INT_MAX < cast("float", seconds) < _INT_MAX
 
 
 def make_start() -> str:
-    """Make the random id of a sender's start."""
-    return os.urandom(8).hex()  # the module secrets would load OpenSSL for it, 4 MB
+    """Make a random id for a sender's start."""
+    return os.urandom(8).hex()  # `secrets` would load OpenSSL, 4 MB
 
 
 def item_bytes(dtype: str) -> int:
-    """Give the bytes of one item of a plain numeric dtype, as numpy writes it (`uint8`, `float32`, `>u2`).
+    """Return the size of one item of a plain numeric dtype, as numpy writes it (`uint8`, `float32`, `>u2`), in bytes.
 
     Raises:
-        WireError: another dtype; objects, strings and records are not pictures.
+        WireError: any other dtype; objects, strings and records are not pictures.
     """
     if dtype not in _ITEM_BYTES:
         raise WireError(f"dtype {dtype[:32]!r} is no plain numeric type")
@@ -118,16 +119,16 @@ def make_header(
     shape: tuple[int, ...] | None = None,
     extras: Mapping[str, object] | None = None,
 ) -> bytes:
-    """Write a header.
+    """Encode a header.
 
     Args:
         message: the camera's name; imagezmq's API allows any JSON value.
         dtype: of a raw array; None for a JPEG.
         shape: of a raw array; None for a JPEG.
-        extras: our optional keys; those that are None are left out.
+        extras: our optional keys; None values are left out.
 
     Raises:
-        WireError: it is not JSON, or larger than a header may be.
+        WireError: the message is not JSON, or the header too large.
     """
     header: dict[str, object] = {"msg": message}
     if dtype is not None:
@@ -144,24 +145,24 @@ def make_header(
 
 
 def add_counts(header: bytes, seq: int, captured_ns: int, dropped: int, offset: tuple[int, int] | None) -> bytes:
-    """Add to a header what is new in each frame's, while the rest was written once; `offset` is (ns, error_ns)."""
+    """Append to a header what differs in every frame, so that the rest is encoded once; `offset` is (ns, error_ns)."""
     counts = b'%b,"seq":%d,"captured":%d,"dropped":%d' % (header[:-1], seq, captured_ns, dropped)
     return b'%b,"offset":%d,"offset_error":%d}' % (counts, *offset) if offset else counts + b"}"
 
 
 def read_header(header: bytes) -> dict[str, Any]:
-    """Parse a header; the whole JSON is read, since spacing and key order differ between imagezmq's peers.
+    """Parse a header. All of it, since spacing and key order differ between imagezmq peers.
 
     Returns:
-        A dict with `msg`, and `dtype` and `shape` both or neither.
+        A dict with `msg`, and both or neither of `dtype` and `shape`.
 
     Raises:
-        WireError: too long, not JSON, not an object, or without `msg`.
+        WireError: it is too long, not JSON, not an object, or lacks `msg`.
     """
     if len(header) > HEADER_MAX_BYTES:
         raise WireError(f"header of {len(header)} bytes, at most {HEADER_MAX_BYTES} are allowed")
     try:
-        fields = _read_json(header.decode())  # json.loads would take longer to find out that it is UTF-8
+        fields = _read_json(header.decode())  # json.loads would first guess the encoding
     except (ValueError, RecursionError) as error:
         raise WireError("header is not JSON") from error
     if not isinstance(fields, dict) or "msg" not in fields:
@@ -172,17 +173,17 @@ def read_header(header: bytes) -> dict[str, Any]:
 
 
 def check_array(fields: Mapping[str, Any], length: int) -> tuple[str, tuple[int, ...]]:
-    """Check that a raw array's dtype and shape say how long its payload is.
+    """Check that a raw array's dtype and shape match the length of its payload.
 
     Args:
-        fields: a header that has `dtype` and `shape`.
+        fields: a header with `dtype` and `shape`.
         length: of the payload, in bytes.
 
     Returns:
         (dtype, shape)
 
     Raises:
-        WireError: the fields have wrong types, or do not add up to `length`.
+        WireError: the fields have wrong types, or do not match `length`.
     """
     dtype, shape = _read_form(fields)
     _check_form(dtype, shape, length)
@@ -208,17 +209,17 @@ def _check_form(dtype: str, shape: tuple[int, ...], length: int) -> None:
 
 
 def check_jpeg(payload: bytes | memoryview, read_size: _ReadSize = codec.jpeg_size) -> tuple[int, int]:
-    """Check that a payload starts and ends as a JPEG, and that its length and size are sane.
+    """Check that a payload starts and ends as a JPEG does, and that its length and size are within limits.
 
     Args:
-        payload: one byte an item.
-        read_size: reads its width and height, or raises CodecError; that of a `codec.JpegSizes` where many are alike.
+        payload: the JPEG, one byte an item.
+        read_size: returns (width, height) or raises CodecError; `codec.JpegSizes.read` is faster for similar pictures.
 
     Returns:
         (width, height) in pixels.
 
     Raises:
-        WireError: it does not, or is not.
+        WireError: it is no JPEG, or over a limit.
     """
     check_length(len(payload))
     if len(payload) < 4 or payload[0] != 0xFF or payload[1] != 0xD8 or payload[-2] != 0xFF or payload[-1] != 0xD9:
@@ -235,23 +236,23 @@ def check_jpeg(payload: bytes | memoryview, read_size: _ReadSize = codec.jpeg_si
 
 
 def check_length(length: int) -> None:
-    """Check that a payload, of `length` bytes, is not larger than a message may carry.
+    """Check the length of a payload, in bytes.
 
     Raises:
-        WireError: it is.
+        WireError: it is over the limit.
     """
     if length > PAYLOAD_MAX_BYTES:
         raise WireError(f"payload of {length} bytes, at most {PAYLOAD_MAX_BYTES} are allowed")
 
 
 def array_to_send(array: npt.NDArray[Any]) -> tuple[memoryview, str, tuple[int, ...]]:
-    """Make a raw array ready to be sent.
+    """Prepare a raw array for sending.
 
     Returns:
-        (payload, dtype, shape); the payload is a view, or that of a contiguous copy when the array is not contiguous.
+        (payload, dtype, shape); the payload is a view of the array, or of a copy if the array is not C-contiguous.
 
     Raises:
-        WireError: it cannot be sent.
+        WireError: its type, shape or size cannot be sent.
     """
     if not array.flags.c_contiguous:
         array = array.copy()
@@ -260,7 +261,7 @@ def array_to_send(array: npt.NDArray[Any]) -> tuple[memoryview, str, tuple[int, 
 
 
 def image_to_send(image: npt.NDArray[Any]) -> tuple[memoryview, str, tuple[int, ...]]:
-    """Do as `array_to_send` for an array that has to be an image, of two or three dimensions."""
+    """Do what `array_to_send` does, for arrays of two or three dimensions only."""
     _check_dimensions(image.shape)
     return array_to_send(image)
 
@@ -270,13 +271,13 @@ def _check_dimensions(shape: tuple[int, ...]) -> None:
         raise WireError(f"an image has 2 or 3 dimensions, this array has {len(shape)}")
 
 
-@lru_cache  # a camera's pictures are all alike, and to ask numpy for a dtype's name takes longer than the rest
+@lru_cache  # a camera's pictures are alike, and numpy is slow to name a dtype
 def _form(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     return check_array({"dtype": str(dtype), "shape": list(shape)}, math.prod(shape) * dtype.itemsize)
 
 
 def jpeg_to_send(jpeg: Buffer, read_size: _ReadSize = codec.jpeg_size) -> memoryview:
-    """Return a view of a JPEG that may be sent; `read_size` is that of `check_jpeg`.
+    """Check a JPEG and return a view of it; `read_size` is passed to `check_jpeg`.
 
     Raises:
         WireError: it is too large, or no JPEG.
@@ -290,7 +291,7 @@ def jpeg_to_send(jpeg: Buffer, read_size: _ReadSize = codec.jpeg_size) -> memory
 
 
 def _read_json(text: str) -> Any:
-    """Do what json.loads does, sooner where there is no white space around."""
+    """Do what json.loads does, faster if there is no surrounding white space."""
     try:
         value, end = _scan_json(text, 0)
     except StopIteration:
@@ -299,15 +300,15 @@ def _read_json(text: str) -> Any:
 
 
 def parse(header: bytes, payload: bytes | memoryview, received_ns: int) -> Frame:
-    """Make the frame of a message, or refuse it.
+    """Parse a message into a frame.
 
     Args:
         header: the first part.
         payload: the second part, one byte an item; kept, not copied.
-        received_ns: wall clock, ns since 1970.
+        received_ns: when it was received: wall clock, in ns since 1970.
 
     Raises:
-        WireError: any rule of the format or limit is broken; the text says which.
+        WireError: it breaks the format or a limit; the text says which.
     """
     attributes, read_size = _read_attributes(header)
     dtype, shape = attributes["dtype"], attributes["shape"]
@@ -322,9 +323,9 @@ def parse(header: bytes, payload: bytes | memoryview, received_ns: int) -> Frame
 
 
 def _read_attributes(header: bytes) -> tuple[dict[str, Any], _ReadSize]:
-    """Read the attributes of a Frame that its header gives, and how the size of its JPEG is read.
+    """Return the attributes of a Frame that are in its header, and a function that reads the size of its JPEG.
 
-    What `add_counts` wrote is read each time; the rest, which all headers of a sender have, the first time.
+    What `add_counts` wrote is parsed each time; the rest, which all headers of a sender share, is cached.
     """
     at = header.rfind(_FIRST_COUNT)
     counts = _COUNTS.fullmatch(header, at) if at >= 0 and len(header) <= HEADER_MAX_BYTES else None
@@ -332,7 +333,7 @@ def _read_attributes(header: bytes) -> tuple[dict[str, Any], _ReadSize]:
         return _read_whole(header), codec.jpeg_size
     try:
         common, sizes = _read_common(header[:at])
-    except WireError:  # which says what is wrong with a part
+    except WireError:  # its text would be about a part of the header
         return _read_whole(header), codec.jpeg_size
     attributes = common.copy()
     seq, captured, dropped, offset, offset_error = counts.groups()
@@ -344,7 +345,7 @@ def _read_attributes(header: bytes) -> tuple[dict[str, Any], _ReadSize]:
 
 @lru_cache(_COMMON_KEPT)
 def _read_common(header: bytes) -> tuple[dict[str, Any], codec.JpegSizes]:
-    """Read a header without its end: an object, if it is closed here, and what comes then are more of its members."""
+    """Parse a header up to its counts, as an object closed there."""
     return _read_whole(header + b"}"), codec.JpegSizes()
 
 
@@ -393,12 +394,12 @@ def _read_whole(header: bytes) -> dict[str, Any]:
 
 
 def reply_to(frame: Frame) -> bytes:
-    """Write the reply to a frame that was stored."""
+    """Return the reply to a frame that was stored."""
     return b"%b %d" % (OK, frame.received_ns) if frame.wants_clock else OK
 
 
 def read_stamp(reply: bytes) -> int | None:
-    """Return when the hub received the frame, by its wall clock in ns since 1970; None when the reply does not say."""
+    """Return the timestamp in a reply, the hub's wall clock in ns since 1970; None if it has none."""
     word, _, digits = reply.partition(b" ")
     if word != OK or not digits.isdigit() or len(digits) > _INT_DIGITS:
         return None
@@ -407,7 +408,7 @@ def read_stamp(reply: bytes) -> int | None:
 
 
 def error_reply(error: WireError) -> bytes:
-    """Write the reply that tells a peer why its message was refused."""
+    """Return the reply that tells a peer why its message was refused."""
     return ERROR_PREFIX + str(error).encode()
 
 

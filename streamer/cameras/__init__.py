@@ -1,4 +1,4 @@
-"""Cameras: one file a source, each imported only when it is chosen."""
+"""Cameras: one file per source, each imported only when it is chosen."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 class Camera(Protocol):
-    """A source of JPEG pictures at a rate of its own; opened by making it, closed by leaving `with`."""
+    """A source of JPEGs at a rate of its own. The constructor opens it; leaving its `with` block closes it."""
 
     def read(self) -> tuple[bytes, int]:
         """Wait for the next picture.
 
         Returns:
-            (JPEG, wall clock in ns since 1970 when it was captured)
+            (JPEG, when it was captured: wall clock, in ns since 1970)
 
         Raises:
-            CameraError: there is none; the camera must be opened afresh.
+            CameraError: the camera has failed, and must be opened again.
         """
         ...
 
@@ -33,7 +33,7 @@ class Camera(Protocol):
 def opener(
     source: str, *, name: str, size: tuple[int, int], fps: float, quality: int, **pi: Any
 ) -> Callable[[], Camera]:
-    """Import what a source needs, and return what opens it: to be called again whenever the camera has failed.
+    """Import what a source needs, and return a function that opens it, again whenever the camera has failed.
 
     Args:
         source: `picamera2`, `usb:N`, `usb:/dev/PATH`, `file:PATH` or `pattern`.
@@ -41,7 +41,7 @@ def opener(
         size: (width, height) in pixels.
         fps: frames per second that are wanted.
         quality: of the JPEG, 1 to 100.
-        pi: what `PiCamera` takes besides; nothing to the others.
+        pi: further arguments of `PiCamera`; the others ignore them.
 
     Returns:
         A function that opens the camera, or raises CameraError, or ConfigError if the camera cannot do what is set.

@@ -1,8 +1,8 @@
-"""Motion JPEG as USB cameras give it, into JPEG that every decoder takes: nothing is decoded.
+"""Turns the Motion JPEG of USB cameras into JPEG that every decoder accepts, without decoding it.
 
-Such a picture may lack its Huffman tables, as in AVI files ("AVI1"): the USB class definition for video devices allows
-that for MJPEG payloads, and they are then the typical tables of ITU-T T.81, K.3. Its buffer may be longer than the
-picture, and what was lost on the bus may have cut it off.
+A picture may lack its Huffman tables, as in AVI files ("AVI1"): the USB video class allows that for MJPEG payloads,
+which then use the typical tables of ITU-T T.81, K.3. Its buffer may be longer than the picture, and data lost on the
+bus may have truncated it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _START_OF_IMAGE = b"\xff\xd8"
 _END_OF_IMAGE = 0xD9
 _HUFFMAN_TABLES = 0xC4
 _START_OF_SCAN = 0xDA
-# T.81, B.1.1.2 and B.1.1.5: what ends a scan is an FF followed by neither stuffing (00), a restart (D0 to D7) nor fill.
+# T.81, B.1.1.2 and B.1.1.5: a scan ends at an FF followed by neither stuffing (00), a restart (D0 to D7) nor fill.
 _AFTER_SCAN = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
 
 
 def _table(place: int, counts: str, values: bytes) -> bytes:
-    """Write a Huffman table as T.81, B.2.4.2: class and destination, codes of each length 1 to 16, values."""
+    """Encode a Huffman table, T.81, B.2.4.2: class and destination, number of codes of each length 1 to 16, values."""
     return bytes((place,)) + bytes.fromhex(counts) + values
 
 
@@ -59,13 +59,13 @@ _STANDARD_SEGMENT = struct.pack(">BBH", 0xFF, _HUFFMAN_TABLES, 2 + len(_STANDARD
 
 
 def to_jpeg(picture: bytes) -> bytes:
-    """Return a camera's picture as a whole JPEG: with Huffman tables, and without what follows its end.
+    """Return a camera's picture as a complete JPEG: with Huffman tables, and without what follows its end.
 
     Args:
-        picture: one buffer of the formats MJPG or JPEG, of a single scan, as such cameras give it.
+        picture: a buffer in the format MJPG or JPEG, with a single scan.
 
     Raises:
-        CodecError: it is no JPEG, or a part of one.
+        CodecError: it is no JPEG, or truncated.
     """
     if not picture.startswith(_START_OF_IMAGE):
         raise CodecError("does not start as a JPEG")

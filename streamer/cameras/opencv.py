@@ -28,38 +28,38 @@ _RATE_TOLERANCE = 0.01  # 29.97 is 30
 _JPEGS = ("MJPG", "JPEG")
 _log = logging.getLogger(__name__)
 
-# OpenCV's own warnings go to stderr past logging; what matters of them is raised as CameraError.
+# OpenCV's own warnings bypass logging; what matters is raised as CameraError.
 if hasattr(cv2.utils, "logging"):  # Debian's build has no such module
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-# One picture is too small a work to be shared among cores, and idle workers spin.
+# A single picture is too little work for several cores, and idle workers spin.
 cv2.setNumThreads(1)
 
 
 class UsbCamera:
     """A USB camera.
 
-    One that gives MJPG is passed on as it comes: its own JPEGs, at its own quality, are neither decoded nor encoded
-    again. Of any other format OpenCV makes pictures, which are encoded here.
+    A camera's own JPEGs (MJPG), at its own quality, are passed on without being decoded. Other formats are converted by
+    OpenCV and encoded here.
 
     Args:
-        device: 0 for /dev/video0, or a path, as in /dev/v4l/by-id/….
-        size: (width, height) in pixels; the camera may give the nearest that it has.
-        fps: frames per second that are asked of it, in whole numbers.
-        quality: of the JPEG, 1 to 100, if it is encoded here.
+        device: 0 for /dev/video0, or a path, such as /dev/v4l/by-id/….
+        size: (width, height) in pixels; the camera may use the nearest size that it has.
+        fps: frames per second, rounded to a whole number; the camera may use the nearest rate that it has.
+        quality: of JPEGs encoded here, 1 to 100.
 
     Raises:
-        CameraError: there is no such camera, or it is taken, denied, or gives no picture.
+        CameraError: there is no such camera, or it is in use, denied, or gives no picture.
     """
 
     def __init__(self, device: int | str, size: tuple[int, int], fps: float, quality: int) -> None:
         self._source = f"usb:{device}"
         self._quality = quality
-        self.damaged = 0  # pictures so far that were dropped because they came incomplete
+        self.damaged = 0  # incomplete pictures dropped so far
         self._told_damaged, self._told_at = 0, time.monotonic()
         if sys.platform == "linux":
             path = device if isinstance(device, str) else f"/dev/video{device}"
             v4l2.check(self._source, path)
-            # V4L2 said aloud: Debian's OpenCV would try GStreamer first, which has none of what is set below.
+            # Explicitly V4L2: Debian's OpenCV would try GStreamer first, which supports none of the settings below.
             self._capture = cv2.VideoCapture(path, cv2.CAP_V4L2)
         else:
             self._capture = cv2.VideoCapture(device)
@@ -68,13 +68,13 @@ class UsbCamera:
         self._capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
         self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, size[0])
         self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, size[1])
-        # One is filled while the other is read: with one alone, the camera would miss every second picture.
+        # One is filled while the other is read: with a single one, the camera would miss every second picture.
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 2)
-        # Last: each of the above starts the device anew, and OpenCV 4 would ask 30000 of one at 30000/1001.
+        # Last: each of the above restarts the device, and OpenCV 4 would ask 30000 fps of one at 30000/1001.
         self._capture.set(cv2.CAP_PROP_FPS, max(1, round(fps)))
         fourcc = int(self._capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
         self._format = fourcc.to_bytes(4, "little").decode("latin-1")
-        # Without conversion OpenCV's V4L2 gives the bytes of the buffer, as an array of one row.
+        # Without conversion OpenCV's V4L2 returns the buffer's bytes, as an array of one row.
         self._passes_on = (
             sys.platform == "linux" and self._format in _JPEGS and self._capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)
         )
@@ -88,10 +88,10 @@ class UsbCamera:
         self._tell(size, fps)
 
     def read(self) -> tuple[bytes, int]:
-        """Wait for the next whole picture and return (JPEG, wall clock in ns when the camera began to send it).
+        """Wait for the next complete picture; return (JPEG, wall clock in ns when the camera began to send it).
 
         Raises:
-            CameraError: the camera gives none any more.
+            CameraError: the camera gives no more pictures.
         """
         give_up = time.monotonic() + _NO_PICTURE_S
         while time.monotonic() < give_up:
@@ -116,7 +116,7 @@ class UsbCamera:
         self._capture.release()
 
     def _captured_ns(self) -> int:
-        """Take V4L2's stamp of the picture, on the monotonic clock, to the wall clock."""
+        """Return V4L2's timestamp of the picture, which is on the monotonic clock, on the wall clock."""
         now_ns = time.time_ns()
         age_ns = time.monotonic_ns() - round(self._capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
         # A driver may have another clock, or none.
@@ -130,7 +130,7 @@ class UsbCamera:
             self._told_damaged, self._told_at = self.damaged, time.monotonic()
 
     def _tell(self, size: tuple[int, int], fps: float) -> None:
-        """Say what was agreed with the camera, and whether that was asked for."""
+        """Log what the camera uses, and where that is not what was asked for."""
         how = "passed on as it comes" if self._passes_on else f"encoded at quality {self._quality}"
         _log.info("%s: %s, %s", self._source, self._format.strip("\0 ") or "pictures", how)
         width, height = (int(self._capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))

@@ -1,7 +1,7 @@
-"""The Pi's own camera through picamera2; the pictures leave it as JPEG, no raw frame is copied in Python.
+"""The Pi's own camera, through picamera2, which encodes the JPEGs: no raw frame is copied in Python.
 
-`boards` has which board encodes in hardware (`MJPEGEncoder`). Where none is, picamera2 gives under the same name a
-software encoder that delays by eight frames; there it is `JpegEncoder` on the YUV planes.
+`boards` knows which boards encode in hardware (`MJPEGEncoder`). On the others, picamera2's encoder of that name is one
+in software that delays pictures by eight frames, so there `JpegEncoder` is used, on the YUV planes.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 _WARM_UP_S = 1.0  # exposure and white balance settle
 _NO_FRAME_S = 5.0
-_NO_FRAME_INTERVALS = 5  # for a slow camera: libcamera keeps the first few frames to itself
+_NO_FRAME_INTERVALS = 5  # for a slow camera: libcamera drops the first few frames
 _END_OF_IMAGE = b"\xff\xd9"
-# The hardware encoder takes a bit rate, not a quality: bits a pixel that give about what libjpeg's quality gives.
+# The hardware encoder takes a bit rate, not a quality: the bits per pixel that look about like libjpeg's quality.
 _BITS_PER_PIXEL = {50: 0.8, 75: 1.3, 85: 1.9, 95: 3.6, 100: 6.0}
-# Of more the kernel's driver bcm2835-codec says nothing, and gives this.
+# The kernel's driver bcm2835-codec silently limits the bit rate to this.
 _BITS_PER_S_MAX = 25_000_000
-_PICTURE_BITS_MAX = 8 * 512 * 1024 * 3 // 4  # picamera2 has half a megabyte for each, and some are above the mean
+_PICTURE_BITS_MAX = 8 * 512 * 1024 * 3 // 4  # picamera2 has half a megabyte for each; some are above the mean
 _RATE_TOLERANCE = 0.01  # a mode's 29.97 is 30
 _AS_GOOD_AS_ALL = 0.9  # of the width: of the size, and of what could be seen
 _RATE_CONTROLS = ("FrameDurationLimits", "FrameRate")
@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Newest(Output):  # type: ignore[misc]
-    """Keeps the newest picture. Called with the encoder's lock held, so it only swaps."""
+    """Keeps the newest picture. Called with the encoder's lock held, so it must be quick."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,14 +77,13 @@ class PiCamera:
         quality: of the JPEG, 1 to 100.
         hflip: mirror left to right.
         vflip: mirror top to bottom.
-        rotate: by 0 or 180 degrees, on top of that.
-        controls: names of libcamera's controls with their values; for an enumeration also the name of its member.
-        encoder: `hardware`, `software`, or `auto` for what the board does best.
+        rotate: by 0 or 180 degrees, in addition to that.
+        controls: (name, value) of libcamera's controls; the value of an enumeration may be a member's name.
+        encoder: `hardware`, `software`, or `auto` for what is best on this board.
 
     Raises:
-        CameraError: there is no camera, or another program has it.
-        ConfigError: the camera does not have such a control or value, or cannot turn its picture, or the board has no
-            such encoder.
+        CameraError: there is no camera, or another program uses it.
+        ConfigError: the camera lacks a control or value, or cannot turn its picture; or the board lacks the encoder.
     """
 
     def __init__(
@@ -115,9 +114,9 @@ class PiCamera:
                 how += f", which has bits for quality {reached or 'under 50'}, {quality} was asked for"
                 level = logging.WARNING
         found = Picamera2.global_camera_info()
-        # Those by USB, which it puts last, give no pictures that its encoders take.
+        # USB cameras, which it lists last, give no pictures that its encoders take.
         if all("/usb" in each["Id"] for each in found):
-            # libcamera has looked once; without this it would not see what was taken then, or not ready.
+            # libcamera enumerates cameras once; without this it would never see one that was in use or not ready then.
             Picamera2._cm.reset()
             usb = " but one by USB, which 'usb:' is for" if found else ""
             raise CameraError(f"picamera2: no camera found{usb}; is the ribbon cable in, and the right way round?")
@@ -220,9 +219,9 @@ class PiCamera:
         return f"the camera {self._camera.camera_properties.get('Model', 'here')}"
 
     def _checked(self, controls: Sequence[tuple[str, object]], fps: float) -> Iterator[tuple[str, object]]:
-        """Compare controls with those that the camera offers, whose ranges follow from its configuration."""
+        """Check controls against those of the camera, whose ranges depend on its configuration."""
         offered = {each: has for each, has in self._camera.camera_controls.items() if each not in _RATE_CONTROLS}
-        # As rpicam-apps has it: picamera2 leaves a lens that could focus where it is, at a metre.
+        # As rpicam-apps does: picamera2 leaves a lens that could focus where it is, at a metre.
         if "AfMode" in offered and not any(name in _FOCUS_CONTROLS for name, _ in controls):
             yield "AfMode", libcamera.controls.AfModeEnum.Continuous
         for name, value in controls:
@@ -233,12 +232,12 @@ class PiCamera:
                 hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(sorted(offered))}"
                 raise ConfigError(f"controls: {self._model} has no control {name}; {hint}")
             low, high, _ = offered[name]
-            if name == "ExposureTime":  # libcamera would cut a longer one without a word
+            if name == "ExposureTime":  # libcamera would silently shorten a longer one
                 high = min(high, int(1_000_000 / fps))
             yield name, _control_value(name, value, low, high)
 
     def read(self) -> tuple[bytes, int]:
-        """Wait for the next picture and return (JPEG, wall clock in ns when the sensor was read).
+        """Wait for the next picture; return (JPEG, wall clock in ns when the sensor was read).
 
         Raises:
             CameraError: the camera has stopped.
@@ -250,7 +249,7 @@ class PiCamera:
         jpeg, timestamp_us = newest
         if not jpeg.endswith(_END_OF_IMAGE):  # the hardware may pad
             jpeg = jpeg[: jpeg.rfind(_END_OF_IMAGE) + 2]
-        # The sensor's stamp counts from boot, picamera2's from its own first frame.
+        # The sensor's timestamps count from boot, picamera2's from its first frame.
         booted_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         return jpeg, booted_ns + ((self._encoder.firsttimestamp or 0) + timestamp_us) * 1000
 
@@ -258,8 +257,8 @@ class PiCamera:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Also when the camera never started: its encoder may have, and has threads.
-        with contextlib.suppress(RuntimeError):  # an encoder that had failed to start
+        # Even if the camera never started: its encoder may have, and has threads.
+        with contextlib.suppress(RuntimeError):  # the encoder failed to start
             self._camera.stop_recording()
         self._camera.close()
 
@@ -270,7 +269,7 @@ def _width_within(area: tuple[int, int], shape: tuple[int, int]) -> float:
 
 
 def _bit_rate(size: tuple[int, int], fps: float, quality: int) -> int:
-    """Translate a JPEG quality to bits per second, between the points of the table in straight lines."""
+    """Convert a JPEG quality to bits per second, by linear interpolation in the table."""
     bits = _BITS_PER_PIXEL[50]
     for (low, low_bits), (high, high_bits) in itertools.pairwise(_BITS_PER_PIXEL.items()):
         if quality >= low:
@@ -279,19 +278,19 @@ def _bit_rate(size: tuple[int, int], fps: float, quality: int) -> int:
 
 
 def _most_bits(fps: float) -> int:
-    """Give the bits per second that the board's encoder makes at most."""
+    """Return the most bits per second that the board's encoder can produce."""
     return int(min(_BITS_PER_S_MAX, _PICTURE_BITS_MAX * fps))
 
 
 def _quality_in_hardware(size: tuple[int, int], fps: float, quality: int) -> int:
-    """Give the quality for which the board's encoder has bits, up to `quality`; 0 where it is less than any known."""
+    """Return the best quality, up to `quality`, that the board's encoder has the bits for; 0 if there is none."""
     return next((each for each in range(quality, 0, -1) if _bit_rate(size, fps, each) <= _most_bits(fps)), 0)
 
 
 def _control_value(name: str, value: Any, low: Any, high: Any) -> Any:
-    """Return a control's value as libcamera takes it, between its lowest and highest; what they are tells its type."""
+    """Check and convert a control's value, from `low` to `high`, which also tell its type."""
     if members := _members(name, low, high):
-        if value is False and "Off" in members:  # YAML reads the bare word Off so
+        if value is False and "Off" in members:  # how YAML reads the bare word Off
             value = "Off"
         if isinstance(value, str) and value in members:
             return members[value]
@@ -303,7 +302,7 @@ def _control_value(name: str, value: Any, low: Any, high: Any) -> Any:
             raise ConfigError(f"controls: {name} is {value!r}: it must be true or false")
         return value
     if not isinstance(low, int | float) or not isinstance(high, int | float):
-        return value  # a rectangle, say, which libcamera fits in itself
+        return value  # a rectangle, say, which libcamera clips
     whole = isinstance(low, int)
     for number in value if isinstance(value, tuple) else (value,):
         if (
@@ -317,7 +316,7 @@ def _control_value(name: str, value: Any, low: Any, high: Any) -> Any:
 
 
 def _members(name: str, low: Any, high: Any) -> dict[str, Any]:
-    """Find libcamera's words for the values of a control, of those that the camera takes; none for a plain number."""
+    """Return the enumeration members of a control that the camera supports, by name; none for a plain number."""
     for place in (libcamera.controls, *(getattr(libcamera.controls, each, None) for each in ("draft", "rpi"))):
         if enumeration := getattr(place, f"{name}Enum", None):
             return {word: member for word, member in enumeration.__members__.items() if low <= int(member) <= high}

@@ -1,6 +1,6 @@
-"""Why a V4L2 device cannot be used, asked of the kernel: OpenCV only says that it could not open it.
+"""Finds out from the kernel why a V4L2 device cannot be used: OpenCV only says that it could not open it.
 
-Two requests of the kernel's <linux/videodev2.h> are made, VIDIOC_QUERYCAP and VIDIOC_REQBUFS; neither changes anything.
+It makes two requests of <linux/videodev2.h>, VIDIOC_QUERYCAP and VIDIOC_REQBUFS; neither changes anything.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _MANY = "a camera often has several devices; ls /dev/v4l/by-id shows those endin
 
 
 def check(source: str, path: str) -> None:
-    """Say whether a device can be a camera for this process now.
+    """Check that this process can use a device as a camera now.
 
     Args:
-        source: the camera's name in what is raised, as in `usb:0`.
+        source: the camera's name for the error, as in `usb:0`.
         path: of the device, as in `/dev/video0`.
 
     Raises:
-        CameraError: it is not there, denied, no camera, or in use.
+        CameraError: it does not exist, is denied, no camera, or in use.
     """
     try:
         device = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -43,13 +43,13 @@ def check(source: str, path: str) -> None:
         raise CameraError(f"{source}: {_why_closed(path, error)}") from error
     try:
         _check_capture(source, path, device)
-        # Opening never fails for another program's sake, asking for buffers does. None are asked for: that frees
-        # those that this file has, which has none.
+        # If another program uses the camera, opening succeeds but requesting buffers fails. A request for none only
+        # frees those of this descriptor, which has none.
         fcntl.ioctl(device, _REQBUFS, _REQUEST.pack(0, _BUFFERS_OF_CAPTURE, _MEMORY_MAPPED, 0, 0))
     except OSError as error:
         if error.errno in {errno.EBUSY, errno.ENODEV}:
             raise CameraError(f"{source}: {_why_closed(path, error)}") from error
-        # Anything else is for who uses it to find out.
+        # Anything else is left to OpenCV.
     finally:
         os.close(device)
 

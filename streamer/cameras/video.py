@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 _STALL_S = 1.0
 _log = logging.getLogger(__name__)
 
-# FFmpeg's own words, many a file; what matters of them is raised as CameraError.
+# FFmpeg's own messages are many; what matters is raised as CameraError.
 av.logging.set_level(av.logging.PANIC)
 
 
 class VideoFile:
-    """A video file as a camera: played at its own rate, again and again.
+    """A video file as a camera, played at its own speed in a loop.
 
     Args:
         path: of the file.
-        size: (width, height) that the picture is fitted into, keeping its proportions.
-        fps: frames per second at most; the file plays at its own speed whatever it is.
+        size: (width, height) in pixels to scale the picture to fit, keeping its proportions.
+        fps: the most frames per second; it does not change the speed.
         quality: of the JPEG, 1 to 100.
 
     Raises:
@@ -98,7 +98,7 @@ class VideoFile:
         return container
 
     def _decode(self) -> Iterator[av.VideoFrame]:
-        """Go through the file, again and again; ends when it gives nothing."""
+        """Decode the file in a loop; ends when it yields nothing."""
         while True:
             count = damaged = 0
             for packet in self._container.demux(self._container.streams.video[0]):
@@ -114,12 +114,12 @@ class VideoFile:
                 _log.warning("%s: %d damaged pictures left out", self._source, damaged)
             if not count:
                 return
-            # Opened anew: not every kind of file can be wound back.
+            # Reopened: not every kind of file can be rewound.
             self._container.close()
             self._container = self._open()
 
     def _fitted(self, frame: av.VideoFrame) -> Image:
-        """Make an image of a frame, upright and as large as fits."""
+        """Convert a frame to an image, upright and as large as fits."""
         quarters = round(getattr(frame, "rotation", 0) / 90) % 4  # PyAV 10 of Debian 12 does not tell
         room = self._size[::-1] if quarters % 2 else self._size
         scale = min(room[0] / frame.width, room[1] / frame.height)
@@ -133,7 +133,7 @@ class VideoFile:
 
 
 def _open(path: str) -> InputContainer:
-    """Open a file, whose title may be in any encoding: up to PyAV 18 that has to be asked for, from 19 on it cannot."""
+    """Open a file, whose metadata may be in any encoding: PyAV up to 18 needs an option for that, 19 has none."""
     try:
         return av.open(path)
     except UnicodeDecodeError:
@@ -143,7 +143,7 @@ def _open(path: str) -> InputContainer:
 
 
 def _why_closed(path: Path) -> str:
-    """Say why this process cannot read a file; nothing if it can."""
+    """Return why this process cannot read a file; empty if it can."""
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):  # to open a pipe could take for ever

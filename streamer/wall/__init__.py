@@ -1,6 +1,6 @@
-"""The hub's HTTP side: the page with every camera, its WebSocket, streams, snapshots and the state of the cameras.
+"""The hub's HTTP side: the page with every camera, its WebSocket, streams, snapshots and the API.
 
-JPEG bytes go from the hub to the browser untouched: `viewers` takes each frame once for all who look.
+JPEGs go from the hub to the browser untouched; `viewers` takes each frame once for all viewers.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _log = logging.getLogger(__name__)
 _TURN_S = 0.25
 _TABLE_S = 1.0
 _STUCK_S = 5.0
-# A viewer that has vanished is let go after at most one and a half of this. Half of it is for a pong, which on a slow
-# line comes behind a picture; and many a proxy ends what is silent for a minute.
+# A viewer that has vanished is dropped after at most one and a half of this. Half of it is the time for a pong, which
+# on a slow line waits behind a picture; and many proxies close connections that are silent for a minute.
 _HEARTBEAT_S = 50.0
 _CLOSE_S = 0.5
-_COMMAND_MAX_BYTES = 128 * 1024  # of what a page may say at once: the names of 1,024 cameras
-_COMMANDS_PER_S = 5000  # from one page: 64 cameras of 60 pictures a second, each acknowledged on its own
-_REASON_MAX_BYTES = 100  # of a WebSocket's close frame, which has 123 for it (RFC 6455, 5.5)
-_BACKLOG_MAX_BYTES = 128 * 1024 * 1024  # a thousand pictures under way fit
+_COMMAND_MAX_BYTES = 128 * 1024  # of a page's message: the names of 1,024 cameras fit
+_COMMANDS_PER_S = 5000  # of a page: 64 cameras with 60 pictures a second, each acknowledged on its own
+_REASON_MAX_BYTES = 100  # of a WebSocket's close frame, which has room for 123 (RFC 6455, 5.5)
+_BACKLOG_MAX_BYTES = 128 * 1024 * 1024  # a thousand pictures in flight fit
 _PAGES = {"/": "index.html", "/numbers": "numbers.html"}
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
@@ -66,12 +66,12 @@ class Wall:
     """Serves a hub's cameras over HTTP.
 
     Args:
-        hub: whose cameras are served.
+        hub: where the cameras are.
         host: address to listen on.
-        port: to listen on; 0 lets the system pick one.
+        port: port to listen on; 0 lets the system pick one.
         access: who may look; by default everybody who reaches the address.
-        tls: serves over TLS with this.
-        socket: path of a Unix socket to serve on as well, to whoever may open it.
+        tls: context to serve over TLS; None for plain HTTP.
+        socket: path of a Unix socket to serve on as well, for everybody who may open it.
 
     Raises:
         TransportError: it cannot listen there.
@@ -94,16 +94,16 @@ class Wall:
         self._socket = socket
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
-        self._looking = 0, 0  # viewers, and frames sent to them, as the loop last told
+        self._looking = 0, 0  # viewers and frames sent to them, as of the last request for metrics
         self._metrics = Metrics(hub, viewers=lambda: self._looking[0], viewer_frames=lambda: self._looking[1])
         self._listening = threading.Event()
-        self.failure: Exception | None = None  # what ended the thread; None while it works
+        self.failure: Exception | None = None  # what ended the thread; None while it runs
         self._history = History()
         self._pages: set[_Page] = set()
         self._streams: dict[Viewer, web.Request] = {}
         self._table = ""
         self.port = port
-        self.turned = time.monotonic()  # when the thread last went round; a watchdog may look at it
+        self.turned = time.monotonic()  # last turn of the thread's loop, for a watchdog
         self._thread = threading.Thread(target=self._run, name="wall", daemon=True)
         self._thread.start()
         self._listening.wait()
@@ -112,7 +112,7 @@ class Wall:
             raise self.failure
 
     def close(self) -> None:
-        """End at once, whatever the viewers do."""
+        """Stop at once, whatever the viewers do."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._ending.set)
         self._thread.join()
@@ -126,18 +126,18 @@ class Wall:
 
     @functools.cached_property
     def _page_digest(self) -> str:
-        """Tells one page from another: two releases of one version may differ in it."""
+        """Identifies the page's files, by which a browser notices a new release, even one of the same version."""
         return hashlib.sha256(repr(sorted(_static_files().items())).encode()).hexdigest()[:16]
 
     def _run(self) -> None:
-        """Be the thread."""
+        """Run the thread."""
         try:
             self._loop.run_until_complete(self._serve())
-        except Exception as error:  # noqa: BLE001 - logged, and kept for whoever asks
+        except Exception as error:  # noqa: BLE001 - logged, and kept in `failure`
             _log.exception("the page has failed")
             self.failure = error
         finally:
-            self._listening.set()  # whoever waits for it, whatever came in between
+            self._listening.set()  # `__init__` waits for it, whatever has failed
 
     async def _serve(self) -> None:
         self._fan_out = FanOut(self._hub)
@@ -161,14 +161,14 @@ class Wall:
             ]
         )
         app.on_response_prepare.append(self._access.add_headers)
-        runner = web.AppRunner(app, shutdown_timeout=_CLOSE_S)  # by itself a minute, for who came in the last moment
+        runner = web.AppRunner(app, shutdown_timeout=_CLOSE_S)  # by default a minute
         await runner.setup()
         server = runner.server
-        assert server  # noqa: S101 - it is set up
+        assert server  # noqa: S101 - `setup` has made it
         listening: list[asyncio.Server] = []
         try:
             await self._listen(server, listening)
-        except Exception as error:  # noqa: BLE001 - raised by whoever waits for it
+        except Exception as error:  # noqa: BLE001 - raised by `__init__`
             self.failure = error
             self._ending.set()
         self._listening.set()
@@ -177,9 +177,9 @@ class Wall:
             each.close()
         self._fan_out.close_all()
         await self._door.close()
-        await server.shutdown(_CLOSE_S)  # by itself, the library waits two minutes for who reads nothing
+        await server.shutdown(_CLOSE_S)  # by default the library waits two minutes for peers that read nothing
         await runner.cleanup()
-        # The library goes on reading, for 10 s, what was left of a request whose peer has gone.
+        # The library goes on reading, for 10 s, the rest of a request whose peer has gone.
         if left := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in left:
                 task.cancel()
@@ -192,26 +192,26 @@ class Wall:
             Protocol,
             server,
             loop=self._loop,
-            access_log=None,  # type: ignore[arg-type] # what the library calls none
+            access_log=None,  # type: ignore[arg-type] # the library means no log by it
             logger=self._door.logger,
         )
         host, port = self._address
         try:
             listening.append(await self._door.listen(protocol, host, port, self._tls))
         except OSError as error:
-            # Whose number is none of the system's is of a name, or of asyncio, for an address that is not here.
+            # Name look-ups and asyncio raise numbers that are no errno, for an address that this machine does not have.
             number = error.errno if error.errno and error.errno > 0 else errno.EADDRNOTAVAIL
             raise TransportError(f"cannot listen on http {Address(host, port)}: {os.strerror(number)}") from error
-        except (ValueError, OverflowError) as error:  # no name, or no port
+        except (ValueError, OverflowError) as error:  # an invalid name or port
             raise TransportError(f"cannot listen on http {Address(host, port)}: {error}") from error
-        if not listening[0].sockets:  # asyncio leaves out families that the system has not
+        if not listening[0].sockets:  # asyncio skips address families that the system lacks
             raise TransportError(f"cannot listen on http {Address(host, port)}: the system has no such addresses")
         self.port = listening[0].sockets[0].getsockname()[1]
         if self._socket:
             listening.append(await self._loop.create_server(protocol, sock=unix_socket(self._socket)))
 
     async def _watch(self) -> None:
-        """Until the end, look at the cameras: for the pages at once when a state changes, and for the curves."""
+        """Until the end, send the pages the table, at once if a state changes, and record the history."""
         states: dict[str, str] = {}
         told = sampled = -math.inf
         while not self._ending.is_set():
@@ -228,9 +228,9 @@ class Wall:
             if now - sampled >= EVERY_S:
                 sampled = now
                 self._history.add(statuses)
-            # The web library does not tell a handler that its peer has left, and a silent camera's waits for a picture.
+            # The library does not tell a handler that its peer has left, and without pictures it would never notice.
             for viewer, request in list(self._streams.items()):
-                if request.transport is None or states.get(request.match_info["name"]) == State.GONE.value:
+                if request.transport is None or states.get(request.match_info["name"]) == State.GONE:
                     self._fan_out.close(viewer)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), _TURN_S)
@@ -255,7 +255,7 @@ class Wall:
         return _json(self._history.table())
 
     async def _health(self, _: web.Request) -> web.Response:
-        """Answer 200 while frames can be received, else 503."""
+        """Respond 200 while the hub can receive frames, else 503."""
         if self._hub.failure or time.monotonic() - self._hub.turned > _STUCK_S:
             return web.Response(status=503, text="the receiving thread is stuck\n")
         return web.Response(text="ok\n")
@@ -263,8 +263,8 @@ class Wall:
     async def _web_socket(self, request: web.Request) -> web.StreamResponse:
         """Serve one page: pictures as binary messages, the table of cameras as JSON.
 
-        The page says `{"want": {camera: frames per second}}`, or `{"want": null}` while nobody sees it, and then
-        nothing is sent to it; and `{"shown": [camera, …]}`, which makes room for their next pictures.
+        The page sends `{"want": {camera: frames per second}}`, or `{"want": null}` while it is hidden, to get nothing;
+        and `{"shown": [camera, …]}`, to get their next pictures.
         """
         response = web.WebSocketResponse(
             timeout=_CLOSE_S, heartbeat=_HEARTBEAT_S, compress=False, max_msg_size=_COMMAND_MAX_BYTES
@@ -274,9 +274,9 @@ class Wall:
             await response.prepare(request)
         except ConnectionError:
             transport = None
-        except ValueError:  # the library decodes the key and does not expect one that is not ASCII
+        except ValueError:  # the library does not expect a key that is not ASCII
             raise web.HTTPBadRequest(text="Sec-WebSocket-Key is not base64\n") from None
-        if transport is None:  # it has left already
+        if transport is None:  # the peer has left already
             return web.Response()
         page = _Page(self._fan_out.open(functools.partial(_write, transport), "wall", *_who(request)))
         hello = {
@@ -297,23 +297,23 @@ class Wall:
                     self._obey(page, json.loads(message.data))
                 except (TypeError, ValueError, OverflowError, RecursionError) as error:
                     self._fan_out.close(page.viewer)
-                    # ASCII: cut in the middle of a character it would be no text, and the page would be told nothing.
+                    # ASCII, so that the cut does not split a character: the reason must be valid UTF-8.
                     why = f"not understood: {error}".encode("ascii", "backslashreplace")[:_REASON_MAX_BYTES]
                     await response.close(code=WSCloseCode.POLICY_VIOLATION, message=why)
         finally:
             self._pages.discard(page)
             tables.cancel()
-            if not page.viewer.closed.done():  # else it is saying it now
+            if not page.viewer.closed.done():  # else it is closing the page now
                 goodbye.cancel()
             self._fan_out.close(page.viewer)
             await asyncio.gather(tables, goodbye, return_exceptions=True)
         return response
 
     def _obey(self, page: _Page, command: Any) -> None:
-        """Do what a page says.
+        """Execute a page's command.
 
         Raises:
-            TypeError, ValueError, OverflowError: it is nothing that a page may say.
+            TypeError, ValueError, OverflowError: the command is invalid.
         """
         match command:
             case {"want": None}:
@@ -341,13 +341,13 @@ class Wall:
                 await response.send_str(self._table)
 
     async def _metrics_text(self, request: web.Request) -> web.Response:
-        """Answer in Prometheus' text format; the work is kept off the event loop."""
+        """Respond in Prometheus' text format, made off the event loop."""
         self._looking = len(self._fan_out.viewers()), self._fan_out.sent_frames()
         text, content_type = await asyncio.to_thread(self._metrics.text, request.headers.get("Accept", ""))
         return web.Response(body=text, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
     async def _snapshot(self, request: web.Request) -> web.Response:
-        """Answer with a camera's newest picture; 503 if it is older than `?max_age=` seconds."""
+        """Respond with a camera's newest picture; 503 if it is older than `?max_age=` seconds."""
         name = request.match_info["name"]
         frame = self._hub.latest(name)
         if frame is None:
@@ -356,7 +356,7 @@ class Wall:
         max_age_s = _number(request, "max_age", math.inf, 0)
         etag = f"{frame.received_ns:x}"
         headers = {
-            # To be asked for again each time; who has this picture already is told so in a few bytes.
+            # Clients must revalidate each time, and get a 304 while the picture is the same.
             "Cache-Control": "no-cache, private",
             "ETag": f'"{etag}"',
             "Last-Modified": formatdate(frame.received_ns / 1e9, usegmt=True),
@@ -372,21 +372,21 @@ class Wall:
         return web.Response(body=await _jpeg(frame), content_type="image/jpeg", headers=headers)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        """Answer with a camera's pictures as they come, at most `?fps=` a second, as multipart/x-mixed-replace.
+        """Respond with a camera's pictures as they come, at most `?fps=` a second, as multipart/x-mixed-replace.
 
-        It ends when the camera is GONE, since programs try again after an end, but wait for pictures for ever.
+        It ends when the camera is GONE: programs retry after an end, but would wait for pictures for ever.
         """
         name = request.match_info["name"]
         state = next((status.state for status in self._hub.cameras() if status.name == name), None)
         if state is None:
             raise self._unknown(name)
-        if state in {State.GONE.value, State.WAITING.value}:
+        if state in {State.GONE, State.WAITING}:
             raise web.HTTPServiceUnavailable(
                 text=f"{name} is {state}: it sends no pictures\n", headers={"Retry-After": "1"}
             )
         frame = self._hub.latest(name)
         if frame is not None:
-            await _jpeg(frame)  # before the stream begins, so that one without pictures can say so
+            await _jpeg(frame)  # before the stream begins, while an error can still be reported
         rate = _number(request, "fps", RATE_MAX, 0.01)
         response = web.StreamResponse(
             headers={
@@ -397,7 +397,7 @@ class Wall:
         response.force_close()
         try:
             await response.prepare(request)
-        except ConnectionError:  # it has left already
+        except ConnectionError:  # the peer has left already
             return web.Response()
         if request.method == "HEAD":
             return response
@@ -408,7 +408,7 @@ class Wall:
         try:
             await response.write(f"--{BOUNDARY}\r\n".encode())
             self._fan_out.want(viewer, {name: min(RATE_MAX, rate)})
-            while (picture := await newest.get()) is not None:  # never more than one: the next is sent when it is shown
+            while (picture := await newest.get()) is not None:  # at most one: the next comes after `shown`
                 await response.write(picture.part)
                 viewer.shown([name])
         except ConnectionError:  # the viewer has left
@@ -424,12 +424,12 @@ class Wall:
 
 
 class _Page:
-    """A page that looks, and whether anybody sees it."""
+    """A page that is open, and whether it is visible."""
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
         self.seen = True
-        self.news = asyncio.Event()  # there is another table
+        self.news = asyncio.Event()  # there is a new table
         self._said = 0
         self._since = 0.0
 
@@ -437,7 +437,7 @@ class _Page:
         """Count a message of the page.
 
         Raises:
-            ValueError: they are too many: the loop would do nothing else.
+            ValueError: there are too many per second, which would take all of the loop's time.
         """
         if now - self._since >= 1:
             self._since, self._said = now, 0
@@ -447,7 +447,7 @@ class _Page:
 
 
 def _write(transport: asyncio.WriteTransport, picture: Picture) -> None:
-    """Send a picture to a page; give up on one that says it has shown what it never read."""
+    """Send a picture to a page; drop a page that acknowledges pictures without reading them."""
     if not transport.is_closing():
         transport.write(picture.message)
         if transport.get_write_buffer_size() > _BACKLOG_MAX_BYTES:
@@ -455,16 +455,16 @@ def _write(transport: asyncio.WriteTransport, picture: Picture) -> None:
 
 
 async def _end(response: web.WebSocketResponse, page: _Page) -> None:
-    """Say goodbye to a page when its viewer is let go."""
+    """Close a page's WebSocket when its viewer is closed."""
     await page.viewer.closed
     await response.close(code=WSCloseCode.GOING_AWAY, message=b"the hub ends")
 
 
 async def _jpeg(frame: Frame) -> bytes | memoryview:
-    """Return a frame's JPEG; encoding one from an array is kept off the event loop.
+    """Return a frame's JPEG; a raw array is encoded off the event loop.
 
     Raises:
-        HTTPUnsupportedMediaType: an array that no JPEG can show, or nothing to make one with.
+        HTTPUnsupportedMediaType: the array cannot be a JPEG, or there is no library to encode it.
     """
     try:
         return frame.jpeg if frame.is_jpeg else await asyncio.to_thread(lambda: frame.jpeg)
@@ -473,10 +473,10 @@ async def _jpeg(frame: Frame) -> bytes | memoryview:
 
 
 def _number(request: web.Request, key: str, default: float, low: float) -> float:
-    """Read a number of the query.
+    """Return a number in the query.
 
     Raises:
-        HTTPBadRequest: it is none, or less than `low`.
+        HTTPBadRequest: it is no number, or less than `low`.
     """
     text = request.query.get(key)
     if text is None:
@@ -488,7 +488,7 @@ def _number(request: web.Request, key: str, default: float, low: float) -> float
 
 
 def _who(request: web.Request) -> tuple[str | None, str]:
-    """Return a viewer's address and what its program calls itself."""
+    """Return a viewer's address and User-Agent."""
     return request.remote, request.headers.get("User-Agent", "")[:200]
 
 

@@ -1,13 +1,12 @@
-"""Who may look: the password, the cookie that stands for it, and which browsers' requests are a stranger's.
+"""Access to the page: the password, the login cookie, and protection against requests from other sites.
 
-A wall on a loopback address asks nobody, one on the network asks for the password unless it is open to all, and
-whoever may open the Unix socket is never asked. Every answer gets its security headers here.
+A wall on a loopback address asks for no password, one on the network does unless it is open to all, and on the Unix
+socket nobody is ever asked. All responses get their security headers here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import binascii
 import contextlib
 import errno
 import hashlib
@@ -47,7 +46,7 @@ BODY_MAX_BYTES = 16 * 1024  # of a request; only the form has one
 _SOCKET_MODE = 0o660
 _FORM_WITHIN_S = 10.0
 _FIELDS_MAX = 16  # of the form, which has three
-# By route, not by path: what is open is decided by the handler that will run. The static files are in every release.
+# Without a password. By route, not by path, so that it applies to the handler that will run.
 _OPEN = {"/healthz", "/login", "/logout", "/static/{file}"}
 _PICTURES = {"/snapshot/{name}.jpg", "/stream/{name}.mjpg"}
 _POLICY = (
@@ -61,31 +60,30 @@ _HEADERS = {
 }
 _SERVER = {"Server": "streamer"}  # the web library would name its version and Python's
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
-# A browser takes `//host` and `/\host` for another site, and leaves out tabs and line ends before it looks.
+# Browsers take `//host` and `/\host` for another site, and ignore tabs and line ends in it.
 _LOCAL_PATH = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")
 _log = logging.getLogger(__name__)
 
 
 class Throttle:
-    """Counts the wrong passwords of each client, and says how long one that gave too many has to wait.
+    """Counts each client's wrong passwords, and makes one that gave too many wait.
 
-    The same one again is no further guess: a program that still has the password of before must not lock out everybody
-    at its address. A right password does not clear the count: behind one router a guesser would profit from everybody
-    who knows it.
+    A repeated wrong password counts once: a program that still has the old one must not lock out everybody at its
+    address. A right password does not reset the count, from which a guesser behind the same router would profit.
     """
 
     def __init__(self) -> None:
-        self._failures: OrderedDict[str, dict[bytes, float]] = OrderedDict()  # of the last TRIES: when it was given
+        self._failures: OrderedDict[str, dict[bytes, float]] = OrderedDict()  # by client: the last TRIES, and when
 
     def wait_s(self, client: str, now: float) -> float:
-        """Return the seconds until the client may try again; 0 when it may now."""
+        """Return the seconds until the client may try again, or 0."""
         failures = self._failures.get(client, {})
         if len(failures) < TRIES:
             return 0.0
         return max(0.0, next(iter(failures.values())) + TRIES_WITHIN_S - now)
 
     def failed(self, client: str, digest: bytes, now: float) -> None:
-        """Note a wrong password, by its digest; of too many clients the one that failed longest ago is forgotten."""
+        """Note a wrong password by its digest; with too many clients, forget the one that failed longest ago."""
         failures = self._failures.setdefault(client, {})
         failures.pop(digest, None)
         failures[digest] = now
@@ -97,18 +95,18 @@ class Throttle:
 
 
 class Access:
-    """Lets requests pass or refuses them: `middleware`, `routes` and `add_headers` are for the wall's application.
+    """Authenticates requests. `middleware`, `routes` and `add_headers` are for the wall's application.
 
     Args:
         host: the address that the wall listens on.
-        password: what is asked of everybody who comes over TCP; empty: nobody is asked.
+        password: required of everybody over TCP; empty for none.
     """
 
     def __init__(self, host: str, password: str) -> None:
         self._asks = bool(password)
         self._is_loopback = is_loopback(host)
-        # Slow on purpose: who has seen a cookie must not find a weak password by trying. Without a random salt, because
-        # the cookies of before are to be good after a restart.
+        # Slow on purpose, so that nobody who has seen a cookie can find a weak password by trying. Without a random
+        # salt, so that cookies stay valid after a restart.
         self._key = hashlib.scrypt(password.encode(), salt=b"streamer wall", n=1 << 14, r=8, p=1, dklen=32)
         self._signed = self._sign(b"password", password.encode())
         self._throttle = Throttle()
@@ -122,8 +120,8 @@ class Access:
     # -- the cookie
 
     def token(self, now_s: float) -> str:
-        """Return what the cookie of a login at `now_s`, seconds since 1970, holds."""
-        # Wall time, alone here: it has to mean the same after a restart.
+        """Return the cookie's value for a login at `now_s`, in seconds since 1970."""
+        # Wall time, here alone: it must mean the same after a restart.
         expires = str(int(now_s) + COOKIE_LIFETIME_S)
         return f"{expires}.{self._sign(b'cookie', expires.encode()).hex()}"
 
@@ -131,7 +129,7 @@ class Access:
         expires, _, signature = token.encode(errors="replace").partition(b".")
         if not hmac.compare_digest(signature, self._sign(b"cookie", expires).hex().encode()):
             return False
-        return now_s < int(expires)  # a number, for it was signed here
+        return now_s < int(expires)  # a number, since the signature is ours
 
     def _sign(self, purpose: bytes, what: bytes) -> bytes:
         return hmac.digest(self._key, purpose + b" " + what, "sha256")
@@ -143,26 +141,26 @@ class Access:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse strangers' requests, and ask for the password where one is set."""
+        """Refuse requests from other sites, and ask for the password if one is set."""
         if _is_by_socket(request) or _route(request) == "/healthz":
             return await handler(request)
         if self._is_loopback and not self._asks:
-            _see_own_name(request)
+            _check_host(request)
         if request.method not in ("GET", "HEAD") or _is_websocket(request):
-            _see_own_origin(request)
+            _check_origin(request)
         if self._asks and _route(request) not in _OPEN and not self._has_cookie(request):
-            self._see_password(request)
+            self._check_password(request)
         return await handler(request)
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Add to an answer what it does not say itself."""
+        """Add the security headers that a response does not set itself."""
         connect = "'self'"
         if _HOST.fullmatch(request.headers.get("Host", "")):
-            # Safari before 16 does not take 'self' for a WebSocket's address.
+            # For Safari before 16, 'self' does not include WebSockets.
             connect += f" {'wss' if request.secure else 'ws'}://{request.headers['Host']}"
         response.headers.setdefault("Content-Security-Policy", _POLICY.format(connect=connect))
-        # Pictures may stand in pages of the same site, whatever their port, and those of a wall that is open to all
-        # anywhere: in Home Assistant's, say.
+        # Pages of the same site, on any port, may embed the pictures; those of an open wall any page may, such as Home
+        # Assistant's.
         others = "same-site" if self._asks or self._is_loopback else "cross-origin"
         policy = others if _route(request) in _PICTURES else "same-origin"
         response.headers.setdefault("Cross-Origin-Resource-Policy", policy)
@@ -170,8 +168,8 @@ class Access:
             response.headers.setdefault(name, value)
         response.headers.update(_SERVER)
 
-    def _see_password(self, request: web.Request) -> None:
-        """Raise what asks for the password, unless the request brings it as basic authentication."""
+    def _check_password(self, request: web.Request) -> None:
+        """Check the password of basic authentication; without a right one, raise the response that asks for it."""
         given = _basic_password(request)
         if given is not None:
             is_right, wait_s = self._try(request, given)
@@ -182,18 +180,18 @@ class Access:
                 raise web.HTTPTooManyRequests(text=text, headers={"Retry-After": str(wait_s)})
         elif request.method in ("GET", "HEAD") and "text/html" in request.headers.get("Accept", ""):
             raise _SeeOther("/login" if request.path_qs == "/" else f"/login?next={quote(request.path_qs, safe='/')}")
-        # Not to scripts and pictures of a page whose cookie has ended: the browser would open a dialogue of its own.
+        # Not for scripts and pictures of a page whose cookie has expired: the browser would open a dialogue of its own.
         is_browser = given is None and request.headers.get("User-Agent", "").startswith("Mozilla/")
         headers = {} if is_browser else {"WWW-Authenticate": 'Basic realm="cameras", charset="UTF-8"'}
         text = "the password is needed\n" if given is None else "wrong password\n"
         raise web.HTTPUnauthorized(text=text, headers=headers)
 
     def _wait_s(self, request: web.Request) -> int:
-        """Return for how many seconds no password of a request's client is looked at."""
+        """Return the seconds until a request's client may try a password, or 0."""
         return math.ceil(self._throttle.wait_s(_client(request.remote or ""), time.monotonic()))
 
     def _try(self, request: web.Request, password: bytes) -> tuple[bool, int]:
-        """Return whether a password is right, and for how many seconds none is looked at."""
+        """Return whether a password is right, and the seconds until the client may try again, or 0."""
         if wait_s := self._wait_s(request):
             return False, wait_s
         given = self._sign(b"password", password)
@@ -214,7 +212,7 @@ class Access:
         return self._login_page(wanted)
 
     async def _log_in(self, request: web.Request) -> web.Response:
-        # Whoever has to wait is told so before the form is read; it was sent to the address that the page has.
+        # A client that has to wait is told so without reading its form; the form's address has `next` too.
         form = {"next": request.query.get("next", "")} if self._wait_s(request) else await _form(request)
         wanted = _local_path(form.get("next", ""))
         if not self._asks:
@@ -225,7 +223,7 @@ class Access:
         if not is_right:
             return self._login_page(wanted, "Wrong password.", 403)
         answer = _SeeOther(wanted)
-        # Lax, not Strict: a link to the wall in a mail or a dashboard is to work. No GET changes anything here.
+        # Lax, not Strict, so that links to the wall from a mail or a dashboard work. No GET changes anything.
         answer.set_cookie(
             COOKIE,
             self.token(time.time()),
@@ -244,13 +242,13 @@ class Access:
 
     def _login_page(self, wanted: str, problem: str = "", status: int = 200, wait_s: int = 0) -> web.Response:
         text = self._page.substitute(next=html.escape(wanted), problem=html.escape(problem))
-        # With no-referrer a browser sends the form with the origin `null`.
+        # With no-referrer, browsers send the form with `Origin: null`.
         headers = {"Referrer-Policy": "same-origin"} | ({"Retry-After": str(wait_s)} if wait_s else {})
         return web.Response(text=text, status=status, content_type="text/html", headers=headers)
 
 
 class Protocol(web.RequestHandler):
-    """The web library's, but for its answers to what is no request: they pass no middleware, and no `add_headers`."""
+    """The web library's protocol, with our headers on its responses to malformed requests, which pass no middleware."""
 
     def handle_error(
         self,
@@ -259,14 +257,14 @@ class Protocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer as the library does, with the headers that every answer has."""
+        """Respond as the library does, with the headers that all responses have."""
         response = super().handle_error(request, status, exc, message)
         response.headers.update(_HEADERS | _SERVER | {"Content-Security-Policy": "default-src 'none'"})
         return response
 
 
 class _SeeOther(web.HTTPException):
-    """Leads on to a path of this wall, exactly as it is written."""
+    """Redirects to a path of this wall as it is; the library's own redirects would normalise it."""
 
     status_code = 303
 
@@ -275,29 +273,30 @@ class _SeeOther(web.HTTPException):
 
 
 async def _form(request: web.Request) -> dict[str, str]:
-    """Read the login's form; what is none has no fields.
+    """Read the login form; a malformed one has no fields.
 
     Raises:
-        HTTPRequestTimeout, HTTPRequestEntityTooLarge: it does not end.
+        HTTPRequestTimeout: it takes too long.
+        HTTPRequestEntityTooLarge: it is too large.
     """
     try:
         async with asyncio.timeout(_FORM_WITHIN_S):
             body = await request.read()
     except TimeoutError:
         raise web.HTTPRequestTimeout(text=f"no whole form within {_FORM_WITHIN_S:g} s\n") from None
-    with contextlib.suppress(ValueError):  # thousands of fields would be taken apart in the event loop
+    with contextlib.suppress(ValueError):  # too many fields, which would take long to parse
         return dict(parse_qsl(body.decode(errors="replace"), max_num_fields=_FIELDS_MAX))
     return {}
 
 
 def _route(request: web.Request) -> str:
-    """Return the pattern of the path that a request is for; empty if there is none."""
+    """Return the route of a request, as `/snapshot/{name}.jpg`; empty if there is none."""
     resource = request.match_info.route.resource
     return resource.canonical if resource else ""
 
 
 def _is_by_socket(request: web.Request) -> bool:
-    """Say whether a request came by the Unix socket, whose file's mode has let it pass."""
+    """Whether a request came by the Unix socket, where the file's mode decides who may."""
     connection = request.transport.get_extra_info("socket") if request.transport else None
     return connection is not None and connection.family == socket.AF_UNIX
 
@@ -306,8 +305,8 @@ def _is_websocket(request: web.Request) -> bool:
     return "websocket" in request.headers.get("Upgrade", "").lower()
 
 
-def _see_own_name(request: web.Request) -> None:
-    """Refuse a name that somebody has led here: their page would be of the same origin (DNS rebinding)."""
+def _check_host(request: web.Request) -> None:
+    """Refuse foreign host names: a page under a name that resolves to here would be same-origin (DNS rebinding)."""
     name, _ = _host_and_port(f"//{request.headers.get('Host', '')}", 80)
     try:
         ipaddress.ip_address(name.partition("%")[0])
@@ -316,8 +315,8 @@ def _see_own_name(request: web.Request) -> None:
             raise web.HTTPForbidden(text=f"this is not {name!r}: open it as localhost, or by its address\n") from None
 
 
-def _see_own_origin(request: web.Request) -> None:
-    """Refuse what a page from elsewhere sends; a program sends no Origin."""
+def _check_origin(request: web.Request) -> None:
+    """Refuse requests of pages from another origin. Programs send no Origin."""
     origin = request.headers.get("Origin")
     if origin is None:
         return
@@ -329,7 +328,7 @@ def _see_own_origin(request: web.Request) -> None:
 
 
 def _host_and_port(url: str, default: int) -> tuple[str, int]:
-    """Return the lower-case host and the port of a URL; no host if it is none."""
+    """Return the lower-case host and the port of a URL; an empty host if it is malformed."""
     try:
         parts = urlsplit(url)
         port = parts.port or default
@@ -339,18 +338,18 @@ def _host_and_port(url: str, default: int) -> tuple[str, int]:
 
 
 def _basic_password(request: web.Request) -> bytes | None:
-    """Return the password of a request's basic authentication, None without one."""
+    """Return the password of a request's basic authentication; None if it has none."""
     scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "basic":
         return None
     try:
         return b64decode(credentials.strip(), validate=True).partition(b":")[2]
-    except (binascii.Error, ValueError):  # the latter: not ASCII
+    except ValueError:  # not base64, or not ASCII
         return b""
 
 
 def _client(address: str) -> str:
-    """Return by what a client is counted: an IPv6 host has a whole /64 of addresses to try from."""
+    """Return what to count a client by: its address, or for IPv6 the /64 that a single host may have."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -361,28 +360,28 @@ def _client(address: str) -> str:
 
 
 def _local_path(path: str) -> str:
-    """Return a path if it stays on this wall, else that of the page."""
+    """Return a path if it stays on this wall, else the page's."""
     return path if _LOCAL_PATH.fullmatch(path) else "/"
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Read what the wall needs to serve over TLS.
+    """Load the wall's TLS certificate and key.
 
     Args:
-        certificate: a PEM file: the certificate, then those between it and its root.
-        key: a PEM file: its key, without a passphrase.
+        certificate: PEM file with the certificate and its chain.
+        key: PEM file with its key, without a passphrase.
 
     Raises:
-        ConfigError: a file cannot be read, or the two are not a certificate and its key.
+        ConfigError: a file cannot be read, or the two do not belong together.
     """
     for setting, path in (("tls_certificate", certificate), ("tls_key", key)):
         try:
-            path.open("rb").close()  # ssl does not say which one it cannot read
+            path.open("rb").close()  # ssl would not say which one it cannot read
         except OSError as error:
             raise ConfigError(f"{setting}: {path}: {error.strerror}") from error
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        # Without a password OpenSSL would ask for one at the terminal.
+        # Given no password at all, OpenSSL would ask for one on the terminal.
         context.load_cert_chain(certificate, key, password="")  # nosec B106 # it is none
     except (ssl.SSLError, ValueError) as error:
         raise ConfigError(
@@ -393,7 +392,7 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 def unix_socket(path: Path) -> socket.socket:
-    """Bind the Unix socket that lets in whoever may open it; what a hub that died left there is replaced.
+    """Bind the Unix socket, replacing one that a dead hub has left.
 
     Raises:
         TransportError: another hub listens there, or the file cannot be made.

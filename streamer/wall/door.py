@@ -1,8 +1,8 @@
-"""Who may hold a connection to the page: how many, and for how long without asking or reading anything.
+"""Limits the connections to the page: their number, and how long they may be idle.
 
 The web library parses any request safely, but lets a peer take its time: one that sends a byte an hour, or never reads
-what it asked for, would keep its connection for ever. On the Unix socket nobody is counted, so that whoever runs the
-hub gets in when strangers hold all that there are.
+its response, would keep its connection for ever. Connections to the Unix socket are not limited, so that the hub's
+operator gets in even when strangers hold all the others.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 CONNECTIONS_MAX = 1024
-CONNECTIONS_OF_ADDRESS_MAX = 128  # a proxy, or a company's router, is one address for many
-ASK_WITHIN_S = 20.0  # from connecting, or from when the last answer has gone, to the end of a request's head
-READ_WITHIN_S = 60.0  # from when a peer reads no more until it reads again
+CONNECTIONS_OF_ADDRESS_MAX = 128  # many viewers share the address of a proxy or router
+ASK_WITHIN_S = 20.0  # from connecting, or the last response, to the end of the next request's head
+READ_WITHIN_S = 60.0  # for which a peer may leave data unread
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _log = logging.getLogger(__name__)
 
 
 class Door:
-    """Counts and watches the connections of a wall; all of it runs in the wall's event loop.
+    """Counts and watches the connections of a wall, in the wall's event loop.
 
-    `logger` is for the web library: of requests that are none it would log a traceback each.
+    `logger` is for the web library, which would log a traceback for each malformed request.
     """
 
     def __init__(self) -> None:
@@ -44,19 +44,19 @@ class Door:
         self._refusals = Refusals(_log)
         self.logger = logging.Logger(__name__)  # noqa: LOG001 - its filter is this door's alone
         self.logger.parent = _log
-        self.logger.setLevel(logging.DEBUG)  # some of them are logged as no more than that
+        self.logger.setLevel(logging.DEBUG)  # some malformed requests are logged at that level
         self.logger.addFilter(self._is_own_fault)
 
     async def listen(
         self, protocol: Callable[[], web.RequestHandler], host: str, port: int, tls: ssl.SSLContext | None
     ) -> asyncio.Server:
-        """Let the web library's `protocol` serve whoever gets in."""
+        """Listen, and have the web library's `protocol` serve the connections that are let in."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._tell_failure)
         return await loop.create_server(lambda: _Connection(self, protocol(), tls), host, port)
 
     async def close(self) -> None:
-        """End the connections that have not come to speak TLS, of which the web library knows nothing."""
+        """End the connections still in their TLS handshake, which the web library does not know about."""
         handshakes = [connection.handshake for connection in self._connections.values() if connection.handshake]
         for handshake in handshakes:
             handshake.cancel()
@@ -64,9 +64,9 @@ class Door:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Take note that a peer has asked, and is being answered."""
+        """Note that a connection has a request, and when it is answered."""
         connection = self._connections.get(request.protocol)
-        if connection is None:  # the Unix socket's, or it has left
+        if connection is None:  # on the Unix socket, or closed already
             return await handler(request)
         connection.is_answered, connection.has_asked = True, True
         try:
@@ -76,7 +76,7 @@ class Door:
             connection.moved = asyncio.get_running_loop().time()
 
     def watch(self, now: float) -> None:
-        """End the connections that have had their time, and tell what was refused; `now` is the loop's time."""
+        """End the connections that have timed out, and log what was refused; `now` is the loop's time."""
         for connection in [*self._connections.values()]:
             unread = connection.transport.get_write_buffer_size()
             if unread < connection.unread or (unread and not connection.unread):
@@ -94,11 +94,11 @@ class Door:
         self._refusals.tell(now)
 
     def refuse(self, connection: _Connection, why: str) -> None:
-        """Count a connection that is ended, or not let in, and why."""
+        """Count a connection that is ended or not let in, with the reason."""
         self._refusals.add(connection.address, why)
 
     def let_in(self, connection: _Connection) -> bool:
-        """Say whether there is room for a connection."""
+        """Add a connection if there is room; return whether there is."""
         if self._of_address[connection.address] >= CONNECTIONS_OF_ADDRESS_MAX:
             self.refuse(connection, f"has {CONNECTIONS_OF_ADDRESS_MAX} connections to the page already")
         elif len(self._connections) >= CONNECTIONS_MAX:
@@ -110,14 +110,14 @@ class Door:
         return False
 
     def let_out(self, connection: _Connection) -> None:
-        """Take note that a connection has ended, if it was let in."""
+        """Remove a connection, if it was let in."""
         if self._connections.pop(connection.inner, None):
             self._of_address[connection.address] -= 1
             if not self._of_address[connection.address]:
                 del self._of_address[connection.address]
 
     def _tell_failure(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Count who cannot be let in for want of descriptors, of whom the loop would log a hundred a second."""
+        """Count connections lost for want of descriptors, which the loop would log a hundred times a second."""
         error = context.get("exception")
         if isinstance(error, OSError) and error.errno in _EXHAUSTED:
             self._refusals.add(None, f"the page cannot take a connection: {error.strerror}")
@@ -125,11 +125,11 @@ class Door:
             loop.default_exception_handler(context)
 
     def _is_own_fault(self, record: logging.LogRecord) -> bool:
-        """Count what the web library logs of a request that was none, and let it log the rest."""
+        """Filter the web library's log: count malformed requests instead of logging them."""
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, ConnectionError):  # the peer left in the middle of its request
             return False
-        # Of the latter kind: the library quotes a peer's header in its answer, and that is not UTF-8.
+        # UnicodeEncodeError: the library quotes a request's header in its response, and it is not UTF-8.
         if not isinstance(error, HttpProcessingError | UnicodeEncodeError):
             return record.levelno >= logging.WARNING
         address = record.args[0] if isinstance(record.args, tuple) and record.args else None
@@ -138,9 +138,9 @@ class Door:
 
 
 class _Connection(asyncio.Protocol):
-    """Stands between a transport and the web library's protocol, which it calls by the same names.
+    """Stands between a transport and the web library's protocol, and forwards all events.
 
-    Over TLS too it is there from the first packet on: who never completes the handshake is counted and watched as well.
+    With TLS it is there before the handshake, so that a connection that never completes it is counted and watched too.
     """
 
     transport: asyncio.Transport  # what goes over the network, encrypted or not
@@ -148,15 +148,15 @@ class _Connection(asyncio.Protocol):
     def __init__(self, door: Door, inner: Any, tls: ssl.SSLContext | None) -> None:
         self._door = door
         self._tls = tls
-        self._early = b""  # what came before the web library was told of the connection
-        self._is_open = False  # it was told
+        self._early = b""  # data received before the web library got the connection
+        self._is_open = False  # the web library has the connection
         self.inner = inner
         self.handshake: asyncio.Task[None] | None = None
         self.address = "?"
-        self.moved = 0.0  # when it came, had its answer, or was last seen to read
-        self.unread = 0  # bytes that were waiting for it then
-        self.is_answered = False  # now
-        self.has_asked = False
+        self.moved = 0.0  # when it connected, was answered, or last read something
+        self.unread = 0  # bytes that it had not read at the last look
+        self.is_answered = False  # a request is being answered
+        self.has_asked = False  # it has sent a request, ever
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of a TCP server
@@ -173,7 +173,7 @@ class _Connection(asyncio.Protocol):
             self._open(transport)
 
     async def _shake_hands(self, tls: ssl.SSLContext) -> None:
-        """Go on over TLS. Who takes too long is ended as one who asks nothing."""
+        """Do the TLS handshake; one that takes too long ends as a connection without a request."""
         encrypted = None
         try:
             encrypted = await asyncio.get_running_loop().start_tls(self.transport, self, tls, server_side=True)

@@ -1,4 +1,4 @@
-"""The last minutes of every camera, for the little curves on the page of numbers."""
+"""The last minutes of every camera, for the sparklines on the page of numbers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ class History:
         self._cameras: dict[str, deque[tuple[float | None, ...]]] = {}
 
     def add(self, statuses: Iterable[Status]) -> None:
-        """Add a sample; cameras that are no longer there are forgotten."""
-        self._cameras = {
-            status.name: self._cameras.get(status.name) or deque(maxlen=POINTS) for status in statuses
-        }  # fmt: skip
+        """Add a sample; forget cameras that are no longer in the table."""
+        before, self._cameras = self._cameras, {}
         for status in statuses:
-            self._cameras[status.name].append(tuple(getattr(status, field) for field in FIELDS))
+            samples = self._cameras[status.name] = before.get(status.name, deque(maxlen=POINTS))
+            samples.append(tuple(getattr(status, field) for field in FIELDS))
 
     def table(self) -> dict[str, Any]:
         """Return the samples, oldest first: `{every_s, points, cameras: {name: {field: [value, …]}}}`."""

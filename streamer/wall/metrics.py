@@ -1,7 +1,7 @@
-"""`/metrics`: what the hub counts, in Prometheus' words, read when somebody asks and never before.
+"""`/metrics`: the hub's counts for Prometheus, collected when scraped.
 
-The hub's table is the only place that counts, so no number can differ from `/api/cameras`, and receiving a frame
-costs nothing more. `monitoring/` has the alerts and the dashboard that go with these names.
+The hub's table is the only place that counts, so the numbers are those of `/api/cameras`, and receiving a frame costs
+nothing more. `monitoring/` has alerts and a dashboard for these names.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from streamer.hub import Hub
     from streamer.presence import Status
 
-_SHOWN = {State.LIVE.value, State.STALE.value}
+_SHOWN = {State.LIVE, State.STALE}
 
 
 class Metrics:
     """The text of `/metrics`.
 
     Args:
-        hub: whose cameras and counts are told.
-        viewers: says how many viewers there are now.
-        viewer_frames: says how many frames have been sent to viewers since the start.
+        hub: the hub to report on.
+        viewers: returns how many viewers there are now.
+        viewer_frames: returns how many frames were sent to viewers since the start.
     """
 
     def __init__(self, hub: Hub, *, viewers: Callable[[], int], viewer_frames: Callable[[], int]) -> None:
@@ -48,14 +48,13 @@ class Metrics:
         ProcessCollector(registry=self._registry)
 
     def text(self, accept: str) -> tuple[bytes, str]:
-        """Return all metrics as they are now.
+        """Return all metrics as of now.
 
         Args:
-            accept: the request's `Accept` header, empty if it had none; it decides between Prometheus' text format
-                and OpenMetrics.
+            accept: the request's `Accept` header or "": chooses between Prometheus' text format and OpenMetrics.
 
         Returns:
-            The body and its content type.
+            (body, content type)
         """
         try:
             encode, content_type = choose_encoder(accept)
@@ -65,7 +64,7 @@ class Metrics:
 
 
 class _Reading(NamedTuple):
-    """A number that each camera has: its metric, and where it stands in the camera's row."""
+    """A metric of each camera, and how it is read from the camera's row."""
 
     kind: type[CounterMetricFamily | GaugeMetricFamily]
     name: str
@@ -184,8 +183,8 @@ class _Fleet(Collector):
         yield from self._totals(rows)
 
     def _cameras(self, rows: list[Status]) -> Iterator[Metric]:
-        # What is gone has no readings any more. A camera that the configuration names is still said to be down, so that
-        # an alert can name it; any other leaves nothing behind.
+        # A camera that is GONE has no readings any more. Expected ones are still reported as down, so that an alert can
+        # name them; others vanish.
         shown = [row for row in rows if row.state in _SHOWN]
         up = GaugeMetricFamily(
             "streamer_camera_up",
@@ -194,7 +193,7 @@ class _Fleet(Collector):
         )
         for row in rows:
             if row.state in _SHOWN or row.name in self._hub.expected:
-                up.add_metric([row.name], row.state == State.LIVE.value)
+                up.add_metric([row.name], row.state == State.LIVE)
         yield up
         for reading in _READINGS:
             family = reading.kind(reading.name, reading.told, labels=["camera"], unit=reading.unit)
@@ -212,7 +211,7 @@ class _Fleet(Collector):
         states = Counter(row.state for row in rows)
         cameras = GaugeMetricFamily("streamer_hub_cameras", "Cameras that the hub knows, by state.", labels=["state"])
         for state in State:
-            cameras.add_metric([state.value], states[state.value])
+            cameras.add_metric([state], states[state])
         yield cameras
         yield GaugeMetricFamily(
             "streamer_hub_expected_cameras",

@@ -1,10 +1,9 @@
-"""The fan-out: each frame is taken from the hub once, and given to every viewer who wants it and has room for it.
+"""The fan-out: takes each frame from the hub once, and gives it to every viewer that wants it and has room for it.
 
-All of it runs in the wall's event loop and never waits: a viewer is given a picture as soon as it has room for it, and
-what it has no room for is replaced by the next frame of the same camera. Two limits keep a slow viewer's pictures
-young. Of each camera one frame is under way until the viewer has shown it; and of all cameras together no more than a
-window that follows the time this takes: additive increase, multiplicative decrease on the queueing delay, as TCP Vegas
-and LEDBAT (RFC 6817) do it.
+All of it runs in the wall's event loop and never blocks: a viewer gets a picture as soon as it has room for one, and
+meanwhile newer frames replace waiting ones of the same camera. Two limits keep a slow viewer's pictures fresh: one
+frame per camera is in flight until the viewer has shown it, and a congestion window limits the frames of all cameras
+together: additive increase, multiplicative decrease on the queueing delay, as in TCP Vegas and LEDBAT (RFC 6817).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 BOUNDARY = "frame"
 MESSAGE_VERSION = 1
 RATE_MAX = 1000.0  # frames per second and camera that a viewer may ask for
-# Little-endian: version, length of the name, when the hub had the frame (ms since 1970). The name and the JPEG follow.
+# Little-endian: version, length of the name, when the hub received the frame (ms since 1970). Name and JPEG follow.
 _HEAD = struct.Struct("<BBd")
 _WHOLE_BINARY = 0x82
 _WINDOW_FIRST = 4
@@ -38,12 +37,12 @@ _WINDOW_MAX = 1024
 # Queueing delays at which the window shrinks and may grow, in seconds.
 _DELAY_HIGH_S = 0.1
 _DELAY_LOW_S = 0.05
-_LATE_S = 0.02  # by which a picture may come late and its follower still be in time
-_FORGET_S = 60.0  # how long the quickest round trip is remembered: the way to a viewer changes
+_LATE_S = 0.02  # by which a picture may be late without delaying the next
+_FORGET_S = 60.0  # after which the quickest round trip expires, since the path to a viewer may change
 
 
 class Picture:
-    """A frame as it goes to viewers: made ready once for all of them, in either form, when first asked for."""
+    """A frame in the forms that viewers get, each made once for all of them, on first use."""
 
     __slots__ = ("_message", "_part", "frame")
 
@@ -56,7 +55,7 @@ class Picture:
     def message(self) -> bytes:
         """The WebSocket message, framing included: `_HEAD`, the camera's name, the JPEG.
 
-        A library would write the framing on its own before each message, to each viewer: one more system call.
+        The library would write the framing separately, for each viewer: one more system call.
         """
         if self._message is None:
             name = self.frame.camera.encode()
@@ -68,9 +67,9 @@ class Picture:
 
     @property
     def part(self) -> bytes:
-        """The part of a multipart/x-mixed-replace stream (RFC 2046), with the boundary that ends it.
+        """The part of a multipart/x-mixed-replace stream (RFC 2046), with its closing boundary.
 
-        Without that boundary browsers would show every picture one late.
+        Without that, browsers would show each picture only when the next one comes.
         """
         if self._part is None:
             jpeg = self.frame.jpeg
@@ -80,7 +79,7 @@ class Picture:
 
 
 def _framing(length: int) -> bytes:
-    """Return what goes before a binary message of `length` bytes from a server: RFC 6455, 5.2."""
+    """Return the frame header of a server's binary message of `length` bytes: RFC 6455, 5.2."""
     if length < 126:
         return bytes((_WHOLE_BINARY, length))
     if length < 1 << 16:
@@ -93,15 +92,15 @@ class ViewerStatus:
     """One row of the table of viewers; the field names are those of `/api/viewers`.
 
     Attributes:
-        id: a number, from 1, in the order in which they came.
+        id: a number from 1, in order of arrival.
         kind: `wall` (the page) or `stream` (one camera as MJPEG).
         address: its IP address, if known.
-        agent: what its program calls itself.
+        agent: its User-Agent.
         cameras: how many cameras it wants now; 0 for a hidden tab.
-        since_s: how long it has been there, in seconds.
-        frames: sent to it so far.
-        bytes: of these, in all.
-        delay_ms: from sending a frame until the viewer has shown it, smoothed; None as long as it has shown none.
+        since_s: how long it has been connected, in seconds.
+        frames: frames sent to it.
+        bytes: bytes of these frames.
+        delay_ms: from sending a frame until the viewer has shown it, smoothed; None before the first.
     """
 
     id: int
@@ -123,19 +122,19 @@ class _Slot:
     def __init__(self) -> None:
         self.interval_s = 0.0
         self.due = 0.0
-        self.frame: Frame | None = None  # the last that was offered
-        self.picture: Picture | None = None  # the newest, not sent yet
+        self.frame: Frame | None = None  # the last one offered
+        self.picture: Picture | None = None  # the newest, if not sent yet
 
 
 class Viewer:
-    """Somebody who looks; made by `FanOut.open`.
+    """A page or stream that is open; made by `FanOut.open`.
 
     Args:
-        send: gives it a picture; must not wait.
+        send: sends it a picture; must not block.
         number: its id.
         kind: `wall` or `stream`.
         address: its IP address, if known.
-        agent: what its program calls itself.
+        agent: its User-Agent.
     """
 
     def __init__(
@@ -147,7 +146,7 @@ class Viewer:
         self._since = self._loop.time()
         self._slots: dict[str, _Slot] = {}
         self._waiting: dict[str, None] = {}  # cameras with a picture to send, the one that has waited longest first
-        self._under_way: dict[str, float] = {}  # camera: when its picture was sent
+        self._under_way: dict[str, float] = {}  # when the picture in flight was sent, by camera
         self._timer: asyncio.TimerHandle | None = None
         self._window = float(_WINDOW_FIRST)
         self._quickest_s = math.inf
@@ -155,10 +154,10 @@ class Viewer:
         self._shrunk = 0.0
         self._delay_s: float | None = None
         self._frames = self._bytes = 0
-        self.closed = self._loop.create_future()  # done when it is let go
+        self.closed = self._loop.create_future()  # done once it is closed
 
     def want(self, rates: Mapping[str, float]) -> None:
-        """Set the cameras that it wants from now on, each with its limit in frames per second."""
+        """Set the cameras wanted from now on, each with the most frames per second."""
         self._slots = {name: self._slots.get(name) or _Slot() for name in rates}
         for name, rate in rates.items():
             slot = self._slots[name]
@@ -169,11 +168,11 @@ class Viewer:
 
     @property
     def wanted(self) -> Iterable[str]:
-        """The cameras that it wants."""
+        """Names of the cameras wanted."""
         return self._slots.keys()
 
     def offer(self, picture: Picture) -> None:
-        """Make this the next picture of its camera, in place of one that still waits."""
+        """Make this the next picture of its camera, in place of one still waiting."""
         name = picture.frame.camera
         slot = self._slots.get(name)
         if slot is None or slot.frame is picture.frame:
@@ -185,7 +184,7 @@ class Viewer:
             self._pump()
 
     def _pump(self) -> None:
-        """Send what it has room for and what is due; come back when the next is due."""
+        """Send what is due and has room; call this again when the next is due."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
@@ -202,7 +201,7 @@ class Viewer:
             picture, slot.picture = slot.picture, None
             if picture is None:
                 continue
-            # Counted from when it was due, so that a timer or a camera that is a little late does not lower the rate.
+            # From when it was due, not from now, so that a slightly late timer or camera does not lower the rate.
             slot.due = max(slot.due, now - min(_LATE_S, slot.interval_s / 2)) + slot.interval_s
             self._under_way[name] = now
             self._frames += 1
@@ -212,7 +211,7 @@ class Viewer:
             self._timer = self._loop.call_at(soonest, self._pump)
 
     def shown(self, names: Iterable[str]) -> None:
-        """Take note that it has shown what was under way of these cameras: there is room for the next."""
+        """Note that it has shown the pictures in flight of these cameras: there is room for the next."""
         now = self._loop.time()
         for name in names:
             sent = self._under_way.pop(name, None)
@@ -225,13 +224,13 @@ class Viewer:
         self._pump()
 
     def _adapt(self, took_s: float, now: float) -> None:
-        """Let the window follow what the viewer and the way to it can take."""
+        """Adapt the window to what the viewer and the path to it can take."""
         self._delay_s = took_s if self._delay_s is None else self._delay_s + (took_s - self._delay_s) / 8
         if took_s <= self._quickest_s or now - self._quickest_at > _FORGET_S:
             self._quickest_s, self._quickest_at = took_s, now
         queued_s = took_s - self._quickest_s
         if queued_s > _DELAY_HIGH_S:
-            if now - self._shrunk > took_s:  # once for all that was under way together
+            if now - self._shrunk > took_s:  # once per round trip
                 self._window = max(1.0, self._window / 2)
                 self._shrunk = now
         elif queued_s < _DELAY_LOW_S:
@@ -257,10 +256,10 @@ class Viewer:
 
 
 class FanOut:
-    """Takes the hub's frames for all viewers. While nobody looks it takes none.
+    """Distributes the hub's frames to all viewers; takes none while there is no viewer.
 
     Args:
-        hub: whose frames are given on.
+        hub: where the frames come from.
     """
 
     def __init__(self, hub: Hub) -> None:
@@ -269,12 +268,12 @@ class FanOut:
         self._numbers = itertools.count(1)
         self._viewers: set[Viewer] = set()
         self._mailbox: Mailbox[Frame] | None = None
-        self._encoding: dict[str, Frame | None] = {}  # cameras whose raw array is made a JPEG, and what comes next
+        self._encoding: dict[str, Frame | None] = {}  # cameras with a raw array being encoded, and the frame after it
         self._tasks: set[asyncio.Task[None]] = set()
         self._left_frames = 0  # sent to viewers who have left
 
     def open(self, send: Callable[[Picture], None], kind: str, address: str | None, agent: str) -> Viewer:
-        """Let a viewer in; `send` gives it a picture and must not wait."""
+        """Add a viewer; `send` sends it a picture and must not block."""
         viewer = Viewer(send, next(self._numbers), kind, address, agent)
         self._viewers.add(viewer)
         if self._mailbox is None:
@@ -284,7 +283,7 @@ class FanOut:
         return viewer
 
     def close(self, viewer: Viewer) -> None:
-        """Let it go."""
+        """Remove a viewer."""
         viewer.close()
         if viewer in self._viewers:
             self._viewers.remove(viewer)
@@ -294,7 +293,7 @@ class FanOut:
             self._mailbox = None
 
     def close_all(self) -> None:
-        """Let all go."""
+        """Remove all viewers."""
         for viewer in list(self._viewers):
             self.close(viewer)
 
@@ -303,17 +302,17 @@ class FanOut:
         new = rates.keys() - viewer.wanted
         viewer.want(rates)
         for status in self._hub.cameras() if new else ():
-            if status.name in new and status.state in (State.LIVE.value, State.STALE.value):
+            if status.name in new and status.state in (State.LIVE, State.STALE):
                 frame = self._hub.latest(status.name)
                 if frame is not None:
                     self._give(frame, [viewer])
 
     def viewers(self) -> list[ViewerStatus]:
-        """Return a row for each, in the order in which they came."""
+        """Return the status of each viewer, in order of arrival."""
         return sorted((viewer.status() for viewer in self._viewers), key=lambda status: status.id)
 
     def sent_frames(self) -> int:
-        """Return how many frames went to viewers so far, those who have left included."""
+        """Return how many frames were sent to viewers so far, including those that have left."""
         return self._left_frames + sum(row.frames for row in self.viewers())
 
     def _wake(self) -> None:
@@ -344,7 +343,7 @@ class FanOut:
             task.add_done_callback(self._tasks.discard)
 
     async def _encode(self, frame: Frame) -> None:
-        """Make JPEGs of a camera's raw arrays off the event loop, one at a time, always of the newest."""
+        """Encode a camera's raw arrays off the event loop, one at a time, always the newest."""
         following: Frame | None = frame
         while following is not None:
             frame = following

@@ -704,7 +704,7 @@ def test_plug_that_is_pulled_and_put_back() -> None:
 def test_power_cut_in_the_middle_of_a_deploy_is_made_good_by_the_next(tmp_path: Path) -> None:
     """One of the cuts that `make power-cuts` tries."""
     changed = edited(tmp_path / "hosts.yml", cameras={"pi5": {"streamer_quality": 70}})
-    done = play("--limit", "pi5", inventory=changed, variables=power_cut("pi5|after|Write its configuration|0"))
+    done = play("--limit", "pi5", inventory=changed, variables=power_cut("pi5|after|Write sender.yml|0"))
     assert done.status != 0
     assert not lab.is_up("pi5"), done.output
     lab.start("pi5")
