@@ -88,7 +88,7 @@ class Frame:
         """The picture as JPEG: the sender's own bytes, or encoded from the raw array once, when first asked for.
 
         Raises:
-            CodecError: a raw array that has no JPEG form (not uint8, or not 1 or 3 channels).
+            CodecError: a raw array that has no JPEG form (not uint8, or not 1, 3 or 4 channels).
         """
         return self.payload if self.is_jpeg else codec.encode_jpeg(self.image, RAW_JPEG_QUALITY)
 
