@@ -90,15 +90,40 @@ class AddressError(TransportError, zmq.ZMQError):
         zmq.ZMQError.__init__(self, number, text)
 
 
-def _context() -> zmq.Context[zmq.Socket[bytes]]:
+class _Socket(zmq.Socket[bytes]):
+    """A socket that closes its monitor with it: a program written for imagezmq closes the one that it is shown by hand.
+
+    It may then end the context too, which would wait for ever for the monitor, of which the program does not know.
+    """
+
+    monitored_by: zmq.Socket[bytes] | None = None
+
+    def close(self, linger: int | None = None) -> None:
+        if self.monitored_by is None or self.monitored_by.closed or self.closed:
+            super().close(linger)
+            return
+        # First of all no more events: libzmq's thread waits for ever to tell one to a monitor that is closed, and no
+        # socket of this context works any more. Nor can events be ended while it waits with one for room.
+        while _option(self.monitored_by, _EVENTS) & _POLLIN:
+            _event(self.monitored_by)
+        self.disable_monitor()
+        super().close(linger)
+        self.monitored_by.close()
+
+
+class _Context(zmq.Context[_Socket]):
+    _socket_class = _Socket
+
+
+def _context() -> _Context:
     """Make a context: the factory of every context in this package."""
     # glibc returns what is free at its end to the kernel from 128 kB on: a frame, whose pages it then has to get again,
     # zeroed, for the next. A freed block raises that limit to twice its size, unless somebody has set it: mallopt(3).
     bytes(_MEMORY_KEPT_BYTES // 2)
-    return zmq.Context()
+    return _Context()
 
 
-def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+def _end(context: _Context) -> None:
     """Close a context and what is still open of it; what takes longer than a moment ends by itself later.
 
     libzmq's thread may be waiting for a name server that does not answer, and cannot be interrupted.
@@ -117,7 +142,7 @@ def share_interpreter() -> None:
     sys.setswitchinterval(min(_SWITCH_S, sys.getswitchinterval()))
 
 
-def _open(context: zmq.Context[zmq.Socket[bytes]], kind: int, options: Mapping[Any, int | bytes]) -> zmq.Socket[bytes]:
+def _open(context: _Context, kind: int, options: Mapping[Any, int | bytes]) -> _Socket:
     """Make a socket: the factory of every socket in this package."""
     socket = context.socket(kind)
     for option, value in {**_OPTIONS, **options}.items():
@@ -210,9 +235,9 @@ def _key(part: zmq.Frame) -> str | None:
     return None if key == _NO_KEY else key
 
 
-def _monitor(socket: zmq.Socket[bytes], events: int, address: str | None = None) -> zmq.Socket[bytes]:
+def _monitor(socket: _Socket, events: int, address: str | None = None) -> zmq.Socket[bytes]:
     """Have a socket tell of its connections' events; to be called before it has any."""
-    monitor = socket.get_monitor_socket(events, address)
+    socket.monitored_by = monitor = socket.get_monitor_socket(events, address)
     _option(monitor, _EVENTS)  # its descriptor tells nothing before it was first asked
     return monitor
 
@@ -344,21 +369,11 @@ class Requester:
             _log.warning("%s %s", self.endpoint, self.refusal)
         self._refusal_told = self.refusal
         own = [(option, _option(self.socket, option)) for option in (zmq.SNDTIMEO, zmq.RCVTIMEO)]
-        self._shut()
+        self.socket.close()
         self._unanswered = False
         self._fresh()
         for option, value in own:
             self.socket.setsockopt(option, value)
-
-    def _shut(self) -> None:
-        # First of all no more events: libzmq's thread waits for ever to tell one to a monitor that is closed, and no
-        # socket of this context works any more. Nor can events be ended while it waits with one for room.
-        if not self.socket.closed:
-            while _option(self.monitor, _EVENTS) & _POLLIN:
-                _event(self.monitor)
-            self.socket.disable_monitor()
-        self.socket.close()
-        self.monitor.close()
 
     def left(self) -> bool:
         """Whether a connection has ended since this was last asked; all that was in flight on it is lost.
@@ -477,7 +492,7 @@ class Requester:
     def close(self) -> None:
         """Close at once, whatever is in flight."""
         if self._opened:
-            self._shut()
+            self.socket.close()
         _end(self.context)
 
 
@@ -608,16 +623,13 @@ class _Door:
         allowed: the keys that are let in; None where nobody has any.
     """
 
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], guarded: zmq.Socket[bytes], allowed: AllowList | None
-    ) -> None:
+    def __init__(self, context: _Context, guarded: _Socket, allowed: AllowList | None) -> None:
         self._allowed = allowed
         self.requests: zmq.Socket[bytes] | None = None
         if allowed is not None:
             self.requests = _open(context, zmq.REP, {})
             self.requests.bind("inproc://zeromq.zap.01")  # where libzmq asks
         self.monitor = _monitor(guarded, zmq.EVENT_ACCEPTED | _ENDED)
-        self._guarded = guarded
         self.connections = Connections()
         self.crowded = False  # more wait than were answered at once
         self._at_once = _ANSWERED_AT_ONCE
@@ -667,12 +679,6 @@ class _Door:
 
     def close(self) -> None:
         """Close at once."""
-        self.answer()  # a monitor that is full would hold up libzmq
-        while self.crowded:
-            self.answer()
-        if not self._guarded.closed:
-            self._guarded.disable_monitor()
-        self.monitor.close()
         if self.requests:
             self.requests.close()
 

@@ -430,6 +430,29 @@ def test_closing_waits_for_nobody(address: str) -> None:
     assert time.monotonic() - began < 2
 
 
+@both
+@pytest.mark.parametrize("answered", [True, False])
+def test_what_closes_the_socket_and_ends_the_context_by_hand_does_not_hang(
+    library: Any, answered: bool, address: str, pool: ThreadPoolExecutor
+) -> None:
+    sender, hub = library.ImageSender(address), library.ImageHub(address)
+    sender.zmq_socket.setsockopt(zmq.LINGER, 0)
+    sender.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000) if answered else 300)
+    reply = pool.submit(sender.send_image, "pi1", picture(1))
+    if answered:
+        hub.recv_image()
+        hub.send_reply()
+        reply.result(WAIT_S)
+    else:
+        with pytest.raises(zmq.Again):
+            reply.result(WAIT_S)
+    for end in (sender, hub):
+        end.zmq_socket.close(0)
+        pool.submit(end.zmq_context.term).result(WAIT_S)
+        assert end.zmq_context.closed
+        end.close()
+
+
 def test_hubs_that_come_and_go_are_asked_again(address: str, sender: ImageSender, pool: ThreadPoolExecutor) -> None:
     for number in range(4):
         reply = pool.submit(sender.send_image, "pi1", picture(number))
