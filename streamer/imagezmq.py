@@ -82,6 +82,10 @@ class ImageSender:
         """
         return self._send(msg, wire.jpeg_to_send(jpg_buffer))
 
+    # What imagezmq sets these two to, by which some programs call them.
+    send_image_reqrep = send_image_pubsub = send_image
+    send_jpg_reqrep = send_jpg_pubsub = send_jpg
+
     def close(self) -> None:
         """Close at once."""
         self._end.close()

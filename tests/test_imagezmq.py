@@ -56,11 +56,14 @@ def sender(address: str) -> Iterator[ImageSender]:
 @pytest.mark.parametrize("name", ["ImageSender", "ImageHub"])
 def test_signatures_are_stocks(name: str) -> None:
     ours, theirs = getattr(streamer, name), getattr(stock, name)
-    methods = [method for method in vars(theirs) if not method.startswith(("_", "init_")) and "reqrep" not in method]
-    for method in ["__init__", *(method for method in methods if "pubsub" not in method)]:
+    for method in ["__init__", *(method for method in vars(theirs) if not method.startswith(("_", "init_")))]:
         expected = inspect.signature(getattr(theirs, method)).parameters.values()
         actual = inspect.signature(getattr(ours, method)).parameters.values()
         assert [(each.name, each.default) for each in actual] == [(each.name, each.default) for each in expected]
+
+
+def test_zmq_is_to_be_had_from_it_as_from_stock() -> None:
+    assert streamer.zmq is stock.zmq
 
 
 @both
