@@ -151,6 +151,12 @@ def test_a_label_that_cannot_be_sent_is_told(label: object, sender: ImageSender)
         sender.send_jpg(label, JPEG)
 
 
+@pytest.mark.parametrize("picture", [None, JPEG, [[1, 2], [3, 4]]], ids=["nothing", "bytes", "list"])
+def test_what_is_no_array_is_told(picture: Any, sender: ImageSender) -> None:
+    with pytest.raises(WireError, match=f"no array: {type(picture).__name__}"):
+        sender.send_image("pi1", picture)
+
+
 def test_sockets_and_contexts_are_there_to_be_used(sender: ImageSender, hub: ImageHub) -> None:
     for end in (sender, hub):
         assert isinstance(end.zmq_socket, zmq.Socket)
