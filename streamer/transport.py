@@ -65,6 +65,7 @@ _NAMED = re.compile(r"tcp://[^:;\[]*[A-Za-z][^:;\[]*:[0-9]+")
 _MISSES = 2  # of one kind, before the other is tried: libzmq waits after each, but for the first
 _CUTS = 5  # handshakes that end without a word, one after the other, before that means something
 _MAPPED = re.compile(r"\[::ffff:([\d.]+)\]")  # an IPv4 address as an IPv6 socket writes it
+_OF_REQ = (zmq.REQ_RELAXED, zmq.REQ_CORRELATE)
 _OPTIONS: dict[int, int] = {
     zmq.LINGER: 0,  # closing never waits for a peer
     zmq.IPV6: 1,
@@ -91,12 +92,20 @@ class AddressError(TransportError, zmq.ZMQError):
 
 
 class _Socket(zmq.Socket[bytes]):
-    """A socket that closes its monitor with it: a program written for imagezmq closes the one that it is shown by hand.
+    """A socket that bears what programs written for imagezmq do with it.
 
-    It may then end the context too, which would wait for ever for the monitor, of which the program does not know.
+    They close it by hand, and then end the context, which would wait for ever for a monitor of which they do not know:
+    it is closed with the socket.
     """
 
     monitored_by: zmq.Socket[bytes] | None = None
+
+    def set(self, option: int, optval: Any) -> None:
+        # Programs ask these of the REQ that imagezmq has, so that it may be used again after a time-out. This may be.
+        if option not in _OF_REQ:
+            super().set(option, optval)
+
+    setsockopt = set  # noqa: A003 - this class's own
 
     def close(self, linger: int | None = None) -> None:
         if self.monitored_by is None or self.monitored_by.closed or self.closed:

@@ -290,6 +290,20 @@ def test_the_time_out_recipe_of_imagezmqs_documentation_works(
     sender.close()
 
 
+def test_options_that_let_req_ask_again_may_be_set(sender: ImageSender, address: str, pool: ThreadPoolExecutor) -> None:
+    sender.zmq_socket.setsockopt(zmq.REQ_RELAXED, 1)
+    sender.zmq_socket.REQ_CORRELATE = 1
+    sender.zmq_socket.RCVTIMEO = 300
+    with pytest.raises(zmq.Again):
+        sender.send_jpg("pi1", JPEG)
+    sender.zmq_socket.RCVTIMEO = round(WAIT_S * 1000)
+    reply = pool.submit(sender.send_jpg, "pi2", JPEG)
+    with ImageHub(address) as hub:
+        assert hub.recv_jpg()[0] == "pi2"
+        hub.send_reply()
+        assert reply.result(WAIT_S) == b"OK"
+
+
 @both
 def test_a_receive_time_out_alone_ends_the_wait_for_a_hub(library: Any, address: str) -> None:
     with library.ImageSender(address) as sender:
