@@ -7,6 +7,7 @@ thread, and counts what it refuses.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from streamer.errors import ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
 from streamer.presence import Change, NameTakenError, OvertakenError, Presence, State
 from streamer.refusals import Refusals
-from streamer.transport import Poller, Replier, Subscriber, Waker, share_interpreter, with_reason
+from streamer.transport import Poller, Replier, Subscriber, Waker, check_process, share_interpreter, with_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -110,6 +111,7 @@ class Hub:
             self._close_ends()
             raise
         share_interpreter()
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
         self._thread.start()
 
@@ -132,7 +134,7 @@ class Hub:
         """Yield frames as they come, of each camera only the newest, until the hub is closed.
 
         Raises:
-            TransportError: receiving has failed for good.
+            TransportError: receiving has failed for good; or the hub is another process's, which was forked.
         """
         mailbox = self.open_mailbox()
         try:
@@ -147,12 +149,22 @@ class Hub:
             raise TransportError(f"the hub has failed: {self._failure}")
 
     def latest(self, name: str) -> Frame | None:
-        """Return a camera's newest frame, or None when there is no such camera or it never came."""
+        """Return a camera's newest frame, or None when there is no such camera or it never came.
+
+        Raises:
+            TransportError: the hub is another process's, which was forked.
+        """
+        check_process(self._process, "hub")
         with self._lock:
             return self._presence.latest(name)
 
     def cameras(self) -> list[Status]:
-        """Return a row for every camera, by name."""
+        """Return a row for every camera, by name.
+
+        Raises:
+            TransportError: the hub is another process's, which was forked.
+        """
+        check_process(self._process, "hub")
         return self._presence.statuses(time.monotonic())  # not locked: frames come while hundreds of rows are written
 
     @property
@@ -184,7 +196,11 @@ class Hub:
             cameras: names to get frames of; None for all.
             on_ready: called when the mailbox is no longer empty, as a rule in the receiving thread; it must neither
                 block nor ask the hub for anything.
+
+        Raises:
+            TransportError: the hub is another process's, which was forked.
         """
+        check_process(self._process, "hub")
         wanted = None if cameras is None else frozenset(cameras)
         mailbox: Mailbox[Frame] = Mailbox(on_ready)
         with self._lock:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ class ImageSender:
             self._end = transport.Requester(connect_to, queues=True)
         else:
             self._end = transport.Publisher(connect_to, queue=_PUBLISHED)
+        self._process = os.getpid()
         self._start = wire.make_start()
         self._counts: dict[str, int] = {}  # pictures sent of each camera, the one that has waited longest first
 
@@ -68,6 +70,7 @@ class ImageSender:
 
         Raises:
             WireError: the array or the label cannot be sent.
+            TransportError: the sender is another process's, which was forked.
         """
         return self._send(msg, *wire.array_to_send(image))
 
@@ -79,6 +82,7 @@ class ImageSender:
 
         Raises:
             WireError: the label cannot be sent, or it is no JPEG.
+            TransportError: the sender is another process's, which was forked.
         """
         return self._send(msg, wire.jpeg_to_send(jpg_buffer))
 
@@ -99,6 +103,7 @@ class ImageSender:
     def _send(
         self, msg: object, payload: memoryview, dtype: str | None = None, shape: tuple[int, ...] | None = None
     ) -> bytes | None:
+        transport.check_process(self._process, "sender")
         seq = self._count(msg)
         extras = {"seq": seq, "start": self._start, "captured": time.time_ns()}
         header = wire.make_header(msg, dtype=dtype, shape=shape, extras=extras)
@@ -143,6 +148,7 @@ class ImageHub:
             except TransportError:
                 self._end.close()
                 raise
+        self._process = os.getpid()
         self._owed: bytes | None = None  # the route of the reply that is due
         self._complaint, self._complained = "", -math.inf  # the last that was told, and when
 
@@ -178,6 +184,7 @@ class ImageHub:
 
         Raises:
             zmq.ZMQError: the last picture was not answered by `send_reply`; or a RCVTIMEO set on `zmq_socket` is over.
+            TransportError: the hub is another process's, which was forked.
         """
         import numpy as np
 
@@ -205,6 +212,7 @@ class ImageHub:
 
         Raises:
             zmq.ZMQError: the last picture was not answered by `send_reply`; or a RCVTIMEO set on `zmq_socket` is over.
+            TransportError: the hub is another process's, which was forked.
         """
         while True:
             received, fields = self._receive()
@@ -247,6 +255,7 @@ class ImageHub:
 
     def _receive(self) -> tuple[Received, dict[str, Any]]:
         """Wait for a message with a good header."""
+        transport.check_process(self._process, "hub")
         if self._owed and isinstance(self._end, transport.Replier):
             raise transport.out_of_step()
         while True:

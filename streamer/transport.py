@@ -99,6 +99,7 @@ class _Socket(zmq.Socket[bytes]):
     """
 
     monitored_by: zmq.Socket[bytes] | None = None
+    made_in = 0  # the process; in one that was forked since, libzmq waits for ever
 
     def set(self, option: int, optval: Any) -> None:
         # Programs ask these of the REQ that imagezmq has, so that it may be used again after a time-out. This may be.
@@ -108,16 +109,17 @@ class _Socket(zmq.Socket[bytes]):
     setsockopt = set  # noqa: A003 - this class's own
 
     def close(self, linger: int | None = None) -> None:
-        if self.monitored_by is None or self.monitored_by.closed or self.closed:
+        monitor = self.monitored_by
+        if monitor is None or monitor.closed or self.closed or self.made_in != os.getpid():
             super().close(linger)
             return
         # First of all no more events: libzmq's thread waits for ever to tell one to a monitor that is closed, and no
         # socket of this context works any more. Nor can events be ended while it waits with one for room.
-        while _option(self.monitored_by, _EVENTS) & _POLLIN:
-            _event(self.monitored_by)
+        while _option(monitor, _EVENTS) & _POLLIN:
+            _event(monitor)
         self.disable_monitor()
         super().close(linger)
-        self.monitored_by.close()
+        monitor.close()
 
 
 class _Context(zmq.Context[_Socket]):
@@ -149,6 +151,16 @@ def share_interpreter() -> None:
     program that computes: of eight cameras' 240 frames a second a hub then gets 140, and those late.
     """
     sys.setswitchinterval(min(_SWITCH_S, sys.getswitchinterval()))
+
+
+def check_process(made_in: int, what: str) -> None:
+    """See that this is the process in which something was made: neither its thread nor its socket works after a fork.
+
+    Raises:
+        TransportError: it is another, which would wait for ever.
+    """
+    if os.getpid() != made_in:
+        raise TransportError(f"the {what} was made before this process was forked: make one in each")
 
 
 def _open(context: _Context, kind: int, options: Mapping[Any, int | bytes]) -> _Socket:
@@ -246,6 +258,7 @@ def _key(part: zmq.Frame) -> str | None:
 
 def _monitor(socket: _Socket, events: int, address: str | None = None) -> zmq.Socket[bytes]:
     """Have a socket tell of its connections' events; to be called before it has any."""
+    socket.made_in = os.getpid()
     socket.monitored_by = monitor = socket.get_monitor_socket(events, address)
     _option(monitor, _EVENTS)  # its descriptor tells nothing before it was first asked
     return monitor

@@ -19,7 +19,7 @@ from streamer import imagezmq
 from streamer.errors import TransportError, WireError
 from streamer.imagezmq import ImageHub, ImageSender
 from tests.conftest import until
-from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, open_descriptors, picture, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, open_descriptors, picture, raw, said_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -474,6 +474,17 @@ def test_what_closes_the_socket_and_ends_the_context_by_hand_does_not_hang(
         pool.submit(end.zmq_context.term).result(WAIT_S)
         assert end.zmq_context.closed
         end.close()
+
+
+def test_after_a_fork_those_of_the_other_process_say_so(sender: ImageSender, hub: ImageHub) -> None:
+    published = ImageSender(LOCAL, REQ_REP=False)
+    calls = [lambda end=end: end.send_jpg("pi1", JPEG) for end in (sender, published)]
+    said = said_after_fork(*calls, hub.recv_jpg, hub.recv_image, *(end.close for end in (sender, published, hub)))
+    assert said == [
+        f"the {what} was made before this process was forked: make one in each"
+        for what in ("sender", "sender", "hub", "hub")
+    ]
+    published.close()
 
 
 def test_hubs_that_come_and_go_are_asked_again(address: str, sender: ImageSender, pool: ThreadPoolExecutor) -> None:
