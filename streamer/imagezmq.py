@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class ImageSender:
-    """Sends pictures one by one.
+    """Sends pictures one by one; threads that share one take turns.
 
     Args:
         connect_to: the hub to connect to, or with `REQ_REP=False` the address to publish on.
@@ -49,6 +50,9 @@ class ImageSender:
         else:
             self._end = transport.Publisher(connect_to, queue=_PUBLISHED)
         self._process = os.getpid()
+        # Of one picture and its reply: in a socket that two threads use at once libzmq aborts the program. Not an
+        # ordinary lock, for a signal's handler may send while its thread does.
+        self._turn = threading.RLock()
         self._start = wire.make_start()
         self._counts: dict[str, int] = {}  # pictures sent of each camera, the one that has waited longest first
 
@@ -104,15 +108,16 @@ class ImageSender:
         self, msg: object, payload: memoryview, dtype: str | None = None, shape: tuple[int, ...] | None = None
     ) -> bytes | None:
         transport.check_process(self._process, "sender")
-        seq = self._count(msg)
-        extras = {"seq": seq, "start": self._start, "captured": time.time_ns()}
-        header = wire.make_header(msg, dtype=dtype, shape=shape, extras=extras)
-        if isinstance(self._end, transport.Requester):
-            return self._end.ask(header, payload)
-        if seq:  # a label that comes again is a camera's
-            self._end.widen(2 * len(self._counts))
-        self._end.send(header, payload)
-        return None
+        with self._turn:
+            seq = self._count(msg)
+            extras = {"seq": seq, "start": self._start, "captured": time.time_ns()}
+            header = wire.make_header(msg, dtype=dtype, shape=shape, extras=extras)
+            if isinstance(self._end, transport.Requester):
+                return self._end.ask(header, payload)
+            if seq:  # a label that comes again is a camera's
+                self._end.widen(2 * len(self._counts))
+            self._end.send(header, payload)
+            return None
 
     def _count(self, msg: object) -> int | None:
         """Count each camera on its own: a hub takes the pictures of another in between for losses."""

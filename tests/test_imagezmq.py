@@ -19,7 +19,19 @@ from streamer import imagezmq
 from streamer.errors import TransportError, WireError
 from streamer.imagezmq import ImageHub, ImageSender
 from tests.conftest import until
-from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, open_descriptors, picture, raw, said_after_fork
+from tests.peers import (
+    JPEG,
+    LOCAL,
+    WAIT_S,
+    Program,
+    RawHub,
+    header,
+    listener,
+    open_descriptors,
+    picture,
+    raw,
+    said_after_fork,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -201,6 +213,36 @@ def test_of_labels_without_end_the_oldest_are_forgotten(address: str, pool: Thre
             reply.result(WAIT_S)
             counts.append(fields["seq"])
     assert counts == [*[0] * 1025, 1, 0]
+
+
+@pytest.mark.parametrize("pattern", ["req", "pub"])
+def test_threads_that_share_a_sender_take_turns(pattern: str, address: str) -> None:
+    """In a process of its own: without turns libzmq aborts it."""
+    program = f"""
+import threading, numpy, streamer
+sender = streamer.ImageSender({address!r}, REQ_REP={pattern == "req"})
+def send(name):
+    for number in range(300):
+        sender.send_image(name, numpy.full((8, 8), number % 256, "uint8"))
+threads = [threading.Thread(target=send, args=(f"pi{{number}}",)) for number in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("sent")
+"""
+    with Program("-c", program) as senders:
+        if pattern == "req":
+            with ImageHub(address) as hub:
+                hub.zmq_socket.RCVTIMEO = round(WAIT_S * 1000)
+                came: dict[str, list[int]] = {}
+                for _ in range(1200):
+                    name, image = hub.recv_image()
+                    came.setdefault(name, []).append(int(image[0, 0]))
+                    hub.send_reply()
+                assert came == {f"pi{number}": [at % 256 for at in range(300)] for number in range(4)}
+                assert senders.end() == 0
+        assert senders.end() == 0
 
 
 # -- rubbish
