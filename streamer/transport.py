@@ -51,6 +51,8 @@ _PARTS_MAX = 8
 _ANSWERED_AT_ONCE = 8  # at a door, while frames wait
 _SWITCH_S = 0.0001
 _PAUSE_S = 0.1  # before a hub that has left is tried again
+_SILENT_S = 3.0  # without a hub, before that is told
+_REMIND_S = 60.0
 # ZAP domains (RFC 27): they tell a replier's two listeners apart.
 _ENCRYPTED, _PLAIN = b"streamer", b"plain"
 _NO_KEY = "-"  # what the door calls a peer without encryption
@@ -484,6 +486,7 @@ class Requester:
         """
         send_within_ms, receive_within_ms = _option(self.socket, zmq.SNDTIMEO), _option(self.socket, zmq.RCVTIMEO)
         replied_by = _deadline(receive_within_ms)
+        tell_at = time.monotonic() + _SILENT_S
         while True:
             if self.left() or self._unanswered:  # no late reply may be taken for this
                 self.reopen()
@@ -498,17 +501,27 @@ class Requester:
                     return reply
                 if not left and self._try_other_kind():
                     self.send(header, payload)
+                if not self._met and time.monotonic() >= tell_at:
+                    tell_at += _REMIND_S
+                    # A thread of its own, since it may take as long as a name server that does not answer.
+                    threading.Thread(target=self._tell_want, name="telling", daemon=True).start()
                 if not left:
-                    self._await(replied_by if self._met else met_by)
+                    self._await(*((replied_by, math.inf) if self._met else (met_by, tell_at)))
             self.reopen()  # at once: libzmq would connect again by itself, and ask a second time
             time.sleep(_PAUSE_S)
 
-    def _await(self, deadline: float) -> None:
-        """Wait for a reply, or for a hub to come or leave; zmq.Again when neither happens in time."""
+    def _tell_want(self) -> None:
+        """Log that there is no hub, and as far as that is known, why."""
+        place = with_reason(self.endpoint, self.refusal)
+        if not self._met and not self.socket.closed:
+            _log.warning("no hub answers at %s; waiting for one", place)
+
+    def _await(self, deadline: float, look_at: float) -> None:
+        """Wait until `look_at` for a reply, or for a hub to come or leave; zmq.Again when the deadline comes before."""
         poller = zmq.Poller()
         poller.register(self.socket, zmq.POLLIN)
         poller.register(self.monitor, zmq.POLLIN)
-        if not poller.poll(_remaining_ms(deadline)):
+        if not poller.poll(_remaining_ms(min(deadline, look_at))) and deadline <= look_at:
             raise zmq.Again
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import threading
 import time
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
 
 import imagezmq as stock
@@ -15,7 +16,7 @@ import pytest
 import zmq
 
 import streamer
-from streamer import imagezmq
+from streamer import imagezmq, transport
 from streamer.errors import TransportError, WireError
 from streamer.imagezmq import ImageHub, ImageSender
 from tests.conftest import until
@@ -364,6 +365,33 @@ def test_a_hubs_time_out_is_kept(req_rep: bool, address: str) -> None:
             with pytest.raises(zmq.Again):
                 receive()
             assert 0.19 <= time.monotonic() - began < 5
+
+
+def test_the_want_of_a_hub_is_told_once_it_has_lasted(
+    address: str,
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(transport, "_SILENT_S", 0.1)
+    monkeypatch.setattr(transport, "_REMIND_S", 0.1)
+    named = "tcp://nobody.invalid:5555"
+    with ImageSender(address) as sender, ImageSender(named) as lost:
+        lost.zmq_socket.RCVTIMEO = 1000
+        with pytest.raises(zmq.Again):
+            lost.send_jpg("pi1", JPEG)
+        until(lambda: any(f"no hub answers at {named}, which has a name" in line for line in caplog.messages))
+        reply = pool.submit(sender.send_jpg, "pi1", JPEG)
+        want = f"no hub answers at {address}; waiting for one"
+        until(lambda: caplog.messages.count(want) >= 2)
+        with ImageHub(address) as hub:
+            hub.recv_jpg()
+            until(lambda: sender._end._met)  # type: ignore[union-attr]
+            told = caplog.messages.count(want)
+            assert not wait([reply], 0.3).done, "it may take its time to reply"
+            hub.send_reply()
+            assert reply.result(WAIT_S) == b"OK"
+        assert caplog.messages.count(want) == told
 
 
 # -- what a hub says
