@@ -32,6 +32,19 @@ _COUNTED = 1024  # of as many cameras as a hub has: a program may also make a ne
 _log = logging.getLogger(__name__)
 
 
+class _Complaints:
+    """Logs why pictures are refused: once, not for each; of several reasons in turn one a second."""
+
+    def __init__(self) -> None:
+        self._last, self._told = "", -math.inf  # the last that was told, and when
+
+    def tell(self, text: str, who: str, why: str) -> None:
+        now = time.monotonic()
+        if why != self._last and now - self._told >= _TELL_S:
+            self._last, self._told = why, now
+            _log.warning(text, who, why)
+
+
 class ImageSender:
     """Sends pictures one by one; threads that share one take turns.
 
@@ -54,6 +67,7 @@ class ImageSender:
         # ordinary lock, for a signal's handler may send while its thread does.
         self._turn = threading.RLock()
         self._start = wire.make_start()
+        self._complaints = _Complaints()
         self._counts: dict[str, int] = {}  # pictures sent of each camera, the one that has waited longest first
 
     @property
@@ -113,7 +127,11 @@ class ImageSender:
             extras = {"seq": seq, "start": self._start, "captured": time.time_ns()}
             header = wire.make_header(msg, dtype=dtype, shape=shape, extras=extras)
             if isinstance(self._end, transport.Requester):
-                return self._end.ask(header, payload)
+                reply = self._end.ask(header, payload)
+                if reply.startswith(wire.ERROR_PREFIX):  # most programs do not look at it
+                    why = reply.removeprefix(wire.ERROR_PREFIX).decode(errors="replace")
+                    self._complaints.tell("%s refuses the frames: %s", self._end.endpoint, why)
+                return reply
             if seq:  # a label that comes again is a camera's
                 self._end.widen(2 * len(self._counts))
             self._end.send(header, payload)
@@ -155,7 +173,7 @@ class ImageHub:
                 raise
         self._process = os.getpid()
         self._owed: bytes | None = None  # the route of the reply that is due
-        self._complaint, self._complained = "", -math.inf  # the last that was told, and when
+        self._complaints = _Complaints()
 
     @property
     def zmq_socket(self) -> Any:
@@ -275,8 +293,4 @@ class ImageHub:
     def _refuse(self, received: Received, error: WireError) -> None:
         if isinstance(self._end, transport.Replier):
             self._end.reply(received.route, wire.error_reply(error))
-        now = time.monotonic()
-        # Once, not for each picture; of several in turn one a second.
-        if str(error) != self._complaint and now - self._complained >= _TELL_S:
-            self._complaint, self._complained = str(error), now
-            _log.warning("refused from %s: %s", received.address or "?", error)
+        self._complaints.tell("refused from %s: %s", received.address or "?", str(error))

@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 import streamer
-from streamer import imagezmq, transport
+from streamer import imagezmq, transport, wire
 from streamer.errors import TransportError, WireError
 from streamer.imagezmq import ImageHub, ImageSender
 from tests.conftest import until
@@ -202,6 +202,17 @@ def test_every_camera_of_one_program_is_counted_on_its_own(pool: ThreadPoolExecu
         for name in ["pi1", "pi2", "pi2", "pi1", "pi2"]:
             pool.submit(sender.send_jpg, name, JPEG).result(WAIT_S)
         assert [(status.name, status.frames, status.lost) for status in hub.cameras()] == [("pi1", 2, 0), ("pi2", 3, 0)]
+
+
+def test_what_a_hub_does_not_take_is_told_once(pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture) -> None:
+    with streamer.Hub(LOCAL) as hub, ImageSender(hub.endpoint or "") as sender:
+        replies = [
+            pool.submit(sender.send_jpg, label, JPEG).result(WAIT_S)
+            for label in ("front door", "front door", "pi1", "front door")
+        ]
+        assert [reply and reply[:3] for reply in replies] == [b"ERR", b"ERR", b"OK", b"ERR"]
+        told = [line for line in caplog.messages if "refuses" in line]
+        assert told == [f"{hub.endpoint} refuses the frames: camera name must be {wire.NAME_RULE}"]
 
 
 def test_of_labels_without_end_the_oldest_are_forgotten(address: str, pool: ThreadPoolExecutor) -> None:
