@@ -51,6 +51,8 @@ _MODULES = {
 
 def __getattr__(name: str) -> object:
     # Imported when first used, so that a command starts without what it does not need.
+    if name == "zmq":  # which imagezmq exports: its users write imagezmq.zmq.RCVTIMEO
+        return importlib.import_module("zmq")
     if name not in __all__:
         raise AttributeError(f"module 'streamer' has no attribute '{name}'")
     return getattr(importlib.import_module(f"streamer.{_MODULES.get(name, 'errors')}"), name)

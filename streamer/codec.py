@@ -201,7 +201,8 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
     """Encode an array as a 4:2:0 JPEG.
 
     Args:
-        image: uint8 of shape (height, width, 3), BGR; or (height, width) or (height, width, 1), greyscale.
+        image: uint8 of shape (height, width, 3), BGR, or (height, width, 4), the last channel of which is left out; or
+            (height, width) or (height, width, 1), greyscale.
         quality: 1 to 100, libjpeg's scale.
 
     Raises:
@@ -210,9 +211,11 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
     """
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[:, :, 0]
+    elif image.ndim == 3 and image.shape[2] == 4:  # as Picamera2.capture_array gives it, unless it is told otherwise
+        image = image[:, :, :3]
     if str(image.dtype) != "uint8" or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
         shape = "x".join(map(str, image.shape))
-        raise CodecError(f"only uint8 arrays of h x w or h x w x 3 become JPEG, this is {image.dtype} of {shape}")
+        raise CodecError(f"only uint8 arrays of h x w, h x w x 3 or 4 become JPEG, this is {image.dtype} of {shape}")
     if not image.flags.c_contiguous:
         image = image.copy()
     library = _library()

@@ -88,7 +88,7 @@ class Frame:
         """The picture as a JPEG: the sender's own bytes, or the raw array encoded on first access.
 
         Raises:
-            CodecError: the raw array cannot be a JPEG (not uint8, or not 1 or 3 channels).
+            CodecError: the raw array cannot be a JPEG (not uint8, or not 1, 3 or 4 channels).
         """
         return self.payload if self.is_jpeg else codec.encode_jpeg(self.image, RAW_JPEG_QUALITY)
 

@@ -7,6 +7,7 @@ thread, and counts what it refuses.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from streamer.errors import ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
 from streamer.presence import Change, NameTakenError, OvertakenError, Presence, State
 from streamer.refusals import Refusals
-from streamer.transport import Poller, Replier, Subscriber, Waker, share_interpreter, with_reason
+from streamer.transport import Poller, Replier, Subscriber, Waker, check_process, share_interpreter, with_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -111,6 +112,7 @@ class Hub:
             self._close_ends()
             raise
         share_interpreter()
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
         self._thread.start()
 
@@ -133,7 +135,7 @@ class Hub:
         """Yield frames as they arrive until the hub is closed; a slow caller gets only the newest of each camera.
 
         Raises:
-            TransportError: receiving has failed for good.
+            TransportError: receiving has failed for good; or the hub is another process's, which was forked.
         """
         mailbox = self.open_mailbox()
         try:
@@ -148,12 +150,22 @@ class Hub:
             raise TransportError(f"the hub has failed: {self._failure}")
 
     def latest(self, name: str) -> Frame | None:
-        """Return a camera's newest frame; None if there is no such camera, or no frame yet."""
+        """Return a camera's newest frame; None if there is no such camera, or no frame yet.
+
+        Raises:
+            TransportError: the hub belongs to a process that this one was forked from.
+        """
+        check_process(self._process, "hub")
         with self._lock:
             return self._presence.latest(name)
 
     def cameras(self) -> list[Status]:
-        """Return the status of every camera, sorted by name."""
+        """Return the status of every camera, sorted by name.
+
+        Raises:
+            TransportError: the hub belongs to a process that this one was forked from.
+        """
+        check_process(self._process, "hub")
         return self._presence.statuses(time.monotonic())  # no lock: hundreds of rows would hold up the frames
 
     @property
@@ -185,7 +197,11 @@ class Hub:
             cameras: names of the cameras wanted; None for all.
             on_ready: called when the mailbox is no longer empty, usually on the receiving thread; it must neither block
                 nor call the hub.
+
+        Raises:
+            TransportError: the hub belongs to a process that this one was forked from.
         """
+        check_process(self._process, "hub")
         wanted = None if cameras is None else frozenset(cameras)
         mailbox: Mailbox[Frame] = Mailbox(on_ready)
         with self._lock:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,8 +35,21 @@ _COUNTED = 1024  # labels counted, as many as a hub has cameras: a program may m
 _log = logging.getLogger(__name__)
 
 
+class _Complaints:
+    """Logs why pictures are refused: once, not for each; of several reasons in turn one a second."""
+
+    def __init__(self) -> None:
+        self._last, self._told = "", -math.inf  # the last that was told, and when
+
+    def tell(self, text: str, who: str, why: str) -> None:
+        now = time.monotonic()
+        if why != self._last and now - self._told >= _TELL_S:
+            self._last, self._told = why, now
+            _log.warning(text, who, why)
+
+
 class ImageSender:
-    """Sends pictures one by one.
+    """Sends pictures one by one; threads that share one take turns.
 
     Args:
         connect_to: the hub to connect to; with `REQ_REP=False`, the address to publish on.
@@ -50,7 +65,12 @@ class ImageSender:
             self._end = transport.Requester(connect_to, queues=True)
         else:
             self._end = transport.Publisher(connect_to, queue=_PUBLISHED)
+        self._process = os.getpid()
+        # Of one picture and its reply: in a socket that two threads use at once libzmq aborts the program. Not an
+        # ordinary lock, for a signal's handler may send while its thread does.
+        self._turn = threading.RLock()
         self._start = wire.make_start()
+        self._complaints = _Complaints()
         self._counts: dict[str, int] = {}  # pictures sent by camera, the least recently used first
 
     @property
@@ -75,6 +95,7 @@ class ImageSender:
 
         Raises:
             WireError: the array or the label cannot be sent.
+            TransportError: the sender is another process's, which was forked.
         """
         return self._send(msg, *wire.array_to_send(image))
 
@@ -90,8 +111,13 @@ class ImageSender:
 
         Raises:
             WireError: the label cannot be sent, or the buffer is not a JPEG.
+            TransportError: the sender belongs to a process that this one was forked from.
         """
         return self._send(msg, wire.jpeg_to_send(jpg_buffer))
+
+    # What imagezmq sets these two to, by which some programs call them.
+    send_image_reqrep = send_image_pubsub = send_image
+    send_jpg_reqrep = send_jpg_pubsub = send_jpg
 
     def close(self) -> None:
         """Close at once, whatever is in flight."""
@@ -106,15 +132,21 @@ class ImageSender:
     def _send(
         self, msg: object, payload: memoryview, dtype: str | None = None, shape: tuple[int, ...] | None = None
     ) -> bytes | None:
-        seq = self._count(msg)
-        extras = {"seq": seq, "start": self._start, "captured": time.time_ns()}
-        header = wire.make_header(msg, dtype=dtype, shape=shape, extras=extras)
-        if isinstance(self._end, transport.Requester):
-            return self._end.ask(header, payload)
-        if seq:  # the label of a camera, not of a single picture
-            self._end.widen(2 * len(self._counts))
-        self._end.send(header, payload)
-        return None
+        transport.check_process(self._process, "sender")
+        with self._turn:
+            seq = self._count(msg)
+            extras = {"seq": seq, "start": self._start, "captured": time.time_ns()}
+            header = wire.make_header(msg, dtype=dtype, shape=shape, extras=extras)
+            if isinstance(self._end, transport.Requester):
+                reply = self._end.ask(header, payload)
+                if reply.startswith(wire.ERROR_PREFIX):  # most programs do not look at it
+                    why = reply.removeprefix(wire.ERROR_PREFIX).decode(errors="replace")
+                    self._complaints.tell("%s refuses the frames: %s", self._end.endpoint, why)
+                return reply
+            if seq:  # a label that comes again is a camera's
+                self._end.widen(2 * len(self._counts))
+            self._end.send(header, payload)
+            return None
 
     def _count(self, msg: object) -> int | None:
         """Return the next sequence number of a camera, or None for a label that is no camera's name."""
@@ -150,8 +182,9 @@ class ImageHub:
             except TransportError:
                 self._end.close()
                 raise
+        self._process = os.getpid()
         self._owed: bytes | None = None  # route of the reply that is due
-        self._complaint, self._complained = "", -math.inf  # the last one logged, and when
+        self._complaints = _Complaints()
 
     @property
     def zmq_socket(self) -> Any:
@@ -185,6 +218,7 @@ class ImageHub:
 
         Raises:
             zmq.ZMQError: `send_reply` was not called for the last picture, or the socket's RCVTIMEO is over.
+            TransportError: the hub belongs to a process that this one was forked from.
         """
         import numpy as np
 
@@ -202,6 +236,7 @@ class ImageHub:
 
         Raises:
             zmq.ZMQError: `send_reply` was not called for the last picture, or the socket's RCVTIMEO is over.
+            TransportError: the hub belongs to a process that this one was forked from.
         """
         label, payload, _ = self._next(_check_jpeg)
         return label, payload.tobytes() if copy else payload.obj
@@ -234,6 +269,7 @@ class ImageHub:
         Returns:
             (label, payload, what `check` returned)
         """
+        transport.check_process(self._process, "hub")
         if self._owed and isinstance(self._end, transport.Replier):
             raise transport.out_of_step()
         while True:
@@ -253,11 +289,7 @@ class ImageHub:
     def _refuse(self, received: Received, error: WireError) -> None:
         if isinstance(self._end, transport.Replier):
             self._end.reply(received.route, wire.error_reply(error))
-        now = time.monotonic()
-        # Once, not for each picture; if there are several kinds, one a second.
-        if str(error) != self._complaint and now - self._complained >= _TELL_S:
-            self._complaint, self._complained = str(error), now
-            _log.warning("refused from %s: %s", received.address or "?", error)
+        self._complaints.tell("refused from %s: %s", received.address or "?", str(error))
 
 
 def _check_array(fields: dict[str, Any], payload: memoryview) -> tuple[str, tuple[int, ...]]:

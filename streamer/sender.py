@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from streamer import clock, codec, keys, wire
 from streamer.errors import CameraError, ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
-from streamer.transport import Poller, Publisher, Requester, Waker, share_interpreter, with_reason
+from streamer.transport import Poller, Publisher, Requester, Waker, check_process, share_interpreter, with_reason
 from streamer.window import Window
 
 if TYPE_CHECKING:
@@ -308,8 +308,7 @@ class Sender:
         """
         if self._closing or self._failure:
             raise TransportError(f"the sender has failed: {self._failure}" if self._failure else "the sender is closed")
-        if os.getpid() != self._process:
-            raise TransportError("the sender was made before this process was forked: make one in each")
+        check_process(self._process, "sender")
         self._mailbox.put(self.name, self._outgoing(picture, captured_ns))
 
     def _outgoing(self, picture: Buffer | npt.NDArray[Any], captured_ns: int | None) -> _Outgoing:

@@ -51,6 +51,8 @@ _PARTS_MAX = 8
 _ANSWERED_AT_ONCE = 8  # handshakes and events that a door handles while frames wait
 _SWITCH_S = 0.0001
 _PAUSE_S = 0.1  # before reconnecting to a hub that has left
+_SILENT_S = 3.0  # without a hub, before that is logged
+_REMIND_S = 60.0
 # ZAP domains (RFC 27): they tell a replier's two listeners apart.
 _ENCRYPTED, _PLAIN = b"streamer", b"plain"
 _NO_KEY = "-"  # ZAP's user id of a peer without encryption
@@ -65,6 +67,7 @@ _NAMED = re.compile(r"tcp://[^:;\[]*[A-Za-z][^:;\[]*:[0-9]+")
 _MISSES = 2  # failed attempts in one address family before the other is tried
 _CUTS = 5  # handshakes in a row cut off without a reason before that is reported
 _MAPPED = re.compile(r"\[::ffff:([\d.]+)\]")  # an IPv4 address as an IPv6 socket writes it
+_OF_REQ = (zmq.REQ_RELAXED, zmq.REQ_CORRELATE)
 _OPTIONS: dict[int, int] = {
     zmq.LINGER: 0,  # closing never waits for a peer
     zmq.IPV6: 1,
@@ -90,15 +93,50 @@ class AddressError(TransportError, zmq.ZMQError):
         zmq.ZMQError.__init__(self, number, text)
 
 
-def _context() -> zmq.Context[zmq.Socket[bytes]]:
+class _Socket(zmq.Socket[bytes]):
+    """A socket that bears what programs written for imagezmq do with it.
+
+    They close it by hand, and then end the context, which would wait for ever for a monitor of which they do not know:
+    it is closed with the socket.
+    """
+
+    monitored_by: zmq.Socket[bytes] | None = None
+    made_in = 0  # the process; in one that was forked since, libzmq waits for ever
+
+    def set(self, option: int, optval: Any) -> None:
+        # Programs ask these of the REQ that imagezmq has, so that it may be used again after a time-out. This may be.
+        if option not in _OF_REQ:
+            super().set(option, optval)
+
+    setsockopt = set  # noqa: A003 - this class's own
+
+    def close(self, linger: int | None = None) -> None:
+        monitor = self.monitored_by
+        if monitor is None or monitor.closed or self.closed or self.made_in != os.getpid():
+            super().close(linger)
+            return
+        # First of all no more events: libzmq's thread waits for ever to tell one to a monitor that is closed, and no
+        # socket of this context works any more. Nor can events be ended while it waits with one for room.
+        while _option(monitor, _EVENTS) & _POLLIN:
+            _event(monitor)
+        self.disable_monitor()
+        super().close(linger)
+        monitor.close()
+
+
+class _Context(zmq.Context[_Socket]):
+    _socket_class = _Socket
+
+
+def _context() -> _Context:
     """Make a context: the factory of every context in this package."""
     # By default glibc returns free memory above 128 kB at the heap's end to the kernel, that is, each frame's, and then
     # needs fresh zeroed pages for the next. Freeing a large block raises that limit to twice its size: mallopt(3).
     bytes(_MEMORY_KEPT_BYTES // 2)
-    return zmq.Context()
+    return _Context()
 
 
-def _end(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+def _end(context: _Context) -> None:
     """Close a context and its sockets, in the background if it takes long.
 
     libzmq's thread may be waiting for a name server, and cannot be interrupted.
@@ -117,7 +155,17 @@ def share_interpreter() -> None:
     sys.setswitchinterval(min(_SWITCH_S, sys.getswitchinterval()))
 
 
-def _open(context: zmq.Context[zmq.Socket[bytes]], kind: int, options: Mapping[Any, int | bytes]) -> zmq.Socket[bytes]:
+def check_process(made_in: int, what: str) -> None:
+    """See that this is the process in which something was made: neither its thread nor its socket works after a fork.
+
+    Raises:
+        TransportError: it is another, which would wait for ever.
+    """
+    if os.getpid() != made_in:
+        raise TransportError(f"the {what} was made before this process was forked: make one in each")
+
+
+def _open(context: _Context, kind: int, options: Mapping[Any, int | bytes]) -> _Socket:
     """Make a socket: the factory of every socket in this package."""
     socket = context.socket(kind)
     for option, value in {**_OPTIONS, **options}.items():
@@ -210,9 +258,10 @@ def _key(part: zmq.Frame) -> str | None:
     return None if key == _NO_KEY else key
 
 
-def _monitor(socket: zmq.Socket[bytes], events: int, address: str | None = None) -> zmq.Socket[bytes]:
+def _monitor(socket: _Socket, events: int, address: str | None = None) -> zmq.Socket[bytes]:
     """Monitor the connection events of a socket that has no connections yet."""
-    monitor = socket.get_monitor_socket(events, address)
+    socket.made_in = os.getpid()
+    socket.monitored_by = monitor = socket.get_monitor_socket(events, address)
     _option(monitor, _EVENTS)  # its descriptor signals nothing before this was read once
     return monitor
 
@@ -344,21 +393,11 @@ class Requester:
             _log.warning("%s %s", self.endpoint, self.refusal)
         self._refusal_told = self.refusal
         own = [(option, _option(self.socket, option)) for option in (zmq.SNDTIMEO, zmq.RCVTIMEO)]
-        self._shut()
+        self.socket.close()
         self._unanswered = False
         self._fresh()
         for option, value in own:
             self.socket.setsockopt(option, value)
-
-    def _shut(self) -> None:
-        # Stop the monitor's events before closing it, else libzmq's thread blocks for ever on the next one, and with it
-        # all sockets of this context. Drain it before that: a full monitor would block the stopping, too.
-        if not self.socket.closed:
-            while _option(self.monitor, _EVENTS) & _POLLIN:
-                _event(self.monitor)
-            self.socket.disable_monitor()
-        self.socket.close()
-        self.monitor.close()
 
     def left(self) -> bool:
         """Whether a connection has ended since the last call: all that was in flight on it is lost. If so, `reopen`.
@@ -446,6 +485,7 @@ class Requester:
         """
         send_within_ms, receive_within_ms = _option(self.socket, zmq.SNDTIMEO), _option(self.socket, zmq.RCVTIMEO)
         replied_by = _deadline(receive_within_ms)
+        tell_at = time.monotonic() + _SILENT_S
         while True:
             if self.left() or self._unanswered:  # a late reply must not be taken for this one's
                 self.reopen()
@@ -460,27 +500,37 @@ class Requester:
                     return reply
                 if not left and self._try_other_kind():
                     self.send(header, payload)
+                if not self._met and time.monotonic() >= tell_at:
+                    tell_at += _REMIND_S
+                    # A thread of its own, since it may take as long as a name server that does not answer.
+                    threading.Thread(target=self._tell_want, name="telling", daemon=True).start()
                 if not left:
-                    self._await(replied_by if self._met else met_by)
+                    self._await(*((replied_by, math.inf) if self._met else (met_by, tell_at)))
             self.reopen()  # at once: libzmq would reconnect by itself, and send the request a second time
             time.sleep(_PAUSE_S)
 
-    def _await(self, deadline: float) -> None:
-        """Wait for a reply, or for a hub to come or leave.
+    def _tell_want(self) -> None:
+        """Log that there is no hub and, if known, why."""
+        place = with_reason(self.endpoint, self.refusal)
+        if not self._met and not self.socket.closed:
+            _log.warning("no hub answers at %s; waiting for one", place)
+
+    def _await(self, deadline: float, look_at: float) -> None:
+        """Wait until `look_at` for a reply, or for a hub to come or leave.
 
         Raises:
-            zmq.Again: none of these happens in time.
+            zmq.Again: none of these happens before the deadline, which comes first.
         """
         poller = zmq.Poller()
         poller.register(self.socket, zmq.POLLIN)
         poller.register(self.monitor, zmq.POLLIN)
-        if not poller.poll(_remaining_ms(deadline)):
+        if not poller.poll(_remaining_ms(min(deadline, look_at))) and deadline <= look_at:
             raise zmq.Again
 
     def close(self) -> None:
         """Close at once, whatever is in flight."""
         if self._opened:
-            self._shut()
+            self.socket.close()
         _end(self.context)
 
 
@@ -610,16 +660,13 @@ class _Door:
         allowed: the keys to let in; None without encryption.
     """
 
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], guarded: zmq.Socket[bytes], allowed: AllowList | None
-    ) -> None:
+    def __init__(self, context: _Context, guarded: _Socket, allowed: AllowList | None) -> None:
         self._allowed = allowed
         self.requests: zmq.Socket[bytes] | None = None
         if allowed is not None:
             self.requests = _open(context, zmq.REP, {})
             self.requests.bind("inproc://zeromq.zap.01")  # where libzmq asks
         self.monitor = _monitor(guarded, zmq.EVENT_ACCEPTED | _ENDED)
-        self._guarded = guarded
         self.connections = Connections()
         self.crowded = False  # `answer` has left some waiting
         self._at_once = _ANSWERED_AT_ONCE
@@ -669,12 +716,6 @@ class _Door:
 
     def close(self) -> None:
         """Close at once."""
-        self.answer()  # a full monitor would block libzmq
-        while self.crowded:
-            self.answer()
-        if not self._guarded.closed:
-            self._guarded.disable_monitor()
-        self.monitor.close()
         if self.requests:
             self.requests.close()
 

@@ -254,7 +254,11 @@ def array_to_send(array: npt.NDArray[Any]) -> tuple[memoryview, str, tuple[int, 
     Raises:
         WireError: its type, shape or size cannot be sent.
     """
-    if not array.flags.c_contiguous:
+    try:
+        is_contiguous = array.flags.c_contiguous
+    except AttributeError:  # a camera that gave nothing, as a rule: OpenCV's returns None then
+        raise WireError(f"no array: {type(array).__name__}") from None
+    if not is_contiguous:
         array = array.copy()
     dtype, shape = _form(array.dtype, array.shape)
     return memoryview(cast("Buffer", array)), dtype, shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,11 +18,11 @@ import numpy as np
 import zmq
 
 from streamer.codec import encode_jpeg
+from streamer.errors import StreamerError
 from tests.conftest import until
 
 if TYPE_CHECKING:
-    import signal
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 WAIT_S = 15.0
 JPEG = bytes(encode_jpeg(np.full((16, 24, 3), 90, np.uint8), 80))
@@ -100,6 +101,24 @@ def header(message: object = "pi1", **fields: object) -> bytes:
 def open_descriptors() -> int:
     """Count the files, sockets and pipes that this process has open."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def said_after_fork(*calls: Callable[[], object]) -> list[str]:
+    """Return which error each call raises in a process that is forked now; one that hangs is killed."""
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        signal.alarm(round(WAIT_S))
+        for call in calls:
+            try:
+                call()
+            except StreamerError as error:
+                os.write(writer, f"{error}\n".encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        lines = said.read().splitlines()
+    assert os.waitpid(child, 0)[1] == 0
+    return lines
 
 
 def compute(for_s: float) -> None:

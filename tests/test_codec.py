@@ -189,6 +189,11 @@ def test_greyscale(library: str, shape: tuple[int, ...]) -> None:
     assert difference(decoded, np.dstack([grey] * 3)) < 3
 
 
+def test_of_four_channels_the_last_is_left_out(library: str) -> None:
+    image = np.dstack([gradient(48, 64), np.full((48, 64), 9, np.uint8)])
+    assert difference(codec.decode_jpeg(codec.encode_jpeg(image, 95)), gradient(48, 64)) < 6
+
+
 @pytest.mark.parametrize("at_least", [(1, 1), (80, 60), (81, 60), (160, 120), (300, 230), (640, 480), (2000, 10)])
 def test_large_picture_may_come_out_smaller(library: str, at_least: tuple[int, int]) -> None:
     jpeg = codec.encode_jpeg(gradient(480, 640), 95)
@@ -277,7 +282,7 @@ def test_simplejpeg_is_preferred_since_it_notices_damage() -> None:
     [
         (np.zeros((4, 6, 3), "float32"), "this is float32 of 4x6x3"),
         (np.zeros((4, 6), ">u2"), "this is >u2 of 4x6"),
-        (np.zeros((4, 6, 4), "uint8"), "this is uint8 of 4x6x4"),
+        (np.zeros((4, 6, 5), "uint8"), "this is uint8 of 4x6x5"),
         (np.zeros((4, 6, 2), "uint8"), "this is uint8 of 4x6x2"),
         (np.zeros(4, "uint8"), "this is uint8 of 4"),
         (np.zeros((1, 4, 6, 3), "uint8"), "this is uint8 of 1x4x6x3"),

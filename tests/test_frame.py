@@ -116,7 +116,7 @@ def test_array_is_a_view_that_cannot_be_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "array", [np.zeros((4, 6, 3), "float32"), np.zeros((4, 6), ">u2"), np.zeros((4, 6, 4), "uint8")]
+    "array", [np.zeros((4, 6, 3), "float32"), np.zeros((4, 6), ">u2"), np.zeros((4, 6, 2), "uint8")]
 )
 def test_array_that_no_jpeg_can_show(array: np.ndarray[Any, Any]) -> None:
     frame = of_array(array)

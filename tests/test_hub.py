@@ -28,7 +28,7 @@ from streamer.refusals import Refusals
 from streamer.sender import Sender
 from streamer.transport import Replier
 from tests.conftest import HubClock, Keys, until
-from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, open_descriptors, picture, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, open_descriptors, picture, raw, said_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -687,6 +687,13 @@ def test_a_failure_is_told_to_whoever_looks(
     with pytest.raises(TransportError, match="the hub has failed: a bug"):
         next(iter(hub))
     assert caplog.messages == ["the hub has failed"]
+
+
+def test_a_hub_of_another_process_says_so(hub: Hub) -> None:
+    """Its receiving thread is not there: who waits for a frame would wait for ever, and the newest stay the same."""
+    said = said_after_fork(lambda: next(iter(hub)), lambda: hub.latest("pi1"), hub.cameras, hub.open_mailbox, hub.close)
+    assert said == 4 * ["the hub was made before this process was forked: make one in each"]
+    assert hub.cameras() == []
 
 
 # -- restart

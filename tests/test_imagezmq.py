@@ -7,6 +7,7 @@ import json
 import math
 import threading
 import time
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
 
 import imagezmq as stock
@@ -15,11 +16,23 @@ import pytest
 import zmq
 
 import streamer
-from streamer import imagezmq
+from streamer import imagezmq, transport, wire
 from streamer.errors import TransportError, WireError
 from streamer.imagezmq import ImageHub, ImageSender
 from tests.conftest import until
-from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, open_descriptors, picture, raw
+from tests.peers import (
+    JPEG,
+    LOCAL,
+    WAIT_S,
+    Program,
+    RawHub,
+    header,
+    listener,
+    open_descriptors,
+    picture,
+    raw,
+    said_after_fork,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,11 +69,14 @@ def sender(address: str) -> Iterator[ImageSender]:
 @pytest.mark.parametrize("name", ["ImageSender", "ImageHub"])
 def test_signatures_are_stocks(name: str) -> None:
     ours, theirs = getattr(streamer, name), getattr(stock, name)
-    methods = [method for method in vars(theirs) if not method.startswith(("_", "init_")) and "reqrep" not in method]
-    for method in ["__init__", *(method for method in methods if "pubsub" not in method)]:
+    for method in ["__init__", *(method for method in vars(theirs) if not method.startswith(("_", "init_")))]:
         expected = inspect.signature(getattr(theirs, method)).parameters.values()
         actual = inspect.signature(getattr(ours, method)).parameters.values()
         assert [(each.name, each.default) for each in actual] == [(each.name, each.default) for each in expected]
+
+
+def test_zmq_is_to_be_had_from_it_as_from_stock() -> None:
+    assert streamer.zmq is stock.zmq
 
 
 @both
@@ -148,6 +164,12 @@ def test_a_label_that_cannot_be_sent_is_told(label: object, sender: ImageSender)
         sender.send_jpg(label, JPEG)
 
 
+@pytest.mark.parametrize("picture", [None, JPEG, [[1, 2], [3, 4]]], ids=["nothing", "bytes", "list"])
+def test_what_is_no_array_is_told(picture: Any, sender: ImageSender) -> None:
+    with pytest.raises(WireError, match=f"no array: {type(picture).__name__}"):
+        sender.send_image("pi1", picture)
+
+
 def test_sockets_and_contexts_are_there_to_be_used(sender: ImageSender, hub: ImageHub) -> None:
     for end in (sender, hub):
         assert isinstance(end.zmq_socket, zmq.Socket)
@@ -182,6 +204,17 @@ def test_every_camera_of_one_program_is_counted_on_its_own(pool: ThreadPoolExecu
         assert [(status.name, status.frames, status.lost) for status in hub.cameras()] == [("pi1", 2, 0), ("pi2", 3, 0)]
 
 
+def test_what_a_hub_does_not_take_is_told_once(pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture) -> None:
+    with streamer.Hub(LOCAL) as hub, ImageSender(hub.endpoint or "") as sender:
+        replies = [
+            pool.submit(sender.send_jpg, label, JPEG).result(WAIT_S)
+            for label in ("front door", "front door", "pi1", "front door")
+        ]
+        assert [reply and reply[:3] for reply in replies] == [b"ERR", b"ERR", b"OK", b"ERR"]
+        told = [line for line in caplog.messages if "refuses" in line]
+        assert told == [f"{hub.endpoint} refuses the frames: camera name must be {wire.NAME_RULE}"]
+
+
 def test_of_labels_without_end_the_oldest_are_forgotten(address: str, pool: ThreadPoolExecutor) -> None:
     with ImageSender(address) as sender, RawHub(address) as hub:
         counts = []
@@ -192,6 +225,36 @@ def test_of_labels_without_end_the_oldest_are_forgotten(address: str, pool: Thre
             reply.result(WAIT_S)
             counts.append(fields["seq"])
     assert counts == [*[0] * 1025, 1, 0]
+
+
+@pytest.mark.parametrize("pattern", ["req", "pub"])
+def test_threads_that_share_a_sender_take_turns(pattern: str, address: str) -> None:
+    """In a process of its own: without turns libzmq aborts it."""
+    program = f"""
+import threading, numpy, streamer
+sender = streamer.ImageSender({address!r}, REQ_REP={pattern == "req"})
+def send(name):
+    for number in range(300):
+        sender.send_image(name, numpy.full((8, 8), number % 256, "uint8"))
+threads = [threading.Thread(target=send, args=(f"pi{{number}}",)) for number in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("sent")
+"""
+    with Program("-c", program) as senders:
+        if pattern == "req":
+            with ImageHub(address) as hub:
+                hub.zmq_socket.RCVTIMEO = round(WAIT_S * 1000)
+                came: dict[str, list[int]] = {}
+                for _ in range(1200):
+                    name, image = hub.recv_image()
+                    came.setdefault(name, []).append(int(image[0, 0]))
+                    hub.send_reply()
+                assert came == {f"pi{number}": [at % 256 for at in range(300)] for number in range(4)}
+                assert senders.end() == 0
+        assert senders.end() == 0
 
 
 # -- rubbish
@@ -281,6 +344,20 @@ def test_the_time_out_recipe_of_imagezmqs_documentation_works(
     sender.close()
 
 
+def test_options_that_let_req_ask_again_may_be_set(sender: ImageSender, address: str, pool: ThreadPoolExecutor) -> None:
+    sender.zmq_socket.setsockopt(zmq.REQ_RELAXED, 1)
+    sender.zmq_socket.REQ_CORRELATE = 1
+    sender.zmq_socket.RCVTIMEO = 300
+    with pytest.raises(zmq.Again):
+        sender.send_jpg("pi1", JPEG)
+    sender.zmq_socket.RCVTIMEO = round(WAIT_S * 1000)
+    reply = pool.submit(sender.send_jpg, "pi2", JPEG)
+    with ImageHub(address) as hub:
+        assert hub.recv_jpg()[0] == "pi2"
+        hub.send_reply()
+        assert reply.result(WAIT_S) == b"OK"
+
+
 @both
 def test_a_receive_time_out_alone_ends_the_wait_for_a_hub(library: Any, address: str) -> None:
     with library.ImageSender(address) as sender:
@@ -299,6 +376,33 @@ def test_a_hubs_time_out_is_kept(req_rep: bool, address: str) -> None:
             with pytest.raises(zmq.Again):
                 receive()
             assert 0.19 <= time.monotonic() - began < 5
+
+
+def test_the_want_of_a_hub_is_told_once_it_has_lasted(
+    address: str,
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(transport, "_SILENT_S", 0.1)
+    monkeypatch.setattr(transport, "_REMIND_S", 0.1)
+    named = "tcp://nobody.invalid:5555"
+    with ImageSender(address) as sender, ImageSender(named) as lost:
+        lost.zmq_socket.RCVTIMEO = 1000
+        with pytest.raises(zmq.Again):
+            lost.send_jpg("pi1", JPEG)
+        until(lambda: any(f"no hub answers at {named}, which has a name" in line for line in caplog.messages))
+        reply = pool.submit(sender.send_jpg, "pi1", JPEG)
+        want = f"no hub answers at {address}; waiting for one"
+        until(lambda: caplog.messages.count(want) >= 2)
+        with ImageHub(address) as hub:
+            hub.recv_jpg()
+            until(lambda: sender._end._met)  # type: ignore[union-attr]
+            told = caplog.messages.count(want)
+            assert not wait([reply], 0.3).done, "it may take its time to reply"
+            hub.send_reply()
+            assert reply.result(WAIT_S) == b"OK"
+        assert caplog.messages.count(want) == told
 
 
 # -- what a hub says
@@ -428,6 +532,40 @@ def test_closing_waits_for_nobody(address: str) -> None:
         end.close()
         assert end.zmq_socket.closed
     assert time.monotonic() - began < 2
+
+
+@both
+@pytest.mark.parametrize("answered", [True, False])
+def test_what_closes_the_socket_and_ends_the_context_by_hand_does_not_hang(
+    library: Any, answered: bool, address: str, pool: ThreadPoolExecutor
+) -> None:
+    sender, hub = library.ImageSender(address), library.ImageHub(address)
+    sender.zmq_socket.setsockopt(zmq.LINGER, 0)
+    sender.zmq_socket.setsockopt(zmq.RCVTIMEO, round(WAIT_S * 1000) if answered else 300)
+    reply = pool.submit(sender.send_image, "pi1", picture(1))
+    if answered:
+        hub.recv_image()
+        hub.send_reply()
+        reply.result(WAIT_S)
+    else:
+        with pytest.raises(zmq.Again):
+            reply.result(WAIT_S)
+    for end in (sender, hub):
+        end.zmq_socket.close(0)
+        pool.submit(end.zmq_context.term).result(WAIT_S)
+        assert end.zmq_context.closed
+        end.close()
+
+
+def test_after_a_fork_those_of_the_other_process_say_so(sender: ImageSender, hub: ImageHub) -> None:
+    published = ImageSender(LOCAL, REQ_REP=False)
+    calls = [lambda end=end: end.send_jpg("pi1", JPEG) for end in (sender, published)]
+    said = said_after_fork(*calls, hub.recv_jpg, hub.recv_image, *(end.close for end in (sender, published, hub)))
+    assert said == [
+        f"the {what} was made before this process was forked: make one in each"
+        for what in ("sender", "sender", "hub", "hub")
+    ]
+    published.close()
 
 
 def test_hubs_that_come_and_go_are_asked_again(address: str, sender: ImageSender, pool: ThreadPoolExecutor) -> None:

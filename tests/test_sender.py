@@ -29,7 +29,7 @@ from streamer.transport import Poller, Requester
 from streamer.wall import Wall
 from tests.chaos.line import Line
 from tests.conftest import Keys, until
-from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, listener, open_descriptors, picture, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, listener, open_descriptors, picture, raw, said_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -681,17 +681,8 @@ def test_a_page_is_no_hub_and_that_is_told_once(
 
 def test_a_sender_of_another_process_says_so(hub: RawHub) -> None:
     with Sender(hub.endpoint, "pi1") as sender:
-        reader, writer = os.pipe()
-        if not (child := os.fork()):
-            try:
-                sender.send(JPEG)
-            except TransportError as error:
-                os.write(writer, str(error).encode())
-            os._exit(0)
-        os.waitpid(child, 0)
-        os.close(writer)
-        with os.fdopen(reader) as told:
-            assert told.read() == "the sender was made before this process was forked: make one in each"
+        said = said_after_fork(lambda: sender.send(JPEG), sender.close)
+        assert said == ["the sender was made before this process was forked: make one in each"]
         sender.send(JPEG)
         hub.take()
 

@@ -156,6 +156,11 @@ def test_arrays_are_shown_as_they_are(shape: tuple[int, ...]) -> None:
     assert image.shape in {(4, 6), (4, 6, 3)}
 
 
+def test_of_four_channels_the_last_is_not_shown() -> None:
+    frame = Frame("pi1", bytes(range(96)), 6, 4, 0, "uint8", (4, 6, 4))
+    np.testing.assert_array_equal(picture_for(frame, 6, 4), frame.image[:, :, :3])
+
+
 @pytest.mark.parametrize(
     ("frame", "why"),
     [
