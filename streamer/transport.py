@@ -204,6 +204,14 @@ def _address(part: zmq.Frame) -> str | None:
     return None if address.startswith("localhost:") else address.removeprefix("::ffff:") or None
 
 
+def _descriptor(part: zmq.Frame) -> int:
+    """Return the descriptor of the connection that a part came by; -1 where libzmq has none, as of a peer of ZMTP 2."""
+    try:
+        return int(part.get(_SRCFD))
+    except zmq.ZMQError:
+        return -1
+
+
 def _key(part: zmq.Frame) -> str | None:
     """Return the key by which the door let the peer in that sent a part; None when it needed none."""
     key = str(part.get("User-Id"))
@@ -569,7 +577,7 @@ class Replier:
             address = self._lately[route]
         else:
             address = _address(parts[-1])
-            if self.door and self.door.connections.heard(int(parts[-1].get(_SRCFD))):
+            if self.door and self.door.connections.heard(_descriptor(parts[-1])):
                 self._lately[route] = address
         if len(parts) == 3 and not len(parts[0]):
             return Received(route, (parts[1].bytes, parts[2].buffer), address, key)

@@ -148,6 +148,22 @@ def test_no_parts_at_all_are_refused(hub: Hub) -> None:
         assert peer.recv_multipart() == [b"", b"ERR a message must have two parts, header and payload"]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [b"\1\0" + b"\1\1\5\1head\5\0body", b"\xff" + bytes(8) + b"\x7f\1\5\0\0" + b"\1\0\1\4head\0\4body"],
+    ids=["ZMTP 1", "ZMTP 2"],
+)
+def test_a_peer_of_an_old_protocol_is_answered_like_any_other(hub: Hub, good: Good, said: bytes) -> None:
+    assert hub.endpoint
+    with dial(hub.endpoint) as old:
+        old.sendall(said)
+        answer = b""
+        while b"ERR header is not JSON" not in answer and (got := old.recv(1000)):
+            answer += got
+        assert answer.endswith(b"ERR header is not JSON")
+    good.goes_on()
+
+
 def test_a_message_of_200_mb_is_told_why_it_is_refused(hub: Hub, good: Good) -> None:
     assert hub.endpoint
     before = resident_mb()
