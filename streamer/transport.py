@@ -7,6 +7,7 @@ the classes locks: a socket belongs to the thread that uses it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import logging
 import math
@@ -123,6 +124,15 @@ def _open(context: zmq.Context[zmq.Socket[bytes]], kind: int, options: Mapping[A
     for option, value in {**_OPTIONS, **options}.items():
         socket.setsockopt(option, value)
     return socket
+
+
+def _seed() -> None:
+    """Have libzmq begin to number a ROUTER's peers where nobody knows.
+
+    It does so by C's `rand`, which gives the same in every process unless somebody has seeded it; and it aborts the
+    process when a peer has claimed the number that the next one gets.
+    """
+    ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "big"))
 
 
 def _check_port(endpoint: str) -> None:
@@ -531,6 +541,7 @@ class Replier:
                 zmq.CURVE_SECRETKEY: keys.to_bytes(pair.secret),
                 zmq.ZAP_DOMAIN: _ENCRYPTED,
             }
+        _seed()
         self.socket = _open(self.context, zmq.ROUTER, {**options, **curve})
         self.door = _Door(self.context, self.socket, allowed) if guarded or curve else None
         try:
