@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import gzip
 import os
 import re
 import resource
@@ -555,7 +556,7 @@ def test_time_to_ask_again_begins_when_the_answer_has_gone() -> None:
             entrance.watch(now)
             return web.Response()
 
-        await entrance.middleware(mock.Mock(protocol=connection.inner), answer)
+        await entrance.middleware(mock.Mock(protocol=connection.inner, headers={}), answer)
         entrance.watch(now)
         assert not wire.is_ended
         entrance.watch(now + door.ASK_WITHIN_S + 1)
@@ -663,6 +664,45 @@ def test_forms_of_a_megabyte_hold_up_nobody(wall: Wall) -> None:
         assert is_let_in(wall)
         assert time.monotonic() - began < 1
         assert crowd[0].recv(1000).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n",
+        b"POST /login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n",
+    ],
+    ids=["head", "extension of a chunk", "body of what has none"],
+)
+def test_a_request_without_an_end_is_ended(
+    wall: Wall, good: Good, caplog: pytest.LogCaptureFixture, head: bytes
+) -> None:
+    before = resident_mb()
+    with dial(wall.port) as stranger, pytest.raises(ConnectionError):  # noqa: PT012 - it ends while we send
+        stranger.sendall(head)
+        for number in range(1_000_000):
+            stranger.sendall(b"x%d: y\r\n" % number if head.startswith(b"GET / ") else b"x" * 1000)
+    assert resident_mb() < before + 20
+    until(lambda: "refused 1 from 127.0.0.2: " in caplog.text)
+
+
+def test_a_form_must_say_how_long_it_is_and_is_never_unpacked(wall: Wall) -> None:
+    form = gzip.compress(b"password=cameras!")
+    length = b"Content-Length: %d" % len(form)
+    for said, body, status in ((b"Transfer-Encoding: chunked", b"", b"411"), (length, form, b"403")):
+        with dial(wall.port) as stranger:
+            head = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\n%b\r\n\r\n" % said
+            stranger.sendall(head + body)
+            assert stranger.recv(1000)[9:12] == status
+
+
+def test_who_asks_on_and_on_before_he_has_his_answers_is_let_go(wall: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "_ASKED_AT_ONCE_MAX", 3)
+    with dial(wall.port) as stranger:
+        stranger.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
+        assert is_ended(stranger)
+    assert is_let_in(wall)
 
 
 def test_guesses_that_come_all_at_once_are_no_more(wall: Wall) -> None:

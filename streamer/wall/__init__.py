@@ -192,6 +192,7 @@ class Wall:
             Protocol,
             server,
             loop=self._loop,
+            auto_decompress=False,  # a megabyte would become a gigabyte
             access_log=None,  # type: ignore[arg-type] # what the library calls none
             logger=self._door.logger,
         )

@@ -46,6 +46,7 @@ CLIENTS = 1024
 BODY_MAX_BYTES = 16 * 1024  # of a request; only the form has one
 _SOCKET_MODE = 0o660
 _FORM_WITHIN_S = 10.0
+_ASKED_AT_ONCE_MAX = 100  # browsers ask once, and wait
 _FIELDS_MAX = 16  # of the form, which has three
 # By route, not by path: what is open is decided by the handler that will run. The static files are in every release.
 _OPEN = {"/healthz", "/login", "/logout", "/static/{file}"}
@@ -250,7 +251,16 @@ class Access:
 
 
 class Protocol(web.RequestHandler):
-    """The web library's, but for its answers to what is no request: they pass no middleware, and no `add_headers`."""
+    """The web library's, but for its answers to what is no request: they pass no middleware, and no `add_headers`.
+
+    And a peer that goes on asking before it has its answers is let go: the library would take note of any number.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        """Take what a peer says."""
+        super().data_received(data)
+        if len(self._messages) > _ASKED_AT_ONCE_MAX:
+            self.force_close()
 
     def handle_error(
         self,
