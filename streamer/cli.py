@@ -816,8 +816,8 @@ def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:
     table: list[tuple[str, ...]] = [head]
     for row in rows:
         size = f"{row['width']}x{row['height']}" if row["width"] else "-"
-        wanted, error = row.get("wanted_fps"), row.get("latency_error_ms")
-        latency = "-" if error is None else f"{row['latency_ms']:.1f} ±{max(0.1, error):.1f}"
+        wanted, latency_ms, error = row.get("wanted_fps"), row.get("latency_ms"), row.get("latency_error_ms")
+        latency = "-" if latency_ms is None or error is None else f"{latency_ms:.1f} ±{max(0.1, error):.1f}"
         version, plus, build = (row.get("release") or "-").partition("+")
         table.append(
             (
@@ -829,7 +829,7 @@ def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:
                 str(row["frames"]),
                 str(row["dropped"]),
                 str(row["lost"]),
-                number(row.get("reconnects"), "d"),
+                number(row.get("reconnects"), ""),
                 size,
                 f"{row['bytes_per_s'] / 1000:.0f}",
                 row["address"] or "-",
