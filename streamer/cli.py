@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import streamer
-from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError, TransportError
+from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError, TransportError, one_line
 from streamer.systemd import Notifier
 
 if TYPE_CHECKING:
@@ -134,13 +134,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _complain(error: StreamerError, status: int) -> int:
     with contextlib.suppress(OSError):  # there is no place left to say it
-        print(f"streamer: {_line(str(error))}", file=sys.stderr)
+        print(f"streamer: {one_line(str(error))}", file=sys.stderr)
     return status
-
-
-def _line(text: str) -> str:
-    """Make a text one line, whatever the names in it are."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 class _UnprintedError(StreamerError):
@@ -184,7 +179,7 @@ class _Parser(argparse.ArgumentParser):
         """Say it and end the process."""
         for theirs, ours in _PHRASES.items():
             message = re.sub(f"^{theirs}$", ours, message)
-        self.exit(_USAGE, f"{self.prog}: {_line(message)} ({self.prog} --help)\n")
+        self.exit(_USAGE, f"{self.prog}: {one_line(message)} ({self.prog} --help)\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is sys.stdout:
