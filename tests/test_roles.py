@@ -700,6 +700,17 @@ def evaluated(directory: Path, expression: str, variables_of: list[dict[str, Any
     return [json.loads(value) for value in re.findall(r"VALUE (.*?) END", done.stdout.replace("\\", ""))]
 
 
+@pytest.mark.parametrize("file", ["roles/streamer/tasks/failed.yml", "playbooks/tasks/missing.yml"])
+def test_a_journal_is_told_without_what_a_terminal_obeys(tmp_path: Path, file: str) -> None:
+    said = load(ROOT / file)[-1]["ansible.builtin.fail"]["msg"]
+    journal = {"stdout": "it's \xe4 day\x1b[2J\x9b31m\nand\rthe end\x07"}
+    variables = {"said": said, "inventory_hostname": "pi1", "journal": journal, "_streamer_journal": journal}
+    variables |= {"streamer_units": ["streamer-hub"], "streamer_state": "started", "streamer_why": "it failed"}
+    variables |= {"plan": {"hub": "hub"}, "answer": {"stderr": ""}, "state": "GONE"}
+    variables |= {"told": ["it's \xe4 day?[2J?31m", "and?the end?"]}
+    assert evaluated(tmp_path, "said.splitlines()[-2:] == told", [variables]) == [True]
+
+
 def test_what_an_ini_inventory_gives_as_text_is_understood(tmp_path: Path) -> None:
     values = (False, "false", "no", True, "true")
     node = load(ROOT / "roles/node/vars/main.yml") | {"node_journal_max": "200M"}
