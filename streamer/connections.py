@@ -56,14 +56,15 @@ class Connections:
     def began(self, descriptor: int) -> tuple[str | None, str] | None:
         """Take note of a connection; when there are too many, end one, and return whose and why.
 
-        It is the newest one of the address that has most: a stranger who takes all that there are gets nobody else's.
+        It is the newest one of the address that has most, of several the one that came last: a stranger who takes all
+        that there are, from however many addresses, gets nobody else's.
         """
         self.ended(descriptor)  # should its end not have been told
         address = _ask(descriptor, _address)
         self._open[descriptor] = self._of_address[address][descriptor] = _Connection(address)
         if len(self._open) <= self._most:
             return None
-        crowd = max(self._of_address, key=lambda each: len(self._of_address[each]))
+        crowd = max(reversed(self._of_address), key=lambda each: len(self._of_address[each]))
         theirs = self._of_address[crowd]
         self._end(next((each for each in reversed(theirs) if not theirs[each].has_sent), next(reversed(theirs))))
         return crowd, f"of {self._most} connections it has most"

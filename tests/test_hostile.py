@@ -345,6 +345,13 @@ def test_where_all_are_cameras_the_newest_of_the_crowd_goes(doorstep: Doorstep) 
     assert [lives(*each) for each in (*cameras, newcomer)] == [True, False, True]
 
 
+def test_who_comes_from_many_addresses_costs_no_camera_either(doorstep: Doorstep) -> None:
+    camera, stranger = doorstep.begin("127.0.0.3"), doorstep.begin("127.0.0.4")
+    doorstep.connections.heard(camera[1].fileno())
+    one_more = doorstep.begin("127.0.0.5")
+    assert [lives(*each) for each in (camera, stranger, one_more)] == [True, True, False]
+
+
 def test_an_end_that_was_not_told_is_noticed_when_the_descriptor_is_used_again(doorstep: Doorstep) -> None:
     _, ours = doorstep.begin()
     _, others = doorstep.accept("127.0.0.3")
