@@ -499,12 +499,38 @@ class Requester:
         _end(self.context)
 
 
-class Replier:
+class _Guarded:
+    """A receiving end whose connections may be watched.
+
+    If they are, `weigh` is to be called a few times a second, and `admit` whenever a Poller that watches this end
+    wakes, and again for as long as this end is `crowded`.
+    """
+
+    door: _Door | None = None
+
+    def admit(self) -> list[tuple[str | None, str]]:
+        """Let in some of the peers that wait and may come in, and go on to weigh what lies unfinished.
+
+        Returns:
+            The address of each that may not come in, or whose message has no end, if known, and why.
+        """
+        return [*self.door.answer(), *self.door.connections.look()] if self.door else []
+
+    @property
+    def crowded(self) -> bool:
+        """Whether `admit` has left something to do, so that no frame waits for all of it."""
+        return self.door is not None and (self.door.crowded or self.door.connections.is_looking)
+
+    def weigh(self) -> None:
+        """Begin to look for connections whose messages have no end; `admit` goes on with it."""
+        if self.door:
+            self.door.connections.begin_look()
+
+
+class Replier(_Guarded):
     """The receiving end of request and reply: a ROUTER, which serves stock REQ senders and ours on one port.
 
-    With keys, handshakes wait until `admit` is called: to be done whenever a Poller that watches this end wakes, and
-    again for as long as this end is `crowded`. The same goes for one that is guarded, whose `weigh` is to be called a
-    few times a second.
+    With keys, handshakes wait until `admit` is called.
 
     Args:
         endpoint: to bind, `tcp://*:PORT`.
@@ -543,7 +569,8 @@ class Replier:
             }
         _seed()
         self.socket = _open(self.context, zmq.ROUTER, {**options, **curve})
-        self.door = _Door(self.context, self.socket, allowed) if guarded or curve else None
+        if guarded or curve:
+            self.door = _Door(self.context, self.socket, zmq.EVENT_ACCEPTED | _ENDED, allowed)
         try:
             self.endpoint = _bind(self.socket, endpoint)
             if curve and plain_endpoint:
@@ -556,24 +583,10 @@ class Replier:
             self.close()
             raise
 
-    def admit(self) -> list[tuple[str | None, str]]:
-        """Let in some of the peers that wait and may come in, and go on to weigh what lies unfinished.
-
-        Returns:
-            The address of each that may not come in, or whose message has no end, if known, and why.
-        """
-        return [*self.door.answer(), *self.door.connections.look()] if self.door else []
-
-    @property
-    def crowded(self) -> bool:
-        """Whether `admit` has left something to do, so that no frame waits for all of it."""
-        return self.door is not None and (self.door.crowded or self.door.connections.is_looking)
-
     def weigh(self) -> None:
         """Begin to look for connections whose messages have no end; `admit` goes on with it."""
         self._lately.clear()
-        if self.door:
-            self.door.connections.begin_look()
+        super().weigh()
 
     def receive(self, *, wait: bool = False) -> Received | None:
         """Return the next request, or None when there is none now, or in time. What is no request has no parts."""
@@ -624,18 +637,23 @@ class _Door:
     Args:
         context: of the socket that is guarded.
         guarded: it.
+        events: of its connections, that are looked at.
         allowed: the keys that are let in; None where nobody has any.
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], guarded: zmq.Socket[bytes], allowed: AllowList | None
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        guarded: zmq.Socket[bytes],
+        events: int,
+        allowed: AllowList | None = None,
     ) -> None:
         self._allowed = allowed
         self.requests: zmq.Socket[bytes] | None = None
         if allowed is not None:
             self.requests = _open(context, zmq.REP, {})
             self.requests.bind("inproc://zeromq.zap.01")  # where libzmq asks
-        self.monitor = _monitor(guarded, zmq.EVENT_ACCEPTED | _ENDED)
+        self.monitor = _monitor(guarded, events)
         self._guarded = guarded
         self.connections = Connections()
         self.crowded = False  # more wait than were answered at once
@@ -664,7 +682,7 @@ class _Door:
         while left and _option(self.monitor, _EVENTS) & _POLLIN:
             left -= 1
             event, value = _event(self.monitor)
-            if event == zmq.EVENT_ACCEPTED:
+            if event in (zmq.EVENT_ACCEPTED, zmq.EVENT_CONNECTED):
                 if surplus := self.connections.began(value):
                     refused.append(surplus)
             elif event == zmq.EVENT_DISCONNECTED:  # follows a handshake's failure, in the same breath
@@ -731,14 +749,21 @@ class Publisher:
         _end(self.context)
 
 
-class Subscriber:
-    """The receiving end of publish and subscribe: connects to any number of senders."""
+class Subscriber(_Guarded):
+    """The receiving end of publish and subscribe: connects to any number of senders.
 
-    def __init__(self) -> None:
+    Args:
+        guarded: watch the connections.
+    """
+
+    def __init__(self, *, guarded: bool = False) -> None:
         self.context = _context()
         # MAXMSGSIZE: as of a replier; what exceeds it would end the connection, and all that comes by it, untold.
         self.socket = _open(self.context, zmq.SUB, {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: UNFINISHED_MAX_BYTES})
         self.socket.subscribe(b"")
+        if guarded:
+            # Nothing of handshakes: who is no publisher is tried again for ever, and told as one who is silent.
+            self.door = _Door(self.context, self.socket, zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED)
 
     def connect(self, endpoint: str) -> None:
         """Add a sender.
@@ -754,6 +779,8 @@ class Subscriber:
             parts = _receive_parts(self.socket)
         except zmq.Again:
             return None
+        if self.door:
+            self.door.connections.heard(_descriptor(parts[-1]))
         message = (parts[0].bytes, parts[1].buffer) if len(parts) == 2 else None
         return Received(b"", message, _address(parts[-1]))
 
@@ -767,6 +794,8 @@ class Subscriber:
 
     def close(self) -> None:
         """Close at once."""
+        if self.door:
+            self.door.close()
         self.socket.close()
         _end(self.context)
 
@@ -863,6 +892,6 @@ def _sockets(end: Requester | Replier | Subscriber) -> list[zmq.Socket[bytes]]:
     """Return all by which an end has news."""
     if isinstance(end, Requester):
         return [end.socket, end.monitor]
-    if isinstance(end, Replier) and end.door:
+    if end.door:
         return [end.socket, end.door.monitor, *([end.door.requests] if end.door.requests else [])]
     return [end.socket]

@@ -33,7 +33,7 @@ from streamer.sender import Sender
 from streamer.wall import Wall, access, door
 from tests.conftest import until
 from tests.fuzz.targets import HANDSHAKE, framed
-from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, listener, raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,6 +196,21 @@ def test_a_message_without_an_end_is_ended_and_told(
         while b"ERR a message must have two parts" not in slow.recv(1000):
             pass
     until(lambda: hub.refused == 2)  # counted after the reply
+
+
+def test_what_is_subscribed_to_and_has_no_end_is_ended_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connections, "UNFINISHED_MAX_BYTES", 20_000_000)
+    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 3) + b"PUB"
+    with listener() as (server, endpoint), Hub(None, subscribe=endpoint):
+        with server.accept()[0] as publisher:
+            publisher.sendall(NULL_GREETING + bytes([4, len(ready)]) + ready)
+            with pytest.raises(ConnectionError):  # noqa: PT012 - it ends while we send
+                while True:
+                    publisher.sendall(b"\x03" + struct.pack(">Q", 100_000) + bytes(100_000))
+                    time.sleep(0.0005)
+        until(lambda: re.search(r"refused 1 from 127.0.0.1: its message had no end after \d+ MB", caplog.text))
 
 
 # -- connections

@@ -193,7 +193,7 @@ def test_port_in_use_is_told_in_one_line_and_leaks_nothing(
 def test_malformed_address_is_an_error_that_names_it(kind: type[End], endpoint: str, subscriber: Subscriber) -> None:
     right = "an address is tcp://HOST:PORT, as in tcp://hub:5555"
     with pytest.raises(TransportError, match=f"cannot (listen on|connect to) {endpoint}: .*: {right}"):
-        subscriber.connect(endpoint) if kind is Subscriber else kind(endpoint)  # type: ignore[call-arg]
+        subscriber.connect(endpoint) if kind is Subscriber else kind(endpoint)  # type: ignore[arg-type, call-arg]
 
 
 def test_ipc_peers_have_no_address(tmp_path: Path) -> None:
