@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import streamer
-from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError, TransportError
+from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError, TransportError, one_line
 from streamer.systemd import Notifier
 
 if TYPE_CHECKING:
@@ -135,13 +135,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _complain(error: StreamerError, status: int) -> int:
     with contextlib.suppress(OSError):  # there is nowhere else to say it
-        print(f"streamer: {_line(str(error))}", file=sys.stderr)
+        print(f"streamer: {one_line(str(error))}", file=sys.stderr)
     return status
-
-
-def _line(text: str) -> str:
-    """Escape what is not printable, line ends for example, as in odd file names."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 class _UnprintedError(StreamerError):
@@ -185,7 +180,7 @@ class _Parser(argparse.ArgumentParser):
         """Print the message and exit."""
         for theirs, ours in _PHRASES.items():
             message = re.sub(f"^{theirs}$", ours, message)
-        self.exit(_USAGE, f"{self.prog}: {_line(message)} ({self.prog} --help)\n")
+        self.exit(_USAGE, f"{self.prog}: {one_line(message)} ({self.prog} --help)\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is sys.stdout:
@@ -829,8 +824,8 @@ def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:
     table: list[tuple[str, ...]] = [head]
     for row in rows:
         size = f"{row['width']}x{row['height']}" if row["width"] else "-"
-        wanted, error = row.get("wanted_fps"), row.get("latency_error_ms")
-        latency = "-" if error is None else f"{row['latency_ms']:.1f} ±{max(0.1, error):.1f}"
+        wanted, latency_ms, error = row.get("wanted_fps"), row.get("latency_ms"), row.get("latency_error_ms")
+        latency = "-" if latency_ms is None or error is None else f"{latency_ms:.1f} ±{max(0.1, error):.1f}"
         version, plus, build = (row.get("release") or "-").partition("+")
         table.append(
             (
@@ -842,7 +837,7 @@ def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:
                 str(row["frames"]),
                 str(row["dropped"]),
                 str(row["lost"]),
-                number(row.get("reconnects"), "d"),
+                number(row.get("reconnects"), ""),
                 size,
                 f"{row['bytes_per_s'] / 1000:.0f}",
                 row["address"] or "-",

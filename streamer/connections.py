@@ -56,15 +56,15 @@ class Connections:
     def began(self, descriptor: int) -> tuple[str | None, str] | None:
         """Add a connection. If there are too many, end one, and return its address and the reason.
 
-        That is the newest one of the address with the most, preferably one that has never sent: a stranger who opens
-        all that there are displaces nobody else.
+        That is the newest one of the address with the most; among equal addresses, of the one that came last. So a
+        stranger who opens all that there are, from however many addresses, displaces nobody else.
         """
         self.ended(descriptor)  # in case its end was not reported
         address = _ask(descriptor, _address)
         self._open[descriptor] = self._of_address[address][descriptor] = _Connection(address)
         if len(self._open) <= self._most:
             return None
-        crowd = max(self._of_address, key=lambda each: len(self._of_address[each]))
+        crowd = max(reversed(self._of_address), key=lambda each: len(self._of_address[each]))
         theirs = self._of_address[crowd]
         self._end(next((each for each in reversed(theirs) if not theirs[each].has_sent), next(reversed(theirs))))
         return crowd, f"of {self._most} connections it has most"

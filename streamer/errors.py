@@ -34,3 +34,8 @@ class MissingExtraError(StreamerError):
             # OpenCV where the system has no libGL, say: to install it again would not help.
             remedy = f", which is there but does not load: {' '.join(str(error).split())}"
         super().__init__(f"{purpose} needs the extra '{extra}'{remedy}")
+
+
+def one_line(text: str) -> str:
+    """Make a text one line that a terminal and a journal show as it is, whatever is in it."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

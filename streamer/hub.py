@@ -104,7 +104,7 @@ class Hub:
         try:
             for endpoint in [subscribe] if isinstance(subscribe, str) else subscribe:
                 # A context each: libzmq resolves host names of one context in turn, and one may take long.
-                self._subscribers.append(Subscriber())
+                self._subscribers.append(Subscriber(guarded=True))
                 self._subscribers[-1].connect(endpoint)
                 self._silent[self._subscribers[-1]] = endpoint, time.monotonic() + _SILENT_S
             self._waker = Waker()
@@ -235,11 +235,13 @@ class Hub:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def _ends(self) -> list[Replier | Subscriber]:
+        return [*([self._replier] if self._replier else []), *self._subscribers]
+
     def _close_ends(self) -> None:
-        if self._replier:
-            self._replier.close()
-        for subscriber in self._subscribers:
-            subscriber.close()
+        for end in self._ends:
+            end.close()
 
     def _run(self) -> None:
         """Run the receiving thread, the only one that touches the sockets."""
@@ -257,7 +259,7 @@ class Hub:
 
     def _receive(self) -> None:
         poller = Poller(self._waker)
-        ends: list[Replier | Subscriber] = [*([self._replier] if self._replier else []), *self._subscribers]
+        ends = self._ends
         for end in ends:
             poller.watch(end)
         alone = self._replier if not self._subscribers else None
@@ -282,10 +284,11 @@ class Hub:
             if now - ticked >= _TICK_S:
                 ticked = now
                 self._tick(now)
-            if self._replier and (crowded or now - looked >= _LOOK_S):
+            if crowded or now - looked >= _LOOK_S:
                 looked = now
-                self._count(self._replier.admit())
-                crowded = self._replier.crowded
+                for end in ends:
+                    self._count(end.admit())
+                crowded = any(end.crowded for end in ends)
 
     def _receive_waiting(self, ends: Sequence[Replier | Subscriber], now: float) -> bool:
         """Receive what is waiting, at most a batch per socket; return whether there was anything."""
@@ -333,8 +336,8 @@ class Hub:
             self._refusals.add(address, why)
 
     def _tick(self, now: float) -> None:
-        if self._replier:
-            self._replier.weigh()
+        for end in self._ends:
+            end.weigh()
         with self._lock:
             changes = self._presence.tick(now)
         for change in changes:

@@ -8,6 +8,7 @@ import http.client
 import json
 import socket
 import ssl
+import threading
 import urllib.parse
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,18 @@ from streamer.config import read_password
 from streamer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _TIMEOUT_S = 5.0
+_WITHIN_S = 20.0  # for a whole response, however often a little of it arrives
+_TABLE_MAX_BYTES = 4 * 1024 * 1024  # 1,024 cameras take half a megabyte
 # The keys of a row that hubs of every release send.
 _ROW = {"name", "state", "fps", "age_s", "frames", "dropped", "lost", "width", "height", "bytes_per_s", "address"}
+_NEVER_UNKNOWN = {"name", "state", "fps", "frames", "dropped", "lost", "bytes_per_s"}
+_WORDS = {"name", "state", "address", "release", "rival"}
+_NUMBERS = {*(_ROW - _WORDS), "wanted_fps", "latency_ms", "latency_error_ms", "reconnects", "still_s"}
+_NUMBER_MAX = 1e30  # of larger ones not all can be written as others are
 
 
 class Page:
@@ -71,9 +79,11 @@ class Page:
         """
         try:
             with contextlib.closing(self._connect()) as connection:
-                connection.request("GET", self._path, headers=self._headers)
-                answer = connection.getresponse()
-                body = answer.read()
+                connection.connect()
+                with _ended_after(_WITHIN_S, connection.sock):
+                    connection.request("GET", self._path, headers=self._headers)
+                    answer = connection.getresponse()
+                    body = answer.read(_TABLE_MAX_BYTES)
         except ssl.SSLCertVerificationError as error:
             raise ConfigError(
                 f"{self._name}: its certificate is not trusted ({error.verify_message}): give --ca-file FILE with the "
@@ -94,7 +104,7 @@ class Page:
                 raise ConfigError(f"{self._password_file}: has not the password of {self._name}")
             raise ConfigError(f"{self._name} asks for a password: give --password-file FILE")
         if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
-            return None, f"{self._name}: {body.decode(errors='replace').strip()}"
+            return None, f"{self._name}: {body[:200].decode(errors='replace').strip()}"
         return None, f"what answers at {self._name} is no hub (HTTP {answer.status} {answer.reason}){self._hint}"
 
     def _connect(self) -> http.client.HTTPConnection:
@@ -119,14 +129,43 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+@contextlib.contextmanager
+def _ended_after(seconds: float, connection: socket.socket) -> Iterator[None]:
+    """End a connection that takes longer: a time-out of its own is only of each wait for a few bytes."""
+
+    def end() -> None:
+        with contextlib.suppress(OSError):  # it has ended already
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _rows(body: bytes) -> list[dict[str, Any]] | None:
     """Parse the rows of a hub's table; None if it is something else."""
     try:
         rows = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    is_table = isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= _ROW for row in rows)
-    return rows if is_table else None
+    return rows if isinstance(rows, list) and all(map(_is_row, rows)) else None
+
+
+def _is_row(row: Any) -> bool:
+    """Say whether it can be printed as a camera's row; what a later release tells besides may be anything."""
+    return isinstance(row, dict) and row.keys() >= _ROW and all(_is_told(key, value) for key, value in row.items())
+
+
+def _is_told(key: str, value: Any) -> bool:
+    if value is None:
+        return key not in _NEVER_UNKNOWN
+    if key in _WORDS:
+        return isinstance(value, str) and value.isprintable()  # a terminal would obey the rest
+    return key not in _NUMBERS or (isinstance(value, int | float) and abs(value) < _NUMBER_MAX)
 
 
 def _trust(ca_file: Path | None) -> ssl.SSLContext:

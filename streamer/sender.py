@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from streamer import clock, codec, keys, wire
-from streamer.errors import CameraError, ConfigError, TransportError, WireError
+from streamer.errors import CameraError, ConfigError, TransportError, WireError, one_line
 from streamer.mailbox import Mailbox
 from streamer.transport import Poller, Publisher, Requester, Waker, check_process, share_interpreter, with_reason
 from streamer.window import Window
@@ -40,6 +40,7 @@ _LOOK_S = 0.05  # how often all hubs are checked while the first of them replies
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 10.0
 _REMIND_S = 60.0
+_REASON_MAX_BYTES = 300  # of what a hub says, whoever that is
 _log = logging.getLogger(__name__)
 
 
@@ -175,8 +176,8 @@ class _Link:
         refused = reply if reply.startswith(wire.ERROR_PREFIX) else None
         self.refused += refused is not None
         if refused and refused != self._refused:
-            why = refused.removeprefix(wire.ERROR_PREFIX).decode(errors="replace")
-            _log.warning("%s refuses the frames: %s", self.end.endpoint, why)
+            why = refused.removeprefix(wire.ERROR_PREFIX)[:_REASON_MAX_BYTES].decode(errors="replace")
+            _log.warning("%s refuses the frames: %s", self.end.endpoint, one_line(why))
         self._refused = refused
 
     def due(self, now: float) -> bool:

@@ -7,6 +7,7 @@ Every socket comes from `_open`, so that a reopened one has exactly the options 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import logging
 import math
@@ -173,6 +174,15 @@ def _open(context: _Context, kind: int, options: Mapping[Any, int | bytes]) -> _
     return socket
 
 
+def _seed() -> None:
+    """Have libzmq begin to number a ROUTER's peers where nobody knows.
+
+    It does so by C's `rand`, which gives the same in every process unless somebody has seeded it; and it aborts the
+    process when a peer has claimed the number that the next one gets.
+    """
+    ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "big"))
+
+
 def _check_port(endpoint: str) -> None:
     """Reject a port over 65535, which libzmq would take modulo 65536."""
     match = re.fullmatch(r"tcp://.*:(-?[0-9]+)", endpoint)
@@ -250,6 +260,14 @@ def _address(part: zmq.Frame) -> str | None:
         return None
     # On ipc libzmq says "localhost:" and the process.
     return None if address.startswith("localhost:") else address.removeprefix("::ffff:") or None
+
+
+def _descriptor(part: zmq.Frame) -> int:
+    """Return the descriptor of the connection that a part came by; -1 where libzmq has none, as of a peer of ZMTP 2."""
+    try:
+        return int(part.get(_SRCFD))
+    except zmq.ZMQError:
+        return -1
 
 
 def _key(part: zmq.Frame) -> str | None:
@@ -534,11 +552,38 @@ class Requester:
         _end(self.context)
 
 
-class Replier:
+class _Guarded:
+    """A receiving end whose connections may be watched.
+
+    If they are, call `weigh` a few times a second, and `admit` whenever a Poller that watches this end wakes, and
+    repeatedly while it is `crowded`.
+    """
+
+    door: _Door | None = None
+
+    def admit(self) -> list[tuple[str | None, str]]:
+        """Let in some of the waiting peers that are allowed, and continue the check that `weigh` began.
+
+        Returns:
+            (IP address if known, reason) for each peer refused or cut off.
+        """
+        return [*self.door.answer(), *self.door.connections.look()] if self.door else []
+
+    @property
+    def crowded(self) -> bool:
+        """Whether `admit` has left work for another call, so that frames do not wait for all of it."""
+        return self.door is not None and (self.door.crowded or self.door.connections.is_looking)
+
+    def weigh(self) -> None:
+        """Begin to check for connections whose messages do not end; `admit` continues it."""
+        if self.door:
+            self.door.connections.begin_look()
+
+
+class Replier(_Guarded):
     """The receiving end of request/reply: a ROUTER, which serves stock REQ senders and ours on one port.
 
-    With keys, or if `guarded`, call `admit` whenever a Poller that watches this end wakes, and repeatedly while it is
-    `crowded`: handshakes wait for it. And call `weigh` a few times a second.
+    With keys, handshakes wait until `admit` is called.
 
     Args:
         endpoint: to bind, `tcp://*:PORT`.
@@ -575,8 +620,10 @@ class Replier:
                 zmq.ZAP_DOMAIN: _ENCRYPTED,
             }
         self._has_keys = bool(curve)
+        _seed()
         self.socket = _open(self.context, zmq.ROUTER, {**options, **curve})
-        self.door = _Door(self.context, self.socket, allowed) if guarded or curve else None
+        if guarded or curve:
+            self.door = _Door(self.context, self.socket, zmq.EVENT_ACCEPTED | _ENDED, allowed)
         try:
             self.endpoint = _bind(self.socket, endpoint)
             if curve and plain_endpoint:
@@ -589,24 +636,10 @@ class Replier:
             self.close()
             raise
 
-    def admit(self) -> list[tuple[str | None, str]]:
-        """Let in some of the waiting peers that are allowed, and continue the check that `weigh` began.
-
-        Returns:
-            (IP address if known, reason) for each peer refused or cut off.
-        """
-        return [*self.door.answer(), *self.door.connections.look()] if self.door else []
-
-    @property
-    def crowded(self) -> bool:
-        """Whether `admit` has left work for another call, so that frames do not wait for all of it."""
-        return self.door is not None and (self.door.crowded or self.door.connections.is_looking)
-
     def weigh(self) -> None:
         """Begin to check for connections whose messages do not end; `admit` continues it."""
         self._lately.clear()
-        if self.door:
-            self.door.connections.begin_look()
+        super().weigh()
 
     def receive(self, *, wait: bool = False) -> Received | None:
         """Return the next request, or None if there is none now; with `wait`, if none comes in time."""
@@ -621,7 +654,7 @@ class Replier:
             address = self._lately[route]
         else:
             address = _address(parts[-1])
-            if self.door and self.door.connections.heard(int(parts[-1].get(_SRCFD))):
+            if self.door and self.door.connections.heard(_descriptor(parts[-1])):
                 self._lately[route] = address
         if len(parts) == 3 and not len(parts[0]):
             return Received(route, (parts[1].bytes, parts[2].buffer), address, key)
@@ -657,16 +690,17 @@ class _Door:
     Args:
         context: of the guarded socket.
         guarded: the guarded socket.
+        events: of its connections, to monitor.
         allowed: the keys to let in; None without encryption.
     """
 
-    def __init__(self, context: _Context, guarded: _Socket, allowed: AllowList | None) -> None:
+    def __init__(self, context: _Context, guarded: _Socket, events: int, allowed: AllowList | None = None) -> None:
         self._allowed = allowed
         self.requests: zmq.Socket[bytes] | None = None
         if allowed is not None:
             self.requests = _open(context, zmq.REP, {})
             self.requests.bind("inproc://zeromq.zap.01")  # where libzmq asks
-        self.monitor = _monitor(guarded, zmq.EVENT_ACCEPTED | _ENDED)
+        self.monitor = _monitor(guarded, events)
         self.connections = Connections()
         self.crowded = False  # `answer` has left some waiting
         self._at_once = _ANSWERED_AT_ONCE
@@ -694,7 +728,7 @@ class _Door:
         while left and _option(self.monitor, _EVENTS) & _POLLIN:
             left -= 1
             event, value = _event(self.monitor)
-            if event == zmq.EVENT_ACCEPTED:
+            if event in (zmq.EVENT_ACCEPTED, zmq.EVENT_CONNECTED):
                 if surplus := self.connections.began(value):
                     refused.append(surplus)
             elif event == zmq.EVENT_DISCONNECTED:  # directly follows a failed handshake
@@ -755,14 +789,21 @@ class Publisher:
         _end(self.context)
 
 
-class Subscriber:
-    """The receiving end of publish/subscribe: connects to any number of senders."""
+class Subscriber(_Guarded):
+    """The receiving end of publish/subscribe: connects to any number of senders.
 
-    def __init__(self) -> None:
+    Args:
+        guarded: watch the connections.
+    """
+
+    def __init__(self, *, guarded: bool = False) -> None:
         self.context = _context()
         # MAXMSGSIZE: as in Replier; a message over it would silently close the connection.
         self.socket = _open(self.context, zmq.SUB, {zmq.RCVHWM: 4, zmq.MAXMSGSIZE: UNFINISHED_MAX_BYTES})
         self.socket.subscribe(b"")
+        if guarded:
+            # Nothing of handshakes: who is no publisher is tried again for ever, and told as one who is silent.
+            self.door = _Door(self.context, self.socket, zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED)
 
     def connect(self, endpoint: str) -> None:
         """Add a sender.
@@ -778,6 +819,8 @@ class Subscriber:
             parts = _receive_parts(self.socket)
         except zmq.Again:
             return None
+        if self.door:
+            self.door.connections.heard(_descriptor(parts[-1]))
         message = (parts[0].bytes, parts[1].buffer) if len(parts) == 2 else None
         return Received(b"", message, _address(parts[-1]))
 
@@ -791,6 +834,8 @@ class Subscriber:
 
     def close(self) -> None:
         """Close at once."""
+        if self.door:
+            self.door.close()
         self.socket.close()
         _end(self.context)
 
@@ -887,6 +932,6 @@ def _sockets(end: Requester | Replier | Subscriber) -> list[zmq.Socket[bytes]]:
     """Return the sockets on which an end can have news."""
     if isinstance(end, Requester):
         return [end.socket, end.monitor]
-    if isinstance(end, Replier) and end.door:
+    if end.door:
         return [end.socket, end.door.monitor, *([end.door.requests] if end.door.requests else [])]
     return [end.socket]

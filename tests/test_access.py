@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import http.client
+import json
+import math
 import re
 import socket
 import ssl
 import stat
+import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
@@ -18,14 +22,16 @@ import pytest
 from aiohttp import web
 
 import streamer
-from streamer import cli
+from streamer import cli, page
 from streamer.cameras.pattern import Pattern
 from streamer.config import read_password
 from streamer.errors import ConfigError, TransportError
 from streamer.page import UnixConnection
+from streamer.presence import Status
 from streamer.wall import Wall, access
 from streamer.wall.access import Access, Throttle, tls_context, unix_socket
 from tests.conftest import make_certificate, until
+from tests.peers import listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -791,12 +797,55 @@ def test_status_of_what_is_no_page(opened: Wall, capsys: pytest.CaptureFixture[s
         assert re.fullmatch(f"streamer: {error}\n", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("body", ["<html>", "{}", '["pi1"]', '[{"name": "pi1"}]'])
+def table(**told: object) -> str:
+    """A hub's table of one camera, of which it tells something else."""
+    return json.dumps([dataclasses.asdict(Status("pi1", "LIVE")) | told])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html>",
+        "{}",
+        '["pi1"]',
+        '[{"name": "pi1"}]',
+        pytest.param("[" * 100_000, id="deep"),
+        pytest.param(" " * 5_000_000 + "[]", id="long"),
+        table(name=["pi1"]),
+        table(name="pi1\x1b]0;title\x07"),
+        table(release="\n"),
+        table(frames="1"),
+        table(fps=None),
+        table(fps=10**400),
+        table(age_s=math.nan),
+    ],
+)
 def test_status_of_what_is_no_table(
     body: str, opened: Wall, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("streamer.wall._json", lambda _: web.Response(text=body))
     assert status("--hub", f"http://127.0.0.1:{opened.port}/") == 1
+    assert capsys.readouterr().err.endswith("/api/cameras is no hub (HTTP 200 OK)\n")
+
+
+def test_status_of_a_hub_whose_answer_never_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(page, "_WITHIN_S", 0.5)
+    with listener() as (server, endpoint):
+        ended = threading.Event()
+
+        def drip() -> None:
+            with server.accept()[0] as client, suppress(ConnectionError):
+                client.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                while not ended.wait(0.05):
+                    client.sendall(b"a")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        assert status("--hub", endpoint.replace("tcp", "http")) == 1
+        ended.set()
+        thread.join()
     assert capsys.readouterr().err.endswith("/api/cameras is no hub (HTTP 200 OK)\n")
 
 

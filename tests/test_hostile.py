@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import gzip
 import os
 import re
 import resource
@@ -32,7 +33,7 @@ from streamer.sender import Sender
 from streamer.wall import Wall, access, door
 from tests.conftest import until
 from tests.fuzz.targets import HANDSHAKE, framed
-from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, listener, raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,6 +149,22 @@ def test_no_parts_at_all_are_refused(hub: Hub) -> None:
         assert peer.recv_multipart() == [b"", b"ERR a message must have two parts, header and payload"]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [b"\1\0" + b"\1\1\5\1head\5\0body", b"\xff" + bytes(8) + b"\x7f\1\5\0\0" + b"\1\0\1\4head\0\4body"],
+    ids=["ZMTP 1", "ZMTP 2"],
+)
+def test_a_peer_of_an_old_protocol_is_answered_like_any_other(hub: Hub, good: Good, said: bytes) -> None:
+    assert hub.endpoint
+    with dial(hub.endpoint) as old:
+        old.sendall(said)
+        answer = b""
+        while b"ERR header is not JSON" not in answer and (got := old.recv(1000)):
+            answer += got
+        assert answer.endswith(b"ERR header is not JSON")
+    good.goes_on()
+
+
 def test_a_message_of_200_mb_is_told_why_it_is_refused(hub: Hub, good: Good) -> None:
     assert hub.endpoint
     before = resident_mb()
@@ -179,6 +196,21 @@ def test_a_message_without_an_end_is_ended_and_told(
         while b"ERR a message must have two parts" not in slow.recv(1000):
             pass
     until(lambda: hub.refused == 2)  # counted after the reply
+
+
+def test_what_is_subscribed_to_and_has_no_end_is_ended_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connections, "UNFINISHED_MAX_BYTES", 20_000_000)
+    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 3) + b"PUB"
+    with listener() as (server, endpoint), Hub(None, subscribe=endpoint):
+        with server.accept()[0] as publisher:
+            publisher.sendall(NULL_GREETING + bytes([4, len(ready)]) + ready)
+            with pytest.raises(ConnectionError):  # noqa: PT012 - it ends while we send
+                while True:
+                    publisher.sendall(b"\x03" + struct.pack(">Q", 100_000) + bytes(100_000))
+                    time.sleep(0.0005)
+        until(lambda: re.search(r"refused 1 from 127.0.0.1: its message had no end after \d+ MB", caplog.text))
 
 
 # -- connections
@@ -326,6 +358,13 @@ def test_where_all_are_cameras_the_newest_of_the_crowd_goes(doorstep: Doorstep) 
         doorstep.connections.heard(ours.fileno())
     newcomer = doorstep.begin("127.0.0.3")
     assert [lives(*each) for each in (*cameras, newcomer)] == [True, False, True]
+
+
+def test_who_comes_from_many_addresses_costs_no_camera_either(doorstep: Doorstep) -> None:
+    camera, stranger = doorstep.begin("127.0.0.3"), doorstep.begin("127.0.0.4")
+    doorstep.connections.heard(camera[1].fileno())
+    one_more = doorstep.begin("127.0.0.5")
+    assert [lives(*each) for each in (camera, stranger, one_more)] == [True, True, False]
 
 
 def test_an_end_that_was_not_told_is_noticed_when_the_descriptor_is_used_again(doorstep: Doorstep) -> None:
@@ -539,7 +578,7 @@ def test_time_to_ask_again_begins_when_the_answer_has_gone() -> None:
             entrance.watch(now)
             return web.Response()
 
-        await entrance.middleware(mock.Mock(protocol=connection.inner), answer)
+        await entrance.middleware(mock.Mock(protocol=connection.inner, headers={}), answer)
         entrance.watch(now)
         assert not wire.is_ended
         entrance.watch(now + door.ASK_WITHIN_S + 1)
@@ -647,6 +686,45 @@ def test_forms_of_a_megabyte_hold_up_nobody(wall: Wall) -> None:
         assert is_let_in(wall)
         assert time.monotonic() - began < 1
         assert crowd[0].recv(1000).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n",
+        b"POST /login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n",
+    ],
+    ids=["head", "extension of a chunk", "body of what has none"],
+)
+def test_a_request_without_an_end_is_ended(
+    wall: Wall, good: Good, caplog: pytest.LogCaptureFixture, head: bytes
+) -> None:
+    before = resident_mb()
+    with dial(wall.port) as stranger, pytest.raises(ConnectionError):  # noqa: PT012 - it ends while we send
+        stranger.sendall(head)
+        for number in range(1_000_000):
+            stranger.sendall(b"x%d: y\r\n" % number if head.startswith(b"GET / ") else b"x" * 1000)
+    assert resident_mb() < before + 20
+    until(lambda: "refused 1 from 127.0.0.2: " in caplog.text)
+
+
+def test_a_form_must_say_how_long_it_is_and_is_never_unpacked(wall: Wall) -> None:
+    form = gzip.compress(b"password=cameras!")
+    length = b"Content-Length: %d" % len(form)
+    for said, body, status in ((b"Transfer-Encoding: chunked", b"", b"411"), (length, form, b"403")):
+        with dial(wall.port) as stranger:
+            head = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\n%b\r\n\r\n" % said
+            stranger.sendall(head + body)
+            assert stranger.recv(1000)[9:12] == status
+
+
+def test_who_asks_on_and_on_before_he_has_his_answers_is_let_go(wall: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "_ASKED_AT_ONCE_MAX", 3)
+    with dial(wall.port) as stranger:
+        stranger.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
+        assert is_ended(stranger)
+    assert is_let_in(wall)
 
 
 def test_guesses_that_come_all_at_once_are_no_more(wall: Wall) -> None:

@@ -252,6 +252,21 @@ def test_list_of_who_may_send_follows_from_the_inventory_and_from_what_the_hub_k
     assert fleet.allowed_keys(f"{KEY}\n{one}") == fleet.allowed_keys(one) == one, "nothing is known of others"
 
 
+def test_a_camera_whose_key_is_none_or_another_s_is_named_before_a_hub_cannot_read_its_list() -> None:
+    allowed = {"hub": ["pi1", "pi2", "pi3"]}
+    knows = [{"item": "hub", "stdout": f"{OTHER}\n{fleet.allowed_keys('', ['pi1'], {'pi1': KEY})}"}]
+    found = [("pi2", {"sender.key": f"{OTHER} 600 streamer"}), ("pi3", {}), ("hub", {"sender.key": ""})]
+    assert fleet.key_problems(fleet.sender_keys(found), knows, allowed) == []
+    copied = fleet.sender_keys([("pi2", {"sender.key": f"{KEY} 600 streamer"})])
+    assert fleet.key_problems(copied, knows, allowed) == ["pi1 and pi2 have one key, as after a card was copied"]
+    assert fleet.key_problems({"pi1": OTHER, **copied}, knows, allowed) == [], "pi1 has a new one"
+    assert fleet.key_problems({"pi1": KEY, **copied}, [], allowed) == fleet.key_problems(copied, knows, allowed)
+    assert fleet.key_problems({"pi9": "", **copied}, [], allowed) == [], "pi9 sends to no hub that encrypts"
+    for said in ("", "rubbish", f"{KEY}\npi3", "\x1b[31m"):
+        fresh = fleet.sender_keys([("pi2", {"sender.key": f"{said} 600 streamer"})])
+        assert fleet.key_problems(fresh, [], allowed) == ["pi2: what is said to be the public key is none"]
+
+
 def test_lock_is_kept_where_all_operators_look() -> None:
     groups = {"cameras": ["pi1", "pi2"], "hubs": ["desk", "hub"]}
     assert plan(groups)["lock_at"] == "desk"
@@ -683,6 +698,17 @@ def evaluated(directory: Path, expression: str, variables_of: list[dict[str, Any
     )
     assert done.returncode == 0, done.stdout
     return [json.loads(value) for value in re.findall(r"VALUE (.*?) END", done.stdout.replace("\\", ""))]
+
+
+@pytest.mark.parametrize("file", ["roles/streamer/tasks/failed.yml", "playbooks/tasks/missing.yml"])
+def test_a_journal_is_told_without_what_a_terminal_obeys(tmp_path: Path, file: str) -> None:
+    said = load(ROOT / file)[-1]["ansible.builtin.fail"]["msg"]
+    journal = {"stdout": "it's \xe4 day\x1b[2J\x9b31m\nand\rthe end\x07"}
+    variables = {"said": said, "inventory_hostname": "pi1", "journal": journal, "_streamer_journal": journal}
+    variables |= {"streamer_units": ["streamer-hub"], "streamer_state": "started", "streamer_why": "it failed"}
+    variables |= {"plan": {"hub": "hub"}, "answer": {"stderr": ""}, "state": "GONE"}
+    variables |= {"told": ["it's \xe4 day?[2J?31m", "and?the end?"]}
+    assert evaluated(tmp_path, "said.splitlines()[-2:] == told", [variables]) == [True]
 
 
 def test_what_an_ini_inventory_gives_as_text_is_understood(tmp_path: Path) -> None:

@@ -562,6 +562,14 @@ def test_refusal_is_told_once_and_is_a_credit(hub: RawHub, caplog: pytest.LogCap
     assert caplog.messages == [f"{hub.endpoint} refuses the frames: camera \ufffd is not wanted"]
 
 
+def test_refusal_is_told_in_one_short_line_whatever_is_in_it(hub: RawHub, caplog: pytest.LogCaptureFixture) -> None:
+    with Sender(hub.endpoint, "pi1", reply_timeout_s=PATIENT_S) as sender:
+        exchange(sender, hub, b"ERR \x1b[2J\nERROR: all is well" + b"x" * 60_000)
+    (told,) = caplog.messages
+    assert told.startswith(rf"{hub.endpoint} refuses the frames: \x1b[2J\nERROR: all is wellxxx")
+    assert len(told) < 400
+
+
 def test_refusal_that_comes_again_after_a_frame_was_taken_is_told_again(
     hub: RawHub, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -22,7 +22,7 @@ from streamer import wire
 from streamer.errors import TransportError
 from streamer.transport import Poller, Publisher, Replier, Requester, Subscriber, Waker
 from tests.conftest import Keys, until
-from tests.peers import JPEG, LOCAL, WAIT_S, RawHub, header, listener, open_descriptors, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, header, listener, open_descriptors, raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -193,7 +193,7 @@ def test_port_in_use_is_told_in_one_line_and_leaks_nothing(
 def test_malformed_address_is_an_error_that_names_it(kind: type[End], endpoint: str, subscriber: Subscriber) -> None:
     right = "an address is tcp://HOST:PORT, as in tcp://hub:5555"
     with pytest.raises(TransportError, match=f"cannot (listen on|connect to) {endpoint}: .*: {right}"):
-        subscriber.connect(endpoint) if kind is Subscriber else kind(endpoint)  # type: ignore[call-arg]
+        subscriber.connect(endpoint) if kind is Subscriber else kind(endpoint)  # type: ignore[arg-type, call-arg]
 
 
 def test_ipc_peers_have_no_address(tmp_path: Path) -> None:
@@ -594,6 +594,22 @@ def test_closing_does_not_hang_after_more_events_than_a_monitor_holds() -> None:
 
 
 # -- replier
+
+
+NUMBER_OF_THE_FIRST_PEER = """
+import zmq
+from streamer.transport import Replier
+from tests.peers import LOCAL, raw
+replier = Replier(LOCAL)
+with raw(zmq.DEALER, connect=replier.endpoint) as peer:
+    peer.send(b"")
+    print(replier.wait().route.hex(), flush=True)
+"""
+
+
+def test_nobody_knows_by_which_number_the_next_peer_goes() -> None:
+    with Program("-c", NUMBER_OF_THE_FIRST_PEER) as one, Program("-c", NUMBER_OF_THE_FIRST_PEER) as other:
+        assert one.line(0) != other.line(0)
 
 
 @pytest.mark.parametrize(

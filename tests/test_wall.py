@@ -707,9 +707,8 @@ def test_page_that_never_shows_anything_holds_up_no_other(
 
 
 def test_page_that_lies_about_what_it_has_shown_is_let_go(
-    hub: streamer.Hub, wall: Wall, sender: streamer.Sender, monkeypatch: pytest.MonkeyPatch
+    hub: streamer.Hub, wall: Wall, sender: streamer.Sender
 ) -> None:
-    monkeypatch.setattr("streamer.wall._BACKLOG_MAX_BYTES", 1024 * 1024)
     noise = np.random.default_rng(1).integers(0, 255, (480, 640, 3), np.uint8)
     large = encode_jpeg(noise, 95)
 

@@ -648,7 +648,7 @@ def sender_keys(found: list[tuple[str, Mapping[str, str]]]) -> dict[str, str]:
     Args:
         found: hosts, each with what the survey has found on it.
     """
-    return {name: host["sender.key"].split()[0] for name, host in found if host.get("sender.key")}
+    return {name: host["sender.key"].partition(" ")[0] for name, host in found if host.get("sender.key")}
 
 
 def hub_keys(results: list[Mapping[str, Any]]) -> dict[str, str]:
@@ -673,12 +673,40 @@ def allowed_keys(found: str, cameras: list[str] | None = None, fresh: Mapping[st
         cameras: those that may send; None for all that the hub has.
         fresh: the keys that this run has read, by camera; what a hub knows of the others stays.
     """
-    known = {words[0]: words[1] for line in found.splitlines() if len(words := line.split()) == 2 and words[0] != "#"}
-    known |= fresh or {}
-    lines = [f"{name} {known[name]}" for name in (known if cameras is None else cameras) if name in known]
+    lines = [f"{name} {key}" for name, key in _keys_of(found, cameras, fresh or {}).items()]
     return "\n".join(
         ["# Written by Ansible from the inventory: who may send. Deploy to change it.", *sorted(lines), ""]
     )
+
+
+def _keys_of(found: str, cameras: list[str] | None, fresh: Mapping[str, str]) -> dict[str, str]:
+    known = {words[0]: words[1] for line in found.splitlines() if len(words := line.split()) == 2 and words[0] != "#"}
+    known |= fresh
+    return {name: known[name] for name in (known if cameras is None else cameras) if name in known}
+
+
+def key_problems(
+    fresh: Mapping[str, str], results: list[Mapping[str, Any]], allowed: Mapping[str, list[str]]
+) -> list[str]:
+    """Say which cameras would spoil a hub's list of who may send: of one with a wrong line the hub takes nothing.
+
+    Args:
+        fresh: the keys that this run has read, by camera; each is what that host says.
+        results: what the hubs that were asked have answered, their lists among the rest.
+        allowed: by hub, the cameras that may send.
+    """
+    found = {result["item"]: result["stdout"] for result in results}
+    problems = set()
+    for hub, cameras in allowed.items():
+        names_of: dict[str, list[str]] = {}
+        for name, key in sorted(_keys_of(found.get(hub, ""), cameras, fresh).items()):
+            names_of.setdefault(key, []).append(name)
+        for key, names in names_of.items():
+            if not PUBLIC_KEY.fullmatch(key):
+                problems.add(f"{' and '.join(names)}: what is said to be the public key is none")
+            elif len(names) > 1:
+                problems.add(f"{' and '.join(names)} have one key, as after a card was copied")
+    return sorted(problems)
 
 
 class FilterModule:
@@ -694,4 +722,5 @@ class FilterModule:
             "hub_keys": hub_keys,
             "with_keys": with_keys,
             "allowed_keys": allowed_keys,
+            "key_problems": key_problems,
         }

@@ -57,7 +57,7 @@ _CLOSE_S = 0.5
 _COMMAND_MAX_BYTES = 128 * 1024  # of a page's message: the names of 1,024 cameras fit
 _COMMANDS_PER_S = 5000  # of a page: 64 cameras with 60 pictures a second, each acknowledged on its own
 _REASON_MAX_BYTES = 100  # of a WebSocket's close frame, which has room for 123 (RFC 6455, 5.5)
-_BACKLOG_MAX_BYTES = 128 * 1024 * 1024  # a thousand pictures in flight fit
+_BACKLOG_MAX_BYTES = 1024 * 1024  # unread by a page, beside its pictures: two tables of 1,024 cameras
 _PAGES = {"/": "index.html", "/numbers": "numbers.html"}
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
@@ -192,6 +192,7 @@ class Wall:
             Protocol,
             server,
             loop=self._loop,
+            auto_decompress=False,  # a megabyte could become a gigabyte
             access_log=None,  # type: ignore[arg-type] # the library means no log by it
             logger=self._door.logger,
         )
@@ -278,7 +279,7 @@ class Wall:
             raise web.HTTPBadRequest(text="Sec-WebSocket-Key is not base64\n") from None
         if transport is None:  # the peer has left already
             return web.Response()
-        page = _Page(self._fan_out.open(functools.partial(_write, transport), "wall", *_who(request)))
+        page = _Page(self._fan_out.open(functools.partial(_write, transport), "wall", *_who(request)), transport)
         hello = {
             "version": streamer.__version__,
             "page": self._page_digest,
@@ -329,6 +330,7 @@ class Wall:
                 self._fan_out.want(page.viewer, rates)
             case {"shown": list(names)}:
                 page.viewer.shown(str(name) for name in names)
+                page.check()
             case _:
                 raise ValueError("neither 'want' nor 'shown'")
 
@@ -426,8 +428,9 @@ class Wall:
 class _Page:
     """A page that is open, and whether it is visible."""
 
-    def __init__(self, viewer: Viewer) -> None:
+    def __init__(self, viewer: Viewer, transport: asyncio.WriteTransport) -> None:
         self.viewer = viewer
+        self._transport = transport
         self.seen = True
         self.news = asyncio.Event()  # there is a new table
         self._said = 0
@@ -445,13 +448,16 @@ class _Page:
         if self._said > _COMMANDS_PER_S:
             raise ValueError(f"more than {_COMMANDS_PER_S} messages in a second")
 
+    def check(self) -> None:
+        """Give up on a page that says it has shown what it never read: it would be sent more and more."""
+        if self._transport.get_write_buffer_size() > self.viewer.under_way_bytes + _BACKLOG_MAX_BYTES:
+            self._transport.abort()
+
 
 def _write(transport: asyncio.WriteTransport, picture: Picture) -> None:
-    """Send a picture to a page; drop a page that acknowledges pictures without reading them."""
+    """Send a picture to a page."""
     if not transport.is_closing():
         transport.write(picture.message)
-        if transport.get_write_buffer_size() > _BACKLOG_MAX_BYTES:
-            transport.abort()
 
 
 async def _end(response: web.WebSocketResponse, page: _Page) -> None:

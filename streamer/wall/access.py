@@ -45,6 +45,7 @@ CLIENTS = 1024
 BODY_MAX_BYTES = 16 * 1024  # of a request; only the form has one
 _SOCKET_MODE = 0o660
 _FORM_WITHIN_S = 10.0
+_ASKED_AT_ONCE_MAX = 100  # browsers ask once, and wait
 _FIELDS_MAX = 16  # of the form, which has three
 # Without a password. By route, not by path, so that it applies to the handler that will run.
 _OPEN = {"/healthz", "/login", "/logout", "/static/{file}"}
@@ -248,7 +249,16 @@ class Access:
 
 
 class Protocol(web.RequestHandler):
-    """The web library's protocol, with our headers on its responses to malformed requests, which pass no middleware."""
+    """The web library's protocol, with our headers on its responses to malformed requests, which pass no middleware.
+
+    It also drops a peer that sends many requests before it has its responses: the library would queue any number.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what a peer sends."""
+        super().data_received(data)
+        if len(self._messages) > _ASKED_AT_ONCE_MAX:
+            self.force_close()
 
     def handle_error(
         self,

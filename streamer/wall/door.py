@@ -1,8 +1,9 @@
 """Limits the connections to the page: their number, and how long they may be idle.
 
 The web library parses any request safely, but lets a peer take its time: one that sends a byte an hour, or never reads
-its response, would keep its connection for ever. Connections to the Unix socket are not limited, so that the hub's
-operator gets in even when strangers hold all the others.
+its response, would keep its connection for ever. And in the versions that Debian has, it reads header lines without an
+end, and queues requests faster than they are answered, until memory is full. Connections to the Unix socket are not
+limited, so that the hub's operator gets in even when strangers hold all the others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import errno
 import logging
 import ssl
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,8 @@ CONNECTIONS_MAX = 1024
 CONNECTIONS_OF_ADDRESS_MAX = 128  # many viewers share the address of a proxy or router
 ASK_WITHIN_S = 20.0  # from connecting, or the last response, to the end of the next request's head
 READ_WITHIN_S = 60.0  # for which a peer may leave data unread
+ASKED_MAX_BYTES = 64 * 1024  # read of a request until it is answered, except of a form and a page's WebSocket
+HELD_MAX_BYTES = 512 * 1024  # waiting to be read: more than arrives before the library has recognized a form
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _log = logging.getLogger(__name__)
 
@@ -70,8 +74,12 @@ class Door:
             return await handler(request)
         connection.is_answered, connection.has_asked = True, True
         try:
+            if "Transfer-Encoding" in request.headers:  # the lines after its end would be read until memory is full
+                raise web.HTTPLengthRequired(text="a request must say how long it is: Content-Length\n")
+            connection.listen(to_all=request.method == "POST" or request.path == "/ws")
             return await handler(request)
         finally:
+            connection.listen()
             connection.is_answered = False
             connection.moved = asyncio.get_running_loop().time()
 
@@ -148,7 +156,8 @@ class _Connection(asyncio.Protocol):
     def __init__(self, door: Door, inner: Any, tls: ssl.SSLContext | None) -> None:
         self._door = door
         self._tls = tls
-        self._early = b""  # data received before the web library got the connection
+        self._held = b""  # received, and not yet given to the web library
+        self._room = ASKED_MAX_BYTES  # that the web library may still be given
         self._is_open = False  # the web library has the connection
         self.inner = inner
         self.handshake: asyncio.Task[None] | None = None
@@ -191,8 +200,7 @@ class _Connection(asyncio.Protocol):
     def _open(self, transport: asyncio.Transport) -> None:
         self._is_open = True
         self.inner.connection_made(transport)
-        if self._early:
-            self.inner.data_received(self._early)
+        self._give()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.let_out(self)
@@ -200,10 +208,25 @@ class _Connection(asyncio.Protocol):
             self.inner.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._held += data
         if self._is_open:
+            self._give()
+
+    def listen(self, *, to_all: bool = False) -> None:
+        """Go on to read: all that comes, or so much as a request may have."""
+        self._room = sys.maxsize if to_all else ASKED_MAX_BYTES
+        self._give()
+
+    def _give(self) -> None:
+        """Give the web library what it may be given; end a connection that says too much."""
+        data, self._held = self._held[: self._room], self._held[self._room :]
+        self._room -= len(data)
+        if len(self._held) > HELD_MAX_BYTES:
+            self._held = b""
+            self._door.refuse(self, "its request has no end")
+            self.transport.abort()
+        elif data:
             self.inner.data_received(data)
-        else:
-            self._early += data
 
     def eof_received(self) -> bool | None:
         return self.inner.eof_received()  # type: ignore[no-any-return]

@@ -146,7 +146,7 @@ class Viewer:
         self._since = self._loop.time()
         self._slots: dict[str, _Slot] = {}
         self._waiting: dict[str, None] = {}  # cameras with a picture to send, the one that has waited longest first
-        self._under_way: dict[str, float] = {}  # when the picture in flight was sent, by camera
+        self._under_way: dict[str, tuple[float, int]] = {}  # camera: when the picture in flight was sent, and its bytes
         self._timer: asyncio.TimerHandle | None = None
         self._window = float(_WINDOW_FIRST)
         self._quickest_s = math.inf
@@ -170,6 +170,11 @@ class Viewer:
     def wanted(self) -> Iterable[str]:
         """Names of the cameras wanted."""
         return self._slots.keys()
+
+    @property
+    def under_way_bytes(self) -> int:
+        """Of the pictures that it has not shown yet."""
+        return sum(size for _, size in self._under_way.values())
 
     def offer(self, picture: Picture) -> None:
         """Make this the next picture of its camera, in place of one still waiting."""
@@ -203,7 +208,7 @@ class Viewer:
                 continue
             # From when it was due, not from now, so that a slightly late timer or camera does not lower the rate.
             slot.due = max(slot.due, now - min(_LATE_S, slot.interval_s / 2)) + slot.interval_s
-            self._under_way[name] = now
+            self._under_way[name] = now, len(picture.frame.jpeg)
             self._frames += 1
             self._bytes += len(picture.frame.payload)
             self._send(picture)
@@ -214,9 +219,9 @@ class Viewer:
         """Note that it has shown the pictures in flight of these cameras: there is room for the next."""
         now = self._loop.time()
         for name in names:
-            sent = self._under_way.pop(name, None)
-            if sent is None:
+            if name not in self._under_way:
                 continue
+            sent, _ = self._under_way.pop(name)
             self._adapt(now - sent, now)
             slot = self._slots.get(name)
             if slot is not None and slot.picture is not None:
