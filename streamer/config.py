@@ -261,7 +261,7 @@ def _public_key(value: Any) -> str:
 
 def _rotation(value: Any) -> int:
     if type(value) not in (int, str) or value not in (0, 180, "0", "180"):
-        raise ValueError("0 or 180: the camera cannot turn its picture by a quarter")
+        raise ValueError("0 or 180: the camera cannot rotate by a quarter turn")
     return int(value)
 
 
@@ -551,7 +551,7 @@ def _read(path: Path) -> dict[Any, tuple[Any, str]]:
             if not isinstance(key, str):
                 raise ConfigError(f"{place}: the key {_shown(key)} must be a word")
             if key in settings:
-                raise ConfigError(f"{place}: the key {_shown(key)} stands here a second time")
+                raise ConfigError(f"{place}: the key {_shown(key)} appears a second time")
             settings[key] = (loader.construct_object(value_node, deep=True), place)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error

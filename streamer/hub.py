@@ -88,7 +88,7 @@ class Hub:
         expected = [cameras] if isinstance(cameras, str) else list(cameras)
         for name in expected:
             if not wire.is_camera_name(name):
-                raise ConfigError(f"{name!r} is no camera name: {wire.NAME_RULE}")
+                raise ConfigError(f"{name!r} is not a camera name: {wire.NAME_RULE}")
         self.stale_after_s, self.gone_after_s = stale_after_s, gone_after_s
         self._presence = Presence(expected, stale_after_s=stale_after_s, gone_after_s=gone_after_s)
         self._lock = threading.Lock()  # guards the presence table and the list of mailboxes

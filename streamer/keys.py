@@ -50,7 +50,7 @@ def public_key(text: object) -> str:
         )
     if not isinstance(text, str) or not _KEY.fullmatch(text):
         raise ConfigError(
-            f"is no public key: it must be {_PUBLIC} and 64 hexadecimal digits, as 'streamer keys show FILE' prints"
+            f"is not a public key: it must be {_PUBLIC} and 64 hexadecimal digits, as 'streamer keys show FILE' prints"
         )
     return text
 
@@ -85,7 +85,7 @@ def make_pair(path: Path) -> KeyPair:
         os.link(temporary, path)  # unlike a rename, this replaces nothing
     except FileExistsError:
         raise ConfigError(
-            f"{path}: is there already, and a key that is overwritten is lost: remove the file first if it is to go"
+            f"{path}: already exists, and an overwritten key would be lost: remove the file first to replace it"
         ) from None
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: there is no directory {path.parent}: make it first, or name another file") from None
@@ -117,11 +117,11 @@ def read_pair(path: Path) -> KeyPair:
     except UnicodeDecodeError:
         secret, mode = "", 0
     if secret.startswith(_PUBLIC):
-        raise ConfigError(f"{path}: is a public key: a secret one is right, as 'streamer keys make FILE' writes it")
+        raise ConfigError(f"{path}: is a public key: it must be a secret one, as 'streamer keys make FILE' writes it")
     if not _KEY.fullmatch(secret):
-        raise ConfigError(f"{path}: is no key: one line is right, as 'streamer keys make FILE' writes it")
+        raise ConfigError(f"{path}: is not a key: it must be one line, as 'streamer keys make FILE' writes it")
     if mode & 0o077:
-        raise ConfigError(f"{path}: others can read this secret key, its mode is {mode:04o}: 0600 is right")
+        raise ConfigError(f"{path}: others can read this secret key, its mode is {mode:04o}: it must be 0600")
     public = curve_public(z85.encode(to_bytes(secret)))
     return KeyPair(to_public(z85.decode(public)), secret)
 
@@ -202,7 +202,7 @@ def _read_names(path: Path) -> dict[str, str]:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text: lines 'NAME {_PUBLIC}…' are right") from error
+        raise ConfigError(f"{path}: is not UTF-8 text: it must have lines 'NAME {_PUBLIC}…'") from error
     names: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -210,7 +210,7 @@ def _read_names(path: Path) -> dict[str, str]:
         place = f"{path}:{number}"
         name, key = [*line.split(maxsplit=1), ""][:2]
         if not is_camera_name(name):
-            raise ConfigError(f"{place}: does not begin with a camera's name: lines 'NAME {_PUBLIC}…' are right")
+            raise ConfigError(f"{place}: does not begin with a camera's name: it must be a line 'NAME {_PUBLIC}…'")
         try:
             key = public_key(key.strip())
         except ConfigError as error:

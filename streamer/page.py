@@ -87,7 +87,7 @@ class Page:
         except ssl.SSLCertVerificationError as error:
             raise ConfigError(
                 f"{self._name}: its certificate is not trusted ({error.verify_message}): give --ca-file FILE with the "
-                "certificate that is to be trusted"
+                "certificate to trust"
             ) from error
         except ssl.SSLError as error:
             why = (error.reason or type(error).__name__).replace("_", " ").lower()
@@ -101,11 +101,11 @@ class Page:
             return rows, ""
         if answer.status == HTTPStatus.UNAUTHORIZED:
             if self._password_file:
-                raise ConfigError(f"{self._password_file}: has not the password of {self._name}")
+                raise ConfigError(f"{self._password_file}: does not have the password of {self._name}")
             raise ConfigError(f"{self._name} asks for a password: give --password-file FILE")
         if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
             return None, f"{self._name}: {body[:200].decode(errors='replace').strip()}"
-        return None, f"what answers at {self._name} is no hub (HTTP {answer.status} {answer.reason}){self._hint}"
+        return None, f"what answers at {self._name} is not a hub (HTTP {answer.status} {answer.reason}){self._hint}"
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._tls:

@@ -249,7 +249,7 @@ class Sender:
         self._source = source
         self.name = name or socket.gethostname()
         if not wire.is_camera_name(self.name):
-            raise ConfigError(f"{self.name!r} is no camera name: {wire.NAME_RULE}")
+            raise ConfigError(f"{self.name!r} is not a camera name: {wire.NAME_RULE}")
         if in_flight_limit not in range(1, wire.IN_FLIGHT_MAX + 1):
             raise ConfigError(f"in_flight_limit is {in_flight_limit}: it must be from 1 to {wire.IN_FLIGHT_MAX}")
         if not 0 < reply_timeout_s < math.inf:
@@ -258,7 +258,7 @@ class Sender:
         if every_s is not None and not wire.is_interval(every_s):
             raise ConfigError(f"every_s is {every_s}: it must be a positive number of seconds")
         if release is not None and not wire.is_release(release):
-            raise ConfigError(f"{release!r} is no release: {wire.RELEASE_RULE}")
+            raise ConfigError(f"{release!r} is not a release: {wire.RELEASE_RULE}")
         pair = _read_keys(curve_key_file, hub_keys, endpoints)
         self._extras = {"every": every_s, "release": release}
         self._reply_timeout_s = reply_timeout_s

@@ -295,7 +295,7 @@ def _viewable(image: Image) -> Image:
         CodecError: it cannot be shown.
     """
     if str(image.dtype) != "uint8" or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-        raise CodecError(f"an array of {image.dtype} with shape {image.shape} is no picture that a window can show")
+        raise CodecError(f"an array of {image.dtype} with shape {image.shape} is not a picture that a window can show")
     if image.ndim == 3 and image.shape[2] == 4:
         return cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)  # type: ignore[return-value]
     return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image

@@ -488,7 +488,7 @@ class Requester:
         except zmq.Again:
             return None
         if len(parts[0]) or len(parts) == 1:  # libzmq reads an HTTP server's response as ZMTP 1.0
-            self._is_refused, self.refusal = True, "is no hub (is this the port of a page?)"
+            self._is_refused, self.refusal = True, "is not a hub (is this the port of a page?)"
             return None
         return parts[-1].bytes
 

@@ -108,7 +108,7 @@ def item_bytes(dtype: str) -> int:
         WireError: any other dtype; objects, strings and records are not pictures.
     """
     if dtype not in _ITEM_BYTES:
-        raise WireError(f"dtype {dtype[:32]!r} is no plain numeric type")
+        raise WireError(f"dtype {dtype[:32]!r} is not a plain numeric type")
     return _ITEM_BYTES[dtype]
 
 
@@ -166,7 +166,7 @@ def read_header(header: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise WireError("header is not JSON") from error
     if not isinstance(fields, dict) or "msg" not in fields:
-        raise WireError("header is no JSON object with 'msg'")
+        raise WireError("header is not a JSON object with 'msg'")
     if ("dtype" in fields) != ("shape" in fields):
         raise WireError("header has only one of 'dtype' and 'shape'")
     return fields
@@ -193,11 +193,11 @@ def check_array(fields: Mapping[str, Any], length: int) -> tuple[str, tuple[int,
 def _read_form(fields: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
     dtype, shape = fields["dtype"], fields["shape"]
     if not isinstance(dtype, str):
-        raise WireError("dtype is no string")
+        raise WireError("dtype is not a string")
     if not isinstance(shape, list) or not 1 <= len(shape) <= _DIMENSIONS_MAX:
-        raise WireError(f"shape is no list of 1 to {_DIMENSIONS_MAX} sizes")
+        raise WireError(f"shape is not a list of 1 to {_DIMENSIONS_MAX} sizes")
     if not all(type(size) is int and 0 < size <= PAYLOAD_MAX_BYTES for size in shape):
-        raise WireError("shape has a size that is no positive integer")
+        raise WireError("shape has a size that is not a positive integer")
     return dtype, tuple(shape)
 
 
@@ -223,7 +223,7 @@ def check_jpeg(payload: bytes | memoryview, read_size: _ReadSize = codec.jpeg_si
     """
     check_length(len(payload))
     if len(payload) < 4 or payload[0] != 0xFF or payload[1] != 0xD8 or payload[-2] != 0xFF or payload[-1] != 0xD9:
-        raise WireError("payload is no whole JPEG: it must start with FF D8 and end with FF D9")
+        raise WireError("payload is not a whole JPEG: it must start with FF D8 and end with FF D9")
     try:
         width, height = read_size(payload)
     except CodecError as error:

@@ -708,8 +708,8 @@ def test_socket_that_cannot_be_made_is_named(hub: streamer.Hub, tmp_path: Path) 
     (tmp_path / "file").write_text("kept")
     for path, why in (
         (tmp_path / "none" / "hub.sock", "No such file or directory"),
-        (tmp_path / "file", "it is there already, and no socket"),
-        (tmp_path, "it is there already, and no socket"),
+        (tmp_path / "file", "it exists already and is not a socket"),
+        (tmp_path, "it exists already and is not a socket"),
         (tmp_path / ("a" * 200), "AF_UNIX path too long"),
     ):
         with pytest.raises(TransportError) as refused, serving(hub, socket=path):
@@ -741,7 +741,7 @@ def test_status_sends_the_password(wall: Wall, password_file: str, capsys: pytes
     assert capsys.readouterr().err == f"streamer: {hub}/api/cameras asks for a password: give --password-file FILE\n"
     Path(password_file).write_text("wrong password")
     assert status("--hub", hub, "--password-file", password_file) == 2
-    assert capsys.readouterr().err == f"streamer: {password_file}: has not the password of {hub}/api/cameras\n"
+    assert capsys.readouterr().err == f"streamer: {password_file}: does not have the password of {hub}/api/cameras\n"
     fail(wall, 4)
     assert status("--hub", hub, "--password-file", password_file) == 1
     assert re.search(r"/api/cameras: too many wrong passwords: wait \d+ s\n$", capsys.readouterr().err)
@@ -770,7 +770,7 @@ def test_status_over_tls(
         refused = capsys.readouterr().err
         assert re.fullmatch(
             rf"streamer: {page}api/cameras: its certificate is not trusted \(self.signed certificate\): "
-            "give --ca-file FILE with the certificate that is to be trusted\n",
+            "give --ca-file FILE with the certificate to trust\n",
             refused,
         )
         trusted = ["--password-file", password_file, "--ca-file", str(certificate.certificate)]
@@ -790,7 +790,7 @@ def test_status_of_what_is_no_page(opened: Wall, capsys: pytest.CaptureFixture[s
         ),
         (
             f"http://{place}/numbers/",
-            rf"what answers at http://{place}/numbers/api/cameras is no hub \(HTTP 404 .*\): is it http://{place}\?",
+            rf"what answers at http://{place}/numbers/api/cameras is not a hub \(HTTP 404 .*\): is it http://{place}\?",
         ),
     ):
         assert status("--hub", hub) == 1
@@ -825,7 +825,7 @@ def test_status_of_what_is_no_table(
 ) -> None:
     monkeypatch.setattr("streamer.wall._json", lambda _: web.Response(text=body))
     assert status("--hub", f"http://127.0.0.1:{opened.port}/") == 1
-    assert capsys.readouterr().err.endswith("/api/cameras is no hub (HTTP 200 OK)\n")
+    assert capsys.readouterr().err.endswith("/api/cameras is not a hub (HTTP 200 OK)\n")
 
 
 def test_status_of_a_hub_whose_answer_never_ends(
@@ -846,7 +846,7 @@ def test_status_of_a_hub_whose_answer_never_ends(
         assert status("--hub", endpoint.replace("tcp", "http")) == 1
         ended.set()
         thread.join()
-    assert capsys.readouterr().err.endswith("/api/cameras is no hub (HTTP 200 OK)\n")
+    assert capsys.readouterr().err.endswith("/api/cameras is not a hub (HTTP 200 OK)\n")
 
 
 def test_hub_says_that_it_is_https(

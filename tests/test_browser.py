@@ -344,7 +344,7 @@ def test_page_says_that_the_hub_is_away_and_comes_back_by_itself(browser: Browse
         said = page.evaluate_handle(CHANGES, "#notice")
         says(page, "pi1", "no picture for .* pi1 ▲ STALE")
         since = page.locator("#since")
-        until(lambda: re.fullmatch(r"Last heard of ([3-9]|\d\d+) s ago\.", since.inner_text()))
+        until(lambda: re.fullmatch(r"Last heard from ([3-9]|\d\d+) s ago\.", since.inner_text()))
         assert said.json_value() == [], "it is read aloud once, not every second"
         assert page.title() == "Cameras: the hub does not answer"
         fleet.restart_hub()

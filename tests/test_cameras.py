@@ -351,8 +351,8 @@ def test_video_stamps_the_moment_of_each_picture(tmp_path: Path, clock: Clock) -
     ("content", "error"),
     [
         pytest.param(None, "there is no such file", id="missing"),
-        pytest.param(b"", f"is no video that FFmpeg can read: {INVALID}", id="empty"),
-        pytest.param(b"no video at all\n" * 99, f"is no video that FFmpeg can read: {INVALID}", id="garbage"),
+        pytest.param(b"", f"is not a video that FFmpeg can read: {INVALID}", id="empty"),
+        pytest.param(b"no video at all\n" * 99, f"is not a video that FFmpeg can read: {INVALID}", id="garbage"),
         pytest.param(SOUND, "has no video in it", id="sound"),
     ],
 )
@@ -607,7 +607,7 @@ def test_device_that_cannot_be_opened(number: int, said: str, monkeypatch: pytes
 
 
 def test_device_that_is_no_video_device() -> None:
-    with pytest.raises(CameraError, match="usb:/dev/null: /dev/null is no camera: it is no video device at all"):
+    with pytest.raises(CameraError, match="usb:/dev/null: /dev/null is not a camera: it is not a video device at all"):
         v4l2.check("usb:/dev/null", "/dev/null")
 
 

@@ -122,7 +122,10 @@ def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
         (["send", "--hub", NOWHERE, "--fps", "fast"], "--fps is 'fast': it must be a number from 0.1 to 240"),
         (["send", "--hub", NOWHERE, "--quality", "101"], "--quality is '101': it must be a whole number from 1 to 100"),
         (["send", "--hub", NOWHERE, "--camera", "gopro"], "it must be picamera2, usb:N, usb:/dev/PATH, file:"),
-        (["send", "--hub", NOWHERE, "--rotate", "90"], "--rotate is '90': it must be 0 or 180: the camera cannot turn"),
+        (
+            ["send", "--hub", NOWHERE, "--rotate", "90"],
+            "--rotate is '90': it must be 0 or 180: the camera cannot rotate",
+        ),
         (
             ["send", "--hub", NOWHERE, "--camera", "usb:0", "--hflip"],
             "hflip is set, but only the camera picamera2 has it: pictures of usb:0 are sent as they come",
@@ -180,7 +183,7 @@ def sender_flags(endpoint: str, name: str = "pi1") -> list[str]:
         (["send", "--hub", NOWHERE, "--hub-key", f"curve-secret:{'5' * 64}"], "--hub-key is a secret key, which must"),
         (
             ["send", "--hub", NOWHERE, "--hub-key", "curve-public:5"],
-            "--hub-key is no public key: it must be curve-public: and",
+            "--hub-key is not a public key: it must be curve-public: and",
         ),
         (["hub", "--password-file", "/nowhere/password"], "--password-file /nowhere/password: No such file or directo"),
     ],
@@ -331,7 +334,7 @@ def test_address_that_cannot_be_listened_on_is_named_and_what_would_be_right(tmp
             ([*PATTERN, "--publish", endpoint], f"--publish: cannot listen on {endpoint}: {taken}"),
             (
                 ["hub", *nowhere, "--config", str(socket_file)],
-                f"{socket_file}: http_socket: cannot listen on {tmp_path}: it is there already, and no socket; "
+                f"{socket_file}: http_socket: cannot listen on {tmp_path}: it exists already and is not a socket; "
                 "give another",
             ),
         ):

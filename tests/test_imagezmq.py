@@ -265,7 +265,7 @@ print("sent")
     [
         ([b"x"], "a message must have two parts"),
         ([b"no JSON", JPEG], "header is not JSON"),
-        ([header("pi1"), b"no JPEG"], "payload is no whole JPEG"),
+        ([header("pi1"), b"no JPEG"], "payload is not a whole JPEG"),
         ([header("pi1", dtype="uint8", shape=[2, 2]), b"abcd"], "recv_jpg was called, and this is an array"),
     ],
 )

@@ -75,7 +75,7 @@ CASES = {
         HUB, hub('streamer_http: "127.0.0.1:5555"'), "streamer_port and streamer_http both take port 5555"
     ),
     "open, or not": Case(
-        HUB, hub("streamer_http_open: maybe"), "hub: streamer_http_open is 'maybe': true or false is right"
+        HUB, hub("streamer_http_open: maybe"), "hub: streamer_http_open is 'maybe': it must be true or false"
     ),
     "a certificate without its key": Case(
         HUB,
@@ -93,7 +93,7 @@ CASES = {
     "a key from somewhere": Case(
         HUB,
         hub("hub_tls_certificate: /etc/hosts, hub_tls_key: key.pem"),
-        "hub: hub_tls_key is 'key.pem': a path on this machine, from / or ~/ on, is right",
+        "hub: hub_tls_key is 'key.pem': it must be a path on this machine, absolute or from ~/",
     ),
     "a certificate for a hub that is not managed": Case(
         HUB,
@@ -144,13 +144,13 @@ CASES = {
         PI2, pi2("node_firewal: true"), "pi2: no variable is called node_firewal: did you mean node_firewall?"
     ),
     "a hub that is a number": Case(
-        PI2, pi2("streamer_hub: 5"), "pi2: streamer_hub is 5: the name of a hub, or a list of names, is right"
+        PI2, pi2("streamer_hub: 5"), "pi2: streamer_hub is 5: it must be the name of a hub, or a list of names"
     ),
     "encrypted, or not": Case(HUB, hub("streamer_curve: maybe"), "hub: streamer_curve is 'maybe': true or false is"),
     "an endpoint for an address": Case(
         HUB,
         hub('streamer_address: "tcp://192.0.2.9"'),
-        "hub: streamer_address is 'tcp://192.0.2.9': an IP address or a host's name is right, as in 192.168.1.10",
+        "hub: streamer_address is 'tcp://192.0.2.9': it must be an IP address or a host's name, as in 192.168.1.10",
     ),
     "no address but a name that is none": Case(
         HUB, "Anna's Mac: {hub_managed: false}", "Anna's Mac: cameras cannot reach a hub by such a name"
@@ -165,7 +165,7 @@ CASES = {
         "192.0.2.9", "127.0.0.1", "hub: 127.0.0.1 leads every camera to itself"
     ),
     "a firewall, or not": Case(
-        PI2, pi2("node_firewall: maybe"), "pi2: node_firewall is 'maybe': true or false is right"
+        PI2, pi2("node_firewall: maybe"), "pi2: node_firewall is 'maybe': it must be true or false"
     ),
     "a port that is none": Case(
         PI2, pi2("node_firewall_ports: [http]"), "pi2: node_firewall_ports is ['http']: a list of numbers from 1 to"

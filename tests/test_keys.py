@@ -42,7 +42,7 @@ def test_pair_is_made_for_its_owner_alone_and_fits_together(tmp_path: Path, umas
 def test_no_key_is_ever_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "pi1.key"
     pair = make_pair(path)
-    with pytest.raises(ConfigError, match=rf"^{path}: is there already, and a key that is overwritten is lost: "):
+    with pytest.raises(ConfigError, match=rf"^{path}: already exists, and an overwritten key would be lost: "):
         make_pair(path)
     assert read_pair(path) == pair
     assert list(tmp_path.iterdir()) == [path]
@@ -57,13 +57,13 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     ("content", "mode", "complaint"),
     [
         (None, 0, "there is no such key: 'streamer keys make {}' makes it"),
-        (A, 0o600, "is a public key: a secret one is right, as 'streamer keys make FILE' writes it"),
-        ("", 0o600, "is no key: one line is right, as 'streamer keys make FILE' writes it"),
-        (SECRET[:-1], 0o600, "is no key: one line"),
-        (f"{SECRET}\n{SECRET}", 0o600, "is no key: one line"),
-        (f"{SECRET[:-1]}ä", 0o600, "is no key: one line"),
-        (SECRET, 0o640, "others can read this secret key, its mode is 0640: 0600 is right"),
-        (SECRET, 0o604, "others can read this secret key, its mode is 0604: 0600 is right"),
+        (A, 0o600, "is a public key: it must be a secret one, as 'streamer keys make FILE' writes it"),
+        ("", 0o600, "is not a key: it must be one line, as 'streamer keys make FILE' writes it"),
+        (SECRET[:-1], 0o600, "is not a key: it must be one line"),
+        (f"{SECRET}\n{SECRET}", 0o600, "is not a key: it must be one line"),
+        (f"{SECRET[:-1]}ä", 0o600, "is not a key: it must be one line"),
+        (SECRET, 0o640, "others can read this secret key, its mode is 0640: it must be 0600"),
+        (SECRET, 0o604, "others can read this secret key, its mode is 0604: it must be 0600"),
     ],
 )
 def test_what_is_no_pair_is_one_line_without_the_secret(
@@ -82,7 +82,7 @@ def test_what_is_no_pair_is_one_line_without_the_secret(
 
 @pytest.mark.parametrize("text", [SECRET, SECRET[:-1], "", A[:-1], A.upper(), A + "\n", None, 5])
 def test_what_is_no_public_key_is_not_repeated(text: object) -> None:
-    with pytest.raises(ConfigError, match=r"^is (no public|a secret) key[:,] ") as caught:
+    with pytest.raises(ConfigError, match=r"^is (not a public|a secret) key[:,] ") as caught:
         public_key(text)
     assert "5555" not in str(caught.value)
 
@@ -92,8 +92,8 @@ def test_what_is_no_public_key_is_not_repeated(text: object) -> None:
     [
         (f"pi1 {A}\npi2 {A}\n", ":2: the key of pi2 is that of pi1 too: each camera has its own"),
         (f"pi1 {SECRET}\n", ":1: what follows pi1 is a secret key, which must never leave its host: "),
-        ("# none\n\npi1\n", ":3: what follows pi1 is no public key: "),
-        (f"{A}\n", ":1: does not begin with a camera's name: lines 'NAME curve-public:…' are right"),
+        ("# none\n\npi1\n", ":3: what follows pi1 is not a public key: "),
+        (f"{A}\n", ":1: does not begin with a camera's name: it must be a line 'NAME curve-public:…'"),
         ("pi1 \udcff", ": is not UTF-8 text: "),
         (None, ": No such file or directory"),
     ],

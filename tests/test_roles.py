@@ -279,14 +279,14 @@ def test_lock_is_kept_where_all_operators_look() -> None:
     [
         ({"sender_options": {"publish": "tcp://*:5555"}}, "sender_options has publish: streamer_hub says that"),
         ({"sender_options": {"hflip": "yes"}}, "sender_options: hflip is 'yes': it must be true or false"),
-        ({"streamer_camera": "file:a.mp4"}, "streamer_camera is 'file:a.mp4': the file's path from / on is right"),
-        ({"streamer_hub": [["hub"]]}, "streamer_hub is [['hub']]: the name of a hub, or a list of names, is right"),
-        ({"sender_watchdog_s": "5 min"}, "sender_watchdog_s is '5 min': a number from 15 to 3600 is right, as in 30"),
-        ({"streamer_releases_kept": "many"}, "streamer_releases_kept is 'many': a number from 2 to 100 is right"),
+        ({"streamer_camera": "file:a.mp4"}, "streamer_camera is 'file:a.mp4': it must be the file's absolute path"),
+        ({"streamer_hub": [["hub"]]}, "streamer_hub is [['hub']]: it must be the name of a hub, or a list of names"),
+        ({"sender_watchdog_s": "5 min"}, "sender_watchdog_s is '5 min': it must be a number from 15 to 3600, as in 30"),
+        ({"streamer_releases_kept": "many"}, "streamer_releases_kept is 'many': it must be a number from 2 to 100"),
         ({"node_packages": ["vim"]}, "node_packages is worked out by the deploy: take it out"),
-        ({"node_journal_max": "all"}, "node_journal_max is 'all': a size is right, as in 200M"),
-        ({"node_name": "my nas"}, "node_name is 'my nas': 1 to 63 of a-z, 0-9, inner '-' are right"),
-        ({"ansible_host": "192.0.2.333"}, "ansible_host is '192.0.2.333': an IP address or a host's name is right"),
+        ({"node_journal_max": "all"}, "node_journal_max is 'all': it must be a size, as in 200M"),
+        ({"node_name": "my nas"}, "node_name is 'my nas': it must be 1 to 63 of a-z, 0-9, inner '-'"),
+        ({"ansible_host": "192.0.2.333"}, "ansible_host is '192.0.2.333': it must be an IP address or a host's name"),
     ],
 )
 def test_a_camera_s_variable_is_refused(variables: dict[str, Any], said: str) -> None:
@@ -299,7 +299,7 @@ def test_a_camera_s_variable_is_refused(variables: dict[str, Any], said: str) ->
     [
         ({"streamer_http": "999.1.1.1:8080"}, "streamer_http is '999.1.1.1:8080': it must be ADDRESS:PORT of this"),
         ({"streamer_http": "0.0.0.0:80"}, "streamer_http has port 80, which is root's: one from 1024 to 65535 is"),
-        ({"streamer_address": "hub lan"}, "streamer_address is 'hub lan': an IP address or a host's name is right"),
+        ({"streamer_address": "hub lan"}, "streamer_address is 'hub lan': it must be an IP address or a host's name"),
         ({"hub_options": {"zoom": 2}}, "hub_options has zoom, which no hub takes: there are: plain_bind, subscribe, "),
         ({"hub_options": {"bind": "tcp://*:6000"}}, "hub_options has bind: streamer_port says that"),
         ({"hub_options": {"layout": 8}}, "hub_options: layout is 8: it must be ROWSxCOLUMNS"),
@@ -319,7 +319,7 @@ def test_what_is_true_or_false_is_looked_at_whatever_it_is_called() -> None:
     defaults = {name: value for role in ROLES for name, value in defaults_of(role).items()}
     for name in (name for name, value in defaults.items() if isinstance(value, bool)):
         for value in ("", "maybe", "tru", None, 2, [True]):
-            assert f"hub: {name} is {value!r}: true or false is right" in plan(FLEET, hub={name: value})["problems"]
+            assert f"hub: {name} is {value!r}: it must be true or false" in plan(FLEET, hub={name: value})["problems"]
 
 
 def test_only_what_is_like_a_variable_of_ours_is_taken_for_one() -> None:

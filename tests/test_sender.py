@@ -675,12 +675,12 @@ def test_a_page_is_no_hub_and_that_is_told_once(
     with Hub(LOCAL) as hub, Wall(hub, "127.0.0.1", 0) as wall:
         endpoint = f"tcp://127.0.0.1:{wall.port}"
         with Sender(endpoint, "pi1", reply_timeout_s=0.5) as sender:
-            send_until(sender, lambda: "waiting for one" in caplog.text and f"{endpoint} is no hub" in caplog.text)
+            send_until(sender, lambda: "waiting for one" in caplog.text and f"{endpoint} is not a hub" in caplog.text)
             began = len(reopened)
             send_until(sender, lambda: len(reopened) > began + 10)
             assert sender.statistics.answered == 0
     said = [message for message in caplog.messages if "no HTTP request" not in message]
-    assert f"{endpoint} is no hub (is this the port of a page?)" in said
+    assert f"{endpoint} is not a hub (is this the port of a page?)" in said
     assert len(said) == len(set(said)) <= 3, "before it answers it looks like a hub"
 
 
@@ -1041,7 +1041,7 @@ def test_pictures_go_from_the_camera_to_the_hub(sender: Sender, hub: RawHub) -> 
     [
         (ConnectionError, "fake: cannot be opened"),
         (lambda: CameraError("fake: gives no picture"), "fake: gives no picture"),
-        (lambda: b"no JPEG", "payload is no whole JPEG"),
+        (lambda: b"no JPEG", "payload is not a whole JPEG"),
     ],
     ids=["at opening", "at reading", "no picture"],
 )

@@ -230,7 +230,7 @@ def test_damaged_picture_is_left_out_and_the_next_is_shown(shown: Shown, sources
 def test_array_that_no_window_can_show_is_told_and_the_others_go_on(shown: Shown, sources: dict[str, Source]) -> None:
     arrays = np.zeros((8, 8), np.complex64), np.zeros((8, 8, 2), np.uint8), np.zeros((1, 90_000), np.uint8)
     odd = [streamer.Sender(shown.endpoint, name=name) for name in ("two", "four", "six")]
-    complaint = "is no picture that a window can show"
+    complaint = "is not a picture that a window can show"
 
     def is_told() -> bool:
         for sender, array in zip(odd, arrays, strict=True):

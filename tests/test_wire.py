@@ -319,7 +319,7 @@ def test_what_is_taken_is_what_numpy_makes_of_it() -> None:
     "dtype", ["object", "|O8", "<U4", "|S1", "|V2", "<M8[ns]", "float128", "f16", "u3", "", "uint8 "]
 )
 def test_other_dtypes(dtype: str) -> None:
-    with pytest.raises(WireError, match="is no plain numeric type"):
+    with pytest.raises(WireError, match="is not a plain numeric type"):
         wire.item_bytes(dtype)
 
 
@@ -394,7 +394,7 @@ def test_jpeg_of_any_buffer_can_be_sent(jpeg: Buffer) -> None:
 
 @pytest.mark.parametrize("jpeg", [b"", b"\xff\xd8", JPEG[:-1], JPEG[1:], JPEG + b"\0"])
 def test_what_is_no_whole_jpeg_cannot_be_sent(jpeg: bytes) -> None:
-    with pytest.raises(WireError, match="no whole JPEG"):
+    with pytest.raises(WireError, match="not a whole JPEG"):
         wire.jpeg_to_send(jpeg)
 
 

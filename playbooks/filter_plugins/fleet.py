@@ -265,7 +265,7 @@ class Fleet:
                 if self.sets_up(host):
                     yield "localhost: every machine calls itself so: give this host a name of its own"
             elif not HOSTNAME.fullmatch(name) and self.sets_up(host):
-                yield f"{name}: no hostname: 1 to 63 of a-z, 0-9, inner '-' are right; the address goes in ansible_host"
+                yield f"{name}: no hostname, which is 1 to 63 of a-z, 0-9, inner '-'; the address goes in ansible_host"
 
     def _address_problems(self) -> Iterator[str]:
         seen: dict[tuple[str, str], str] = {}
@@ -273,8 +273,8 @@ class Fleet:
             for variable in ("ansible_host", "streamer_address"):
                 if host.get(variable) and not _is_address(str(host.get(variable))):
                     yield (
-                        f"{name}: {variable} is {host.get(variable)!r}: an IP address or a host's name is right, as in "
-                        "192.168.1.10"
+                        f"{name}: {variable} is {host.get(variable)!r}: it must be an IP address or a host's name, "
+                        "as in 192.168.1.10"
                     )
             address = "this machine" if host.local else str(host.get("ansible_host") or name)
             port = str(host.get("ansible_port") or 22)
@@ -293,21 +293,21 @@ class Fleet:
                     yield f"{name}: no variable is called {variable}: did you mean {near}?"
         for variable in (variable for variable, default in host.defaults.items() if isinstance(default, bool)):
             if not _is_bool(host[variable]):
-                yield f"{name}: {variable} is {host[variable]!r}: true or false is right"
+                yield f"{name}: {variable} is {host[variable]!r}: it must be true or false"
         for variable, (low, high) in NUMBERS.items():
             if _integer(host[variable], low, high) is None:
                 yield (
-                    f"{name}: {variable} is {host[variable]!r}: a number from {low} to {high} is right, as in "
+                    f"{name}: {variable} is {host[variable]!r}: it must be a number from {low} to {high}, as in "
                     f"{host.defaults[variable]}"
                 )
         ports = host["node_firewall_ports"]
         if not isinstance(ports, list) or any(_integer(port, 1, 65535) is None for port in ports):
-            yield f"{name}: node_firewall_ports is {ports!r}: a list of numbers from 1 to 65535 is right, as in [9100]"
+            yield f"{name}: node_firewall_ports is {ports!r}: it must be a list of ports from 1 to 65535, as in [9100]"
         if not JOURNAL_SIZE.fullmatch(str(host["node_journal_max"])):
-            yield f"{name}: node_journal_max is {host['node_journal_max']!r}: a size is right, as in 200M"
+            yield f"{name}: node_journal_max is {host['node_journal_max']!r}: it must be a size, as in 200M"
         called = host.get("node_name")
         if called is not None and not HOSTNAME.fullmatch(str(called)):
-            yield f"{name}: node_name is {called!r}: 1 to 63 of a-z, 0-9, inner '-' are right"
+            yield f"{name}: node_name is {called!r}: it must be 1 to 63 of a-z, 0-9, inner '-'"
 
     def _hub_problems(self, hub: Host) -> Iterator[str]:
         name = hub.name
@@ -336,7 +336,7 @@ class Fleet:
         name, wanted = camera.name, camera["streamer_hub"]
         named = wanted if isinstance(wanted, list) else [wanted] if wanted else []
         if not all(isinstance(hub, str) for hub in named):
-            yield f"{name}: streamer_hub is {wanted!r}: the name of a hub, or a list of names, is right"
+            yield f"{name}: streamer_hub is {wanted!r}: it must be the name of a hub, or a list of names"
             named = []
         for hub in named:
             if hub not in self.hubs:
@@ -351,7 +351,7 @@ class Fleet:
                 "streamer_camera"
             )
         elif kind == "file" and not file.startswith("/"):
-            yield f"{name}: streamer_camera is {camera['streamer_camera']!r}: the file's path from / on is right"
+            yield f"{name}: streamer_camera is {camera['streamer_camera']!r}: it must be the file's absolute path"
         elif kind == "file" and f"{file}/".startswith(HIDDEN):
             yield f"{name}: the service cannot see {file}: put the file elsewhere, below /srv for example"
 
@@ -492,7 +492,7 @@ def _config_problems(host: Host, part: Part) -> Iterator[str]:
     variable = f"{part.name}_options"
     options = host[variable]
     if not isinstance(options, dict):
-        yield f"{host.name}: {variable} is {options!r}: keys of {part.name}.yml are right, as in {part.example}"
+        yield f"{host.name}: {variable} is {options!r}: it must have keys of {part.name}.yml, as in {part.example}"
         options = {}
     said = {**part.values, **part.said}
     free = [setting.name for setting in fields(part.keys) if setting.name not in said]
@@ -527,7 +527,7 @@ def _port_problems(hub: Host) -> Iterator[str]:
         if other != variable:
             yield f"{hub.name}: {other} and {variable} both take port {port}: give each its own"
         if variable != "streamer_port" and port.isdigit() and int(port) < 1024:
-            yield f"{hub.name}: {variable} has port {port}, which is root's: one from 1024 to 65535 is right"
+            yield f"{hub.name}: {variable} has port {port}, which needs root: it must be from 1024 to 65535"
 
 
 def _tls_problems(hub: Host) -> Iterator[str]:
@@ -545,7 +545,7 @@ def _tls_problems(hub: Host) -> Iterator[str]:
         for variable in given:
             path = str(files[variable])
             if not path.startswith(("/", "~/")):
-                yield f"{hub.name}: {variable} is {path!r}: a path on this machine, from / or ~/ on, is right"
+                yield f"{hub.name}: {variable} is {path!r}: it must be a path on this machine, absolute or from ~/"
             elif problem := _unreadable(path):
                 yield f"{hub.name}: {variable} is {path!r}: {problem}"
 

@@ -60,7 +60,7 @@ def _check_capture(source: str, path: str, device: int) -> None:
     except OSError as error:
         if error.errno == errno.ENODEV:
             raise
-        raise CameraError(f"{source}: {path} is no camera: it is no video device at all") from error
+        raise CameraError(f"{source}: {path} is not a camera: it is not a video device at all") from error
     _, card, _, _, capabilities, device_capabilities = _CAPABILITY.unpack(answer)
     if not (device_capabilities if capabilities & _HAS_DEVICE_CAPS else capabilities) & _CAN_CAPTURE:
         name = card.partition(b"\0")[0].decode(errors="replace")

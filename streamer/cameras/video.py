@@ -91,7 +91,7 @@ class VideoFile:
         try:
             container = _open(self._path)
         except av.FFmpegError as error:
-            raise CameraError(f"{self._source}: is no video that FFmpeg can read: {error.strerror}") from error
+            raise CameraError(f"{self._source}: is not a video that FFmpeg can read: {error.strerror}") from error
         if not container.streams.video:
             container.close()
             raise CameraError(f"{self._source}: has no video in it")

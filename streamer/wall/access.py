@@ -416,7 +416,7 @@ def unix_socket(path: Path) -> socket.socket:
     except OSError as error:
         listening.close()
         is_other = error.errno == errno.EADDRINUSE and not path.is_socket()
-        why = "it is there already, and no socket" if is_other else error.strerror or error
+        why = "it exists already and is not a socket" if is_other else error.strerror or error
         raise TransportError(f"cannot listen on {path}: {why}") from error
     return listening
 

@@ -546,7 +546,7 @@ def camera_gone(trial: Trial) -> None:
 
 @case("a camera that gives rubbish for 2 s", tries=3)
 def camera_rubbish(trial: Trial) -> None:
-    ill(trial, "rubbish", said="payload is no whole JPEG")
+    ill(trial, "rubbish", said="payload is not a whole JPEG")
 
 
 @case("a camera that gives the same black picture for 12 s", tries=1)

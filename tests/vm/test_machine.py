@@ -216,7 +216,7 @@ def test_a_usb_camera_that_cannot_be_had(found: Callable[[str], dict[str, Any]])
     refused = found("usb_refused")
     assert refused["absent"] == "usb:97: there is no /dev/video97 (is the camera plugged in?)"
     assert re.match(r"usb:41: /dev/video41 of '.+' gives no pictures: ", refused["no camera"])
-    assert refused["no device"] == "usb:96: /dev/video96 is no camera: it is no video device at all"
+    assert refused["no device"] == "usb:96: /dev/video96 is not a camera: it is not a video device at all"
     (denied,) = ours(refused["denied"], "usb:40")
     assert denied.startswith("usb:40: /dev/video40 is not open to this user: put it into the group 'video'")
     assert refused["then"] == [[320, 180]], "it was tried again"

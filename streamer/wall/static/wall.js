@@ -298,7 +298,7 @@ function look() {
   } else if (everConnected) {
     write(notice, rows.length ? "" : "No camera has come yet.");
   }
-  write(since, lostS !== null && everConnected ? `Last heard of ${span(lostS)} ago.` : "");
+  write(since, lostS !== null && everConnected ? `Last heard from ${span(lostS)} ago.` : "");
   write(counts, lostS === null ? summary(rows) : "");
   const live = rows.filter((row) => row.state === "LIVE").length;
   // To a hidden page the hub sends no table: how many there were says nothing of how many there are.
