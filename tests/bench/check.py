@@ -3,8 +3,8 @@
 What is counted are instructions (callgrind's), which another program on the machine does not change as it changes
 times. Each path runs in a process of its own, in lock-step, so that nothing races. Only the thread that runs it is
 counted, and only between two marks, so that start-up is not: almost all that a process costs under callgrind. Its limit
-is a ratio: to the plainest program that does the same work, counted in the same minute, so that another build of Python
-or libzmq does not move it much.
+is a ratio: to the plainest program that does the same work, counted in the same process, so that another build of
+Python or libzmq does not move it much.
 """
 
 from __future__ import annotations
@@ -189,12 +189,12 @@ PATHS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
 }
 
 
-def count(path: str, which: int) -> float:
-    """Return the instructions that a turn costs ours (0) or the plain one (1)."""
+def count(path: str) -> tuple[float, float]:
+    """Return the instructions that a turn costs ours, and the plain one."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out")
         tool = ["valgrind", "--tool=callgrind", "--separate-threads=yes", f"--callgrind-out-file={out}"]
-        command = [*tool, f"--dump-before={MARK}", sys.executable, "-m", "tests.bench.check", path, str(which)]
+        command = [*tool, f"--dump-before={MARK}", sys.executable, "-m", "tests.bench.check", path]
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT_S
@@ -202,20 +202,23 @@ def count(path: str, which: int) -> float:
         if done.returncode:
             raise RuntimeError(f"{path}: {done.stderr}")
         # A file for each mark, with what came before it, and one for the end; of the first thread.
-        assert len(list(out.parent.glob("out*-01"))) == 3, "nothing but the marks was taken for one"
-        totals = re.search(r"^(?:summary|totals): (\d+)", Path(f"{out}.2-01").read_text(), re.MULTILINE)
-        assert totals, "callgrind's output has a line of totals"
-        return int(totals[1]) / (TURNS - N)
+        assert len(list(out.parent.glob("out*-01"))) == 5, "nothing but the marks was taken for one"
+
+        def cost(part: int) -> float:
+            totals = re.search(r"^(?:summary|totals): (\d+)", Path(f"{out}.{part}-01").read_text(), re.MULTILINE)
+            assert totals, "callgrind's output has a line of totals"
+            return int(totals[1]) / (TURNS - N)
+
+        return cost(4), cost(2)
 
 
 def ratios() -> dict[str, float]:
     """Count every path."""
-    jobs = [(path, which) for path in PATHS for which in (0, 1)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        cost = dict(zip(jobs, pool.map(lambda job: count(*job), jobs), strict=True))
-    for path in PATHS:
-        print(f"{path}: {cost[path, 0]:.0f} instructions, plainly {cost[path, 1]:.0f}", file=sys.stderr)
-    return {path: cost[path, 0] / cost[path, 1] for path in PATHS}
+        costs = dict(zip(PATHS, pool.map(count, PATHS), strict=True))
+    for path, (ours, plain) in costs.items():
+        print(f"{path}: {ours:.0f} instructions, plainly {plain:.0f}", file=sys.stderr)
+    return {path: ours / plain for path, (ours, plain) in costs.items()}
 
 
 def judge(found: dict[str, float]) -> list[str]:
@@ -240,10 +243,11 @@ def main() -> int:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case [path, which]:
+        case [path]:
             # Callgrind may take longer than a peer is given, or a round trip is remembered.
             never = {zmq.HEARTBEAT_IVL: 0, zmq.HANDSHAKE_IVL: 0}
             with mock.patch.dict(transport._OPTIONS, never), mock.patch.object(window, "FORGET_SMALLEST_NS", math.inf):
-                PATHS[path][int(which)]()
+                for run in reversed(PATHS[path]):  # the plain program first
+                    run()
         case _:
             sys.exit(main())
