@@ -1,9 +1,10 @@
 """The gate against slower hot paths: `python -m tests.bench.check`; status 1 when one is over its limit.
 
 What is counted are instructions (callgrind's), which another program on the machine does not change as it changes
-times. Each path runs N and 3 N times in a process of its own, so that start-up cancels, in lock-step, so that nothing
-races, and only the thread that runs it is counted. Its limit is a ratio: to the plainest program that does the same
-work, counted in the same minute, so that another build of Python or libzmq does not move it much.
+times. Each path runs in a process of its own, in lock-step, so that nothing races. Only the thread that runs it is
+counted, and only between two marks, so that start-up is not: almost all that a process costs under callgrind. Its limit
+is a ratio: to the plainest program that does the same work, counted in the same process, so that another build of
+Python or libzmq does not move it much.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from streamer.hub import Hub
 from streamer.sender import Sender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from streamer.transport import Poller
     from streamer.wall.viewers import Picture
@@ -41,10 +42,20 @@ HEADER = wire.add_counts(wire.make_header("pi1", extras=EXTRAS), 7, 179350000012
 LOCAL = "tcp://127.0.0.1:*"
 VIEWERS = 8
 N = 100
+TURNS = 3 * N
+MARK = "getpgid"  # a function of libc that nothing else calls meanwhile
 LIMIT_S = 600  # for each count, which takes 10 s
 TOLERANCE = 1.08  # four runs of the same code, other work on both cores, differed by 2 %
 # Instructions of ours for one of the plain program's, on 27 November 2026, x86-64, Python 3.11.
 MEASURED = {"receive": 1.162, "send": 2.184, "fan-out": 4.71}
+
+
+def turns() -> Iterator[int]:
+    """Count N turns to grow warm, then 2 N between two marks."""
+    yield from range(N)
+    os.getpgid(0)
+    yield from range(N, TURNS)
+    os.getpgid(0)
 
 
 class Stepped(Sender):
@@ -64,7 +75,7 @@ class Stepped(Sender):
         self._closing = False
 
 
-def receive(times: int) -> None:
+def receive() -> None:
     """The hub: receive, parse, store, reply, put into a mailbox."""
     with mock.patch("threading.Thread.start"):  # its thread would take the messages
         hub = Hub(None)
@@ -78,11 +89,11 @@ def receive(times: int) -> None:
         assert received
         hub._accept(received, time.monotonic())
 
-    ask(replier.socket, replier.endpoint, turn, times)
-    assert hub.cameras()[0].frames == times
+    ask(replier.socket, replier.endpoint, turn)
+    assert hub.cameras()[0].frames == TURNS
 
 
-def plainly_receive(times: int) -> None:
+def plainly_receive() -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.bind(LOCAL)
 
@@ -90,41 +101,41 @@ def plainly_receive(times: int) -> None:
             route, delimiter, _, _ = router.recv_multipart()
             router.send_multipart([route, delimiter, b"OK"])
 
-        ask(router, router.getsockopt_string(zmq.LAST_ENDPOINT), turn, times)
+        ask(router, router.getsockopt_string(zmq.LAST_ENDPOINT), turn)
 
 
-def ask(router: zmq.Socket[bytes], endpoint: str, turn: Callable[[], None], times: int) -> None:
+def ask(router: zmq.Socket[bytes], endpoint: str, turn: Callable[[], None]) -> None:
     """Send a request, let it be taken and answered, and so on."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.connect(endpoint)
-        for _ in range(times):
+        for _ in turns():
             dealer.send_multipart([b"", HEADER, JPEG])
             router.poll()
             turn()
             dealer.recv_multipart()
 
 
-def send(times: int) -> None:
+def send() -> None:
     """The sender: check, mailbox, header, send, reply."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.bind(LOCAL)
         sender = Stepped(router.getsockopt_string(zmq.LAST_ENDPOINT))
         socket = sender._links[0].end.socket
         socket.poll(flags=zmq.POLLOUT)
-        for _ in range(times):
+        for _ in turns():
             sender.send(JPEG)
             sender.go_round()
             route, _, _, _ = router.recv_multipart()
             router.send_multipart([route, b"", b"OK 1793500000123456789"])
             socket.poll()
-        assert sender.statistics.frames == times
+        assert sender.statistics.frames == TURNS
 
 
-def plainly_send(times: int) -> None:
+def plainly_send() -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router, context.socket(zmq.DEALER) as dealer:
         router.bind(LOCAL)
         dealer.connect(router.getsockopt_string(zmq.LAST_ENDPOINT))
-        for _ in range(times):
+        for _ in turns():
             dealer.send_multipart([b"", HEADER, JPEG])
             route, _, _, _ = router.recv_multipart()
             router.send_multipart([route, b"", b"OK 1793500000123456789"])
@@ -132,7 +143,7 @@ def plainly_send(times: int) -> None:
             dealer.recv_multipart()
 
 
-async def fan_out(times: int) -> None:
+async def fan_out() -> None:
     """The wall: from the hub's mailbox to viewers who show every picture."""
     from streamer.wall.viewers import FanOut
 
@@ -148,15 +159,16 @@ async def fan_out(times: int) -> None:
         for viewer in viewers:
             wall.want(viewer, {"pi1": 30.0})
         frames = [wire.parse(HEADER, JPEG, received_ns) for received_ns in range(2)]
-        for number in range(times):
+        for number in turns():
             hub._mailboxes[0][0].put("pi1", frames[number % 2])
             await asyncio.sleep(0)
             for viewer in viewers:
                 viewer.shown(["pi1"])
-        assert len(sent) == times * VIEWERS
+            assert len(sent) == VIEWERS
+            sent.clear()
 
 
-async def plainly_fan_out(times: int) -> None:
+async def plainly_fan_out() -> None:
     loop = asyncio.get_running_loop()
     sent: list[bytes] = []
 
@@ -164,47 +176,49 @@ async def plainly_fan_out(times: int) -> None:
         for _ in range(VIEWERS):
             sent.append(b"".join((b"\x82", frame)))  # noqa: PERF401 - a call each, as a viewer is
 
-    for _ in range(times):
+    for _ in turns():
         loop.call_soon_threadsafe(give, JPEG)
         await asyncio.sleep(0)
+        sent.clear()
 
 
-PATHS: dict[str, tuple[Callable[[int], object], Callable[[int], object]]] = {
+PATHS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
     "receive": (receive, plainly_receive),
     "send": (send, plainly_send),
-    "fan-out": (lambda times: asyncio.run(fan_out(times)), lambda times: asyncio.run(plainly_fan_out(times))),
+    "fan-out": (lambda: asyncio.run(fan_out()), lambda: asyncio.run(plainly_fan_out())),
 }
 
 
-def count(path: str, which: int, times: int) -> int:
-    """Return the instructions of a process's first thread that runs ours (0) or the plain one (1)."""
+def count(path: str) -> tuple[float, float]:
+    """Return the instructions that a turn costs ours, and the plain one."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out")
         tool = ["valgrind", "--tool=callgrind", "--separate-threads=yes", f"--callgrind-out-file={out}"]
-        command = [*tool, sys.executable, "-m", "tests.bench.check", path, str(which), str(times)]
+        command = [*tool, f"--dump-before={MARK}", sys.executable, "-m", "tests.bench.check", path]
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT_S
         )
         if done.returncode:
             raise RuntimeError(f"{path}: {done.stderr}")
-        totals = re.search(r"^(?:summary|totals): (\d+)", Path(f"{out}-01").read_text(), re.MULTILINE)
-        assert totals, "callgrind's output has a line of totals"
-        return int(totals[1])
+        # A file for each mark, with what came before it, and one for the end; of the first thread.
+        assert len(list(out.parent.glob("out*-01"))) == 5, "nothing but the marks was taken for one"
+
+        def cost(part: int) -> float:
+            totals = re.search(r"^(?:summary|totals): (\d+)", Path(f"{out}.{part}-01").read_text(), re.MULTILINE)
+            assert totals, "callgrind's output has a line of totals"
+            return int(totals[1]) / (TURNS - N)
+
+        return cost(4), cost(2)
 
 
 def ratios() -> dict[str, float]:
     """Count every path."""
-    jobs = [(path, which, times) for path in PATHS for which in (0, 1) for times in (N, 3 * N)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        counted = dict(zip(jobs, pool.map(lambda job: count(*job), jobs), strict=True))
-
-    def cost(path: str, which: int) -> float:
-        return (counted[path, which, 3 * N] - counted[path, which, N]) / (2 * N)
-
-    for path in PATHS:
-        print(f"{path}: {cost(path, 0):.0f} instructions, plainly {cost(path, 1):.0f}", file=sys.stderr)
-    return {path: cost(path, 0) / cost(path, 1) for path in PATHS}
+        costs = dict(zip(PATHS, pool.map(count, PATHS), strict=True))
+    for path, (ours, plain) in costs.items():
+        print(f"{path}: {ours:.0f} instructions, plainly {plain:.0f}", file=sys.stderr)
+    return {path: ours / plain for path, (ours, plain) in costs.items()}
 
 
 def judge(found: dict[str, float]) -> list[str]:
@@ -229,10 +243,11 @@ def main() -> int:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case [path, which, times]:
+        case [path]:
             # Callgrind may take longer than a peer is given, or a round trip is remembered.
             never = {zmq.HEARTBEAT_IVL: 0, zmq.HANDSHAKE_IVL: 0}
             with mock.patch.dict(transport._OPTIONS, never), mock.patch.object(window, "FORGET_SMALLEST_NS", math.inf):
-                PATHS[path][int(which)](int(times))
+                for run in reversed(PATHS[path]):  # the plain program first
+                    run()
         case _:
             sys.exit(main())
