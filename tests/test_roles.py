@@ -298,7 +298,7 @@ def test_a_camera_s_variable_is_refused(variables: dict[str, Any], said: str) ->
     ("variables", "said"),
     [
         ({"streamer_http": "999.1.1.1:8080"}, "streamer_http is '999.1.1.1:8080': it must be ADDRESS:PORT of this"),
-        ({"streamer_http": "0.0.0.0:80"}, "streamer_http has port 80, which is root's: one from 1024 to 65535 is"),
+        ({"streamer_http": "0.0.0.0:80"}, "streamer_http has port 80, which needs root: it must be from 1024 to 65535"),
         ({"streamer_address": "hub lan"}, "streamer_address is 'hub lan': it must be an IP address or a host's name"),
         ({"hub_options": {"zoom": 2}}, "hub_options has zoom, which no hub takes: there are: plain_bind, subscribe, "),
         ({"hub_options": {"bind": "tcp://*:6000"}}, "hub_options has bind: streamer_port says that"),
