@@ -135,7 +135,8 @@ class Hub:
         """Yield frames as they arrive until the hub is closed; a slow caller gets only the newest of each camera.
 
         Raises:
-            TransportError: receiving has failed for good; or the hub is another process's, which was forked.
+            TransportError: receiving has failed for good; or the hub belongs to a process that this one was forked
+                from.
         """
         mailbox = self.open_mailbox()
         try:

@@ -36,10 +36,10 @@ _log = logging.getLogger(__name__)
 
 
 class _Complaints:
-    """Logs why pictures are refused: once, not for each; of several reasons in turn one a second."""
+    """Logs why pictures are refused: a repeated reason once, changing reasons once a second."""
 
     def __init__(self) -> None:
-        self._last, self._told = "", -math.inf  # the last that was told, and when
+        self._last, self._told = "", -math.inf  # the last reason logged, and when
 
     def tell(self, text: str, who: str, why: str) -> None:
         now = time.monotonic()
@@ -66,8 +66,8 @@ class ImageSender:
         else:
             self._end = transport.Publisher(connect_to, queue=_PUBLISHED)
         self._process = os.getpid()
-        # Of one picture and its reply: in a socket that two threads use at once libzmq aborts the program. Not an
-        # ordinary lock, for a signal's handler may send while its thread does.
+        # Held for one picture and its reply: libzmq aborts the process if two threads use a socket at once. Reentrant,
+        # as a signal handler may send while its thread does.
         self._turn = threading.RLock()
         self._start = wire.make_start()
         self._complaints = _Complaints()
@@ -95,7 +95,7 @@ class ImageSender:
 
         Raises:
             WireError: the array or the label cannot be sent.
-            TransportError: the sender is another process's, which was forked.
+            TransportError: the sender belongs to a process that this one was forked from.
         """
         return self._send(msg, *wire.array_to_send(image))
 
@@ -115,7 +115,7 @@ class ImageSender:
         """
         return self._send(msg, wire.jpeg_to_send(jpg_buffer))
 
-    # What imagezmq sets these two to, by which some programs call them.
+    # imagezmq's other names for these two, which some programs call.
     send_image_reqrep = send_image_pubsub = send_image
     send_jpg_reqrep = send_jpg_pubsub = send_jpg
 
@@ -139,11 +139,11 @@ class ImageSender:
             header = wire.make_header(msg, dtype=dtype, shape=shape, extras=extras)
             if isinstance(self._end, transport.Requester):
                 reply = self._end.ask(header, payload)
-                if reply.startswith(wire.ERROR_PREFIX):  # most programs do not look at it
-                    why = reply.removeprefix(wire.ERROR_PREFIX).decode(errors="replace")
+                why = wire.refusal_reason(reply)
+                if why is not None:  # most programs do not look at the reply
                     self._complaints.tell("%s refuses the frames: %s", self._end.endpoint, why)
                 return reply
-            if seq:  # a label that comes again is a camera's
+            if seq:  # the label of a camera, not of a single picture
                 self._end.widen(2 * len(self._counts))
             self._end.send(header, payload)
             return None

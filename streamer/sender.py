@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from streamer import clock, codec, keys, wire
-from streamer.errors import CameraError, ConfigError, TransportError, WireError, one_line
+from streamer.errors import CameraError, ConfigError, TransportError, WireError
 from streamer.mailbox import Mailbox
 from streamer.transport import Poller, Publisher, Requester, Waker, check_process, share_interpreter, with_reason
 from streamer.window import Window
@@ -40,7 +40,6 @@ _LOOK_S = 0.05  # how often all hubs are checked while the first of them replies
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 10.0
 _REMIND_S = 60.0
-_REASON_MAX_BYTES = 300  # of what a hub says, whoever that is
 _log = logging.getLogger(__name__)
 
 
@@ -110,7 +109,7 @@ class _Link:
         self.resting = False  # backing off: the hub closed the connection, or does not reply
         self._resume = 0.0  # when to reopen it
         self._backoff_s = 0.0
-        self._refused: bytes | None = None  # the last reply, if it was a refusal
+        self._refused: str | None = None  # why the last reply refused a frame, if it did
         self._seq = 0  # per hub, so that a frame sent to another hub does not count as lost here
 
     def usable(self) -> bool:
@@ -173,11 +172,11 @@ class _Link:
         self._moved = now
         self._resume = self._backoff_s = 0.0
         self.answered += 1
-        refused = reply if reply.startswith(wire.ERROR_PREFIX) else None
-        self.refused += refused is not None
-        if refused and refused != self._refused:
-            why = refused.removeprefix(wire.ERROR_PREFIX)[:_REASON_MAX_BYTES].decode(errors="replace")
-            _log.warning("%s refuses the frames: %s", self.end.endpoint, one_line(why))
+        refused = wire.refusal_reason(reply)
+        if refused is not None:
+            self.refused += 1
+            if refused != self._refused:
+                _log.warning("%s refuses the frames: %s", self.end.endpoint, refused)
         self._refused = refused
 
     def due(self, now: float) -> bool:

@@ -95,17 +95,17 @@ class AddressError(TransportError, zmq.ZMQError):
 
 
 class _Socket(zmq.Socket[bytes]):
-    """A socket that bears what programs written for imagezmq do with it.
+    """A socket that tolerates what programs written for imagezmq do with it.
 
-    They close it by hand, and then end the context, which would wait for ever for a monitor of which they do not know:
-    it is closed with the socket.
+    They close it by hand and then terminate the context, which would wait for ever for a monitor they do not know of:
+    so the monitor is closed together with the socket.
     """
 
     monitored_by: zmq.Socket[bytes] | None = None
-    made_in = 0  # the process; in one that was forked since, libzmq waits for ever
+    made_in = 0  # process id: in a fork of that process, libzmq would block for ever
 
     def set(self, option: int, optval: Any) -> None:
-        # Programs ask these of the REQ that imagezmq has, so that it may be used again after a time-out. This may be.
+        # Programs set these on imagezmq's REQ socket, to use it again after a time-out; this one needs no such option.
         if option not in _OF_REQ:
             super().set(option, optval)
 
@@ -116,8 +116,8 @@ class _Socket(zmq.Socket[bytes]):
         if monitor is None or monitor.closed or self.closed or self.made_in != os.getpid():
             super().close(linger)
             return
-        # First of all no more events: libzmq's thread waits for ever to tell one to a monitor that is closed, and no
-        # socket of this context works any more. Nor can events be ended while it waits with one for room.
+        # Stop the monitor's events before closing it, else libzmq's thread blocks for ever on the next one, and with it
+        # all sockets of this context. Drain it before that: a full monitor would block the stopping, too.
         while _option(monitor, _EVENTS) & _POLLIN:
             _event(monitor)
         self.disable_monitor()
@@ -157,10 +157,10 @@ def share_interpreter() -> None:
 
 
 def check_process(made_in: int, what: str) -> None:
-    """See that this is the process in which something was made: neither its thread nor its socket works after a fork.
+    """Check that something is used in the process that made it: threads and sockets do not survive a fork.
 
     Raises:
-        TransportError: it is another, which would wait for ever.
+        TransportError: this is another process, which would wait for ever.
     """
     if os.getpid() != made_in:
         raise TransportError(f"the {what} was made before this process was forked: make one in each")
@@ -175,10 +175,10 @@ def _open(context: _Context, kind: int, options: Mapping[Any, int | bytes]) -> _
 
 
 def _seed() -> None:
-    """Have libzmq begin to number a ROUTER's peers where nobody knows.
+    """Make libzmq's numbering of a ROUTER's peers unpredictable.
 
-    It does so by C's `rand`, which gives the same in every process unless somebody has seeded it; and it aborts the
-    process when a peer has claimed the number that the next one gets.
+    It starts at a number from C's `rand`, the same in every process unless seeded, and libzmq aborts the process if a
+    peer has claimed the next number as its routing id.
     """
     ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "big"))
 
@@ -263,7 +263,7 @@ def _address(part: zmq.Frame) -> str | None:
 
 
 def _descriptor(part: zmq.Frame) -> int:
-    """Return the descriptor of the connection that a part came by; -1 where libzmq has none, as of a peer of ZMTP 2."""
+    """Return the descriptor of a part's connection; -1 if libzmq does not know it, as for a peer that speaks ZMTP 2."""
     try:
         return int(part.get(_SRCFD))
     except zmq.ZMQError:

@@ -28,7 +28,7 @@ from json.scanner import make_scanner
 from typing import TYPE_CHECKING, Any, cast
 
 from streamer import codec
-from streamer.errors import CodecError, WireError
+from streamer.errors import CodecError, WireError, one_line
 from streamer.frame import Frame
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ PIXELS_MAX = 64_000_000
 IN_FLIGHT_LIMIT = 8  # the default: enough for 60 frames a second over a round trip of a tenth of a second
 IN_FLIGHT_MAX = 16  # unanswered requests of a sender; well below every queue on the way
 OK = b"OK"
-ERROR_PREFIX = b"ERR "
+_ERROR_PREFIX = b"ERR "
+_REASON_MAX_BYTES = 300  # read of a refusal
 
 # The next two in words, for error messages.
 NAME_RULE = "1 to 64 of A-Z a-z 0-9 . _ -"
@@ -413,7 +414,14 @@ def read_stamp(reply: bytes) -> int | None:
 
 def error_reply(error: WireError) -> bytes:
     """Return the reply that tells a peer why its message was refused."""
-    return ERROR_PREFIX + str(error).encode()
+    return _ERROR_PREFIX + str(error).encode()
+
+
+def refusal_reason(reply: bytes) -> str | None:
+    """Return why a reply refuses a message, as one short line, whatever the hub wrote; None if it does not."""
+    if not reply.startswith(_ERROR_PREFIX):
+        return None
+    return one_line(reply.removeprefix(_ERROR_PREFIX)[:_REASON_MAX_BYTES].decode(errors="replace"))
 
 
 def _count(fields: Mapping[str, Any], key: str) -> int | None:

@@ -418,3 +418,18 @@ def test_label_that_contains_itself() -> None:
 
 def test_extras_that_are_not_known_are_left_out() -> None:
     assert wire.make_header("pi1", extras={"seq": 0, "every": None}) == b'{"msg":"pi1","seq":0}'
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (b"OK", None),
+        (b"OK 1700000000000000000", None),
+        (b"ERR", None),
+        (wire.error_reply(WireError("camera name is empty")), "camera name is empty"),
+        (b"ERR \x1b[2J\n\xff", "\\x1b[2J\\n\ufffd"),
+        (b"ERR " + b"x" * 60_000, "x" * 300),
+    ],
+)
+def test_why_a_hub_refuses_is_one_short_line(reply: bytes, why: str | None) -> None:
+    assert wire.refusal_reason(reply) == why
