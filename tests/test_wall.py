@@ -389,6 +389,17 @@ def test_address_of_a_family_that_the_system_has_not_is_named(
         Wall(hub, "::1", 0)
 
 
+def test_page_that_fails_at_once_is_told_as_one_that_fails_later(
+    hub: streamer.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise TypeError("odd")
+
+    monkeypatch.setattr(Wall, "_listen", fail)
+    with pytest.raises(streamer.TransportError, match=r"^the page has failed: odd$"):
+        Wall(hub, "127.0.0.1", 0)
+
+
 def test_many_viewers_leave_nothing_behind(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
     send_one(hub, sender, picture())
     streams = [Stream(wall, "pi1") for _ in range(8)]

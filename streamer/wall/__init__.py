@@ -74,7 +74,7 @@ class Wall:
         socket: path of a Unix socket to serve on as well, for everybody who may open it.
 
     Raises:
-        TransportError: it cannot listen there.
+        TransportError: it cannot listen there, or fails as soon as it does.
     """
 
     def __init__(
@@ -109,7 +109,9 @@ class Wall:
         self._listening.wait()
         if self.failure:
             self.close()
-            raise self.failure
+            if isinstance(self.failure, TransportError):
+                raise self.failure
+            raise TransportError(f"the page has failed: {self.failure}") from self.failure
 
     def close(self) -> None:
         """Stop at once, whatever the viewers do."""
