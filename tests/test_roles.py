@@ -264,7 +264,7 @@ def test_a_camera_whose_key_is_none_or_another_s_is_named_before_a_hub_cannot_re
     assert fleet.key_problems({"pi9": "", **copied}, [], allowed) == [], "pi9 sends to no hub that encrypts"
     for said in ("", "rubbish", f"{KEY}\npi3", "\x1b[31m"):
         fresh = fleet.sender_keys([("pi2", {"sender.key": f"{said} 600 streamer"})])
-        assert fleet.key_problems(fresh, [], allowed) == ["pi2: what is said to be the public key is none"]
+        assert fleet.key_problems(fresh, [], allowed) == ["pi2: what it shows as its public key is not one"]
 
 
 def test_lock_is_kept_where_all_operators_look() -> None:

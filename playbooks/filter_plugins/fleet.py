@@ -688,12 +688,12 @@ def _keys_of(found: str, cameras: list[str] | None, fresh: Mapping[str, str]) ->
 def key_problems(
     fresh: Mapping[str, str], results: list[Mapping[str, Any]], allowed: Mapping[str, list[str]]
 ) -> list[str]:
-    """Say which cameras would spoil a hub's list of who may send: of one with a wrong line the hub takes nothing.
+    """List the cameras whose keys would make a hub's list of allowed keys invalid: the hub rejects it as a whole.
 
     Args:
-        fresh: the keys that this run has read, by camera; each is what that host says.
-        results: what the hubs that were asked have answered, their lists among the rest.
-        allowed: by hub, the cameras that may send.
+        fresh: the keys read by this run, by camera, as each host reports its own.
+        results: the answers of the hubs that were asked, with their present lists.
+        allowed: the cameras that may send, by hub.
     """
     found = {result["item"]: result["stdout"] for result in results}
     problems = set()
@@ -703,7 +703,7 @@ def key_problems(
             names_of.setdefault(key, []).append(name)
         for key, names in names_of.items():
             if not PUBLIC_KEY.fullmatch(key):
-                problems.add(f"{' and '.join(names)}: what is said to be the public key is none")
+                problems.add(f"{' and '.join(names)}: what it shows as its public key is not one")
             elif len(names) > 1:
                 problems.add(f"{' and '.join(names)} have one key, as after a card was copied")
     return sorted(problems)
