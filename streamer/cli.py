@@ -305,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--password-file", metavar="FILE", help="its first line is the page's password")
     status.add_argument("--ca-file", metavar="FILE", help="PEM certificates to trust, for https://")
-    status.add_argument("--wait", metavar="SECONDS", help="wait until all are LIVE and moving, at most so long")
+    status.add_argument("--wait", metavar="SECONDS", help="wait up to SECONDS for all to be LIVE and moving")
     status.add_argument("--json", action="store_true", help="print the API's JSON instead of the table")
     return parser
 
