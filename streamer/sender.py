@@ -6,6 +6,7 @@ a new one. Nothing queued for the old one is ever sent again.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from streamer.keys import KeyPair
 
 _BACKOFF_FIRST_S = 0.25
+_LEAVE_S = 1.0
 _BACKOFF_MAX_S = 4.0  # a hub that has recovered gets frames again within five seconds
 _IDLE_S = 1.0
 _LOOK_S = 0.05  # how often all hubs are checked while the first of them replies
@@ -292,6 +294,7 @@ class Sender:
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name=f"sender-{self.name}", daemon=True)
         self._thread.start()
+        atexit.register(self._leave)
 
     def send(self, picture: Buffer | npt.NDArray[Any], *, captured_ns: int | None = None) -> None:
         """Make `picture` the next to be sent, in place of one still waiting; returns at once.
@@ -343,13 +346,23 @@ class Sender:
 
     def close(self) -> None:
         """Stop at once, whatever the hub does; a picture not sent yet is discarded."""
+        atexit.unregister(self._leave)
+        self._end(None)
+
+    def _leave(self) -> None:
+        """Close a sender left open at the end of the program, while pyzmq can still lend and free large frames."""
+        if self._process == os.getpid():
+            self._end(_LEAVE_S)
+
+    def _end(self, within_s: float | None) -> None:
+        """Stop the thread, waiting at most `within_s` seconds."""
         if self._closing:
             return
         self._closing = True
         self._mailbox.close()
         self._waker.wake()
         if threading.current_thread() is not self._thread:  # `source` may call this
-            self._thread.join()
+            self._thread.join(within_s)
 
     def __enter__(self) -> Sender:
         return self

@@ -22,6 +22,7 @@ from socket import getaddrinfo
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
+import zmq.utils.garbage  # frees lent buffers until its exit handler runs, which must be after those of senders
 
 from streamer import keys, wire
 from streamer.connections import UNFINISHED_MAX_BYTES, Connections

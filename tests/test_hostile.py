@@ -206,6 +206,11 @@ def test_what_is_subscribed_to_and_has_no_end_is_ended_and_told(
     with listener() as (server, endpoint), Hub(None, subscribe=endpoint):
         with server.accept()[0] as publisher:
             publisher.sendall(NULL_GREETING + bytes([4, len(ready)]) + ready)
+            said = b""
+            while not said.endswith(b"\0\x01\x01"):  # the subscription: before it no publisher sends anything
+                more = publisher.recv(1000)
+                assert more, said
+                said += more
             with pytest.raises(ConnectionError):  # noqa: PT012 - it ends while we send
                 while True:
                     publisher.sendall(b"\x03" + struct.pack(">Q", 100_000) + bytes(100_000))

@@ -9,6 +9,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -702,6 +704,21 @@ def send_and_exit(endpoint: str, large: np.ndarray[Any, Any]) -> None:
         with suppress(AssertionError):
             until(lambda: own.statistics.answered)
         os._exit(not own.statistics.answered)
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_a_program_that_leaves_its_senders_amid_large_frames_ends_well(attempt: int) -> None:
+    program = """
+import numpy
+import streamer
+array = numpy.zeros((1000, 2000), "uint8")
+hub = streamer.Hub("tcp://127.0.0.1:*")
+senders = [streamer.Sender(hub.endpoint, name, source=lambda: array) for name in ("one", "two")]
+for _, frame in zip(range(20), hub):
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), attempt
 
 
 def test_a_process_that_was_forked_amid_large_frames_sends_its_own() -> None:
