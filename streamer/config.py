@@ -104,7 +104,7 @@ class _Excerpt(reprlib.Repr):
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxlevel = 2
+        self.maxlevel = 1
         self.maxstring = self.maxother = 80
 
     def repr_int(self, x: int, level: int) -> str:  # noqa: ARG002 - reprlib's signature
