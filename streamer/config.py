@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 import yaml
 
 from streamer import keys
-from streamer.errors import ConfigError, TransportError
+from streamer.errors import ConfigError, TransportError, half_set
 from streamer.wire import IN_FLIGHT_LIMIT, IN_FLIGHT_MAX, PIXELS_MAX, is_camera_name
 
 if TYPE_CHECKING:
@@ -473,11 +473,8 @@ def _hub_contradiction(config: HubConfig) -> str:
             f"http is {config.http}, which others can reach: set http_password_file to a file with a password, or "
             "http_open to let everybody look"
         )
-    if bool(config.tls_certificate) != bool(config.tls_key):
-        given, missing = "tls_certificate", "tls_key"
-        if config.tls_key:
-            given, missing = missing, given
-        return f"{given} is set and {missing} is not: set both, or neither"
+    if problem := half_set(tls_certificate=config.tls_certificate, tls_key=config.tls_key):
+        return problem
     if config.layout and config.display != "windows":
         return f"layout is {config.layout} and display is {config.display}: set display to windows, or no layout"
     if config.full_screen and not config.layout:

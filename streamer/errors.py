@@ -39,3 +39,11 @@ class MissingExtraError(StreamerError):
 def one_line(text: str) -> str:
     """Make a text one line that a terminal and a journal show as it is, whatever is in it."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def half_set(**pair: object) -> str:
+    """Return what is wrong if only one of two settings is set; empty if both or neither are."""
+    given, missing = sorted(pair, key=lambda name: not pair[name])
+    if bool(pair[given]) == bool(pair[missing]):
+        return ""
+    return f"{given} is set and {missing} is not: set both, or neither"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamer import keys, wire
-from streamer.errors import ConfigError, TransportError, WireError
+from streamer.errors import ConfigError, TransportError, WireError, half_set
 from streamer.mailbox import Mailbox
 from streamer.presence import Change, NameTakenError, OvertakenError, Presence, State
 from streamer.refusals import Refusals
@@ -71,11 +71,8 @@ class Hub:
         curve_allowed_file: Path | str | None = None,
         plain_bind: str | None = None,
     ) -> None:
-        if bool(curve_key_file) != bool(curve_allowed_file):
-            given, missing = "curve_key_file", "curve_allowed_file"
-            if curve_allowed_file:
-                given, missing = missing, given
-            raise ConfigError(f"{given} is set and {missing} is not: set both, or neither")
+        if problem := half_set(curve_key_file=curve_key_file, curve_allowed_file=curve_allowed_file):
+            raise ConfigError(problem)
         if plain_bind and not curve_key_file:
             raise ConfigError("plain_bind is set and curve_key_file is not: without keys, senders need only bind")
         pair = keys.read_pair(Path(curve_key_file)) if curve_key_file else None

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from streamer import clock, codec, keys, wire
-from streamer.errors import CameraError, ConfigError, TransportError, WireError
+from streamer.errors import CameraError, ConfigError, TransportError, WireError, half_set
 from streamer.mailbox import Mailbox
 from streamer.transport import Poller, Publisher, Requester, Waker, check_process, share_interpreter, with_reason
 from streamer.window import Window
@@ -512,14 +512,12 @@ class Sender:
 
 def _read_keys(key_file: Path | str | None, hub_keys: Sequence[str], endpoints: Sequence[str]) -> KeyPair | None:
     """Read a camera's key pair, and check the hubs' keys that go with it."""
-    if not key_file:
-        if hub_keys:
-            raise ConfigError("curve_hub_keys is set and curve_key_file is not: set both, or neither")
-        return None
-    if not endpoints:
+    if key_file and not endpoints:
         raise ConfigError("curve_key_file is set, but what is published is not encrypted: it needs hubs")
-    if not hub_keys:
-        raise ConfigError("curve_key_file is set and curve_hub_keys is not: set both, or neither")
+    if problem := half_set(curve_key_file=key_file, curve_hub_keys=hub_keys):
+        raise ConfigError(problem)
+    if not key_file:
+        return None
     if len(hub_keys) != len(endpoints):
         raise ConfigError(
             f"curve_hub_keys has {len(hub_keys)} and hubs {len(endpoints)}: each hub needs its public key, in the same "
