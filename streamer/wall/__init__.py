@@ -452,7 +452,8 @@ class _Page:
 
     def check(self) -> None:
         """Give up on a page that says it has shown what it never read: it would be sent more and more."""
-        if self._transport.get_write_buffer_size() > self.viewer.under_way_bytes + _BACKLOG_MAX_BYTES:
+        excess = self._transport.get_write_buffer_size() - _BACKLOG_MAX_BYTES
+        if excess > 0 and excess > self.viewer.under_way_bytes:  # the sum is not taken while a page reads
             self._transport.abort()
 
 
