@@ -219,10 +219,10 @@ class Viewer:
         """Note that it has shown the pictures in flight of these cameras: there is room for the next."""
         now = self._loop.time()
         for name in names:
-            if name not in self._under_way:
+            sent = self._under_way.pop(name, None)
+            if sent is None:
                 continue
-            sent, _ = self._under_way.pop(name)
-            self._adapt(now - sent, now)
+            self._adapt(now - sent[0], now)
             slot = self._slots.get(name)
             if slot is not None and slot.picture is not None:
                 self._waiting[name] = None
