@@ -461,6 +461,26 @@ def test_a_hub_of_one_kind_of_address_is_found_by_a_name_that_has_both(
             process.kill()
 
 
+def test_the_other_kind_of_address_is_tried_in_turn_and_never_in_place_of_a_hub_that_is_there() -> None:
+    with listener() as (_, endpoint):
+        pass  # nobody listens there now
+    requester = Requester(endpoint.replace("127.0.0.1", "localhost"))
+
+    def kind() -> object:
+        assert not requester.left()
+        return requester.socket.getsockopt(zmq.IPV6)
+
+    for other in (0, 1, 0):
+        until(lambda: kind() == other)  # noqa: B023 - called here
+        assert kind() == other, "not yet the next"
+    time.sleep(0.5)  # misses that nobody has read when there is a hub
+    with RawHub(endpoint):
+        until(requester.connected)
+        assert kind() == 0
+        assert requester.connected()
+    requester.close()
+
+
 # -- ask
 
 
