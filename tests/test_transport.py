@@ -579,6 +579,26 @@ def test_after_a_time_out_the_late_reply_is_not_taken_for_the_next(
     assert asker.socket.getsockopt(zmq.RCVTIMEO) == round(WAIT_S * 1000)
 
 
+def test_who_ends_every_connection_is_not_asked_without_a_pause(pool: ThreadPoolExecutor) -> None:
+    with listener() as (server, endpoint), closing(Requester(endpoint, patience_s=0.5, queues=True)) as asker:
+        server.settimeout(0.1)
+        done = threading.Event()
+
+        def end_all() -> int:
+            ended = 0
+            while not done.is_set():
+                with suppress(TimeoutError):
+                    server.accept()[0].close()
+                    ended += 1
+            return ended
+
+        ended = pool.submit(end_all)
+        with pytest.raises(zmq.Again):
+            asker.ask(HEADER, JPEG)
+        done.set()
+        assert 1 <= ended.result(WAIT_S) <= 50, "without, hundreds"
+
+
 def test_ctrl_c_ends_ask() -> None:
     asker = Requester("tcp://127.0.0.1:1", queues=True)
     timer = threading.Timer(0.2, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
