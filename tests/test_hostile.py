@@ -349,6 +349,19 @@ def test_a_few_connections_are_looked_at_at_a_time(doorstep: Doorstep, monkeypat
     assert [lives(*each) for each in crowd] == [False, True, True, True, True]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what was received")
+def test_who_has_gone_meanwhile_has_nothing_unfinished(doorstep: Doorstep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_LOOKED_AT_ONCE", 1)
+    gone, still = doorstep.begin(), doorstep.begin()
+    hand_over(*gone, 50_000)
+    hand_over(*still)
+    doorstep.connections.begin_look()
+    doorstep.connections.look()
+    doorstep.connections.ended(gone[1].fileno())
+    assert doorstep.connections.look() == []
+    assert lives(*still)
+
+
 def test_who_is_one_too_many_costs_a_silent_connection_and_no_camera(doorstep: Doorstep) -> None:
     silent = doorstep.begin()
     camera = doorstep.begin()  # the newer one
