@@ -350,16 +350,19 @@ def test_a_few_connections_are_looked_at_at_a_time(doorstep: Doorstep, monkeypat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what was received")
-def test_who_has_gone_meanwhile_has_nothing_unfinished(doorstep: Doorstep, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("was_seen", [False, True])
+def test_who_has_gone_meanwhile_has_nothing_unfinished(
+    doorstep: Doorstep, monkeypatch: pytest.MonkeyPatch, was_seen: bool
+) -> None:
     monkeypatch.setattr(connections, "_LOOKED_AT_ONCE", 1)
-    gone, still = doorstep.begin(), doorstep.begin()
-    hand_over(*gone, 50_000)
-    hand_over(*still)
+    both = doorstep.begin(), doorstep.begin()
+    hand_over(*both[0], 50_000)
+    hand_over(*both[1])
     doorstep.connections.begin_look()
-    doorstep.connections.look()
-    doorstep.connections.ended(gone[1].fileno())
+    doorstep.connections.look()  # at the second
+    doorstep.connections.ended(both[was_seen][1].fileno())
     assert doorstep.connections.look() == []
-    assert lives(*still)
+    assert lives(*both[not was_seen])
 
 
 def test_who_is_one_too_many_costs_a_silent_connection_and_no_camera(doorstep: Doorstep) -> None:
@@ -374,6 +377,8 @@ def test_of_silent_ones_the_newest_goes(doorstep: Doorstep) -> None:
     older, newer = doorstep.begin(), doorstep.begin()
     newcomer = doorstep.begin("127.0.0.3")
     assert [lives(*each) for each in (older, newer, newcomer)] == [True, False, True]
+    assert doorstep.connections.ended(newer[1].fileno()) == (STRANGER, True)
+    assert doorstep.connections.ended(newer[1].fileno()) == (None, False), "it may be another's from now on"
 
 
 def test_where_all_are_cameras_the_newest_of_the_crowd_goes(doorstep: Doorstep) -> None:

@@ -576,6 +576,19 @@ def test_published_frames_are_stored_beside_those_that_are_sent(bind: str | None
             assert states(hub) == {"pi1": "LIVE", "pi2": "LIVE"}
 
 
+def test_published_frames_do_not_wait_for_a_pause_of_those_that_are_sent() -> None:
+    with raw(zmq.XPUB) as publisher:
+        publisher.bind(LOCAL)
+        with (
+            Hub(LOCAL, subscribe=[publisher.getsockopt_string(zmq.LAST_ENDPOINT)]) as hub,
+            Sender(hub.endpoint or "", "pi2", source=lambda: JPEG),
+        ):
+            publisher.recv()  # the subscription
+            until(lambda: "pi2" in states(hub))
+            publisher.send_multipart([header("pi1"), JPEG])
+            until(lambda: "pi1" in states(hub), 2)
+
+
 def test_publishers_of_whom_nothing_comes_are_told_again_and_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
