@@ -249,7 +249,7 @@ def test_windows_without_opencv_are_refused_before_anything_starts(command: str,
 
 
 def test_library_that_does_not_load_is_not_called_missing(tmp_path: Path) -> None:
-    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1:\\n\\tcannot open shared object file')")
     done = run("hub", "--display", "windows", DISPLAY=":0", PYTHONPATH=f"{tmp_path}:{Path(__file__).parent.parent}")
     error = (
         "streamer: a display of windows needs the extra 'opencv', which is there but does not load: libGL.so.1: cannot "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import logging
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -695,6 +697,14 @@ def test_a_sender_of_another_process_says_so(hub: RawHub) -> None:
         assert said == ["the sender was made before this process was forked: make one in each"]
         sender.send(JPEG)
         hub.take()
+
+
+def test_a_closed_sender_is_not_kept_until_the_program_ends(hub: RawHub) -> None:
+    with Sender(hub.endpoint, "pi1") as sender:
+        kept = weakref.ref(sender)
+    del sender
+    gc.collect()
+    assert kept() is None
 
 
 def send_and_exit(endpoint: str, large: np.ndarray[Any, Any]) -> None:
