@@ -1644,6 +1644,14 @@ def test_a_camera_needs_no_other_ones_library(source: str, blocked: list[str], m
     assert callable(cameras.opener(source, name="pi1", size=(640, 480), fps=30, quality=85))
 
 
+@pytest.mark.parametrize("device", [0, 12, "/dev/v4l/by-id/door"])
+def test_usb_camera_is_opened_by_its_number_or_its_path(device: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(opencv, "UsbCamera", lambda *arguments: opened.extend(arguments))
+    cameras.opener(f"usb:{device}", name="pi1", size=(640, 480), fps=30, quality=85)()
+    assert opened == [device, (640, 480), 30, 85]
+
+
 def test_a_video_in_ones_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     video = Path(write_video(tmp_path)).name

@@ -515,6 +515,8 @@ def test_want_of_a_hub_is_told_once(hub: RawHub, quick: None, caplog: pytest.Log
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     assert caplog.messages[0] == f"pi1: sending to {hub.endpoint}"
     assert caplog.messages[1] == f"pi1: no hub answers at {hub.endpoint}; waiting for one"
+    sender._tell_want()
+    assert len(caplog.messages) == 2, "it was looked up while the sender was closed"
 
 
 def test_want_of_a_hub_is_told_again_each_minute(

@@ -32,7 +32,7 @@ import streamer
 from streamer.cameras.pattern import Pattern
 from streamer.codec import encode_jpeg
 from streamer.presence import Status
-from streamer.wall import Wall
+from streamer.wall import Wall, _static_files
 from streamer.wall.access import Protocol
 from tests.conftest import HubClock, until
 
@@ -554,6 +554,13 @@ async def next_picture(page: aiohttp.ClientWebSocketResponse) -> tuple[str, floa
             version, length, received_ms = struct.unpack_from("<BBd", message.data)
             assert version == 1
             return message.data[10 : 10 + length].decode(), received_ms, message.data[10 + length :]
+
+
+def test_page_is_another_once_one_of_its_files_is(wall: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, files = wall._page_digest, _static_files()
+    monkeypatch.setattr("streamer.wall._static_files", lambda: files | {"wall.js": files["wall.js"] + b"\n"})
+    del wall._page_digest
+    assert wall._page_digest != before
 
 
 def test_socket_brings_every_camera_untouched(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
