@@ -55,7 +55,7 @@ class Shown:
         self._screen = screen
         config = place / "hub.yml"
         config.write_text(
-            "cameras: [one, two, three, four, five]\nstale_after_s: 1.5\ngone_after_s: 8\n"
+            "cameras: [one, two, three, four, five]\nstale_after_s: 1.5\ngone_after_s: 5\n"
             f"window_rows: 2\nwindow_width: {WIDTH}\ndisplay: windows\nbind: tcp://127.0.0.1:0\nhttp: 127.0.0.1:0\n"
         )
         self.log = place / "hub.log"
