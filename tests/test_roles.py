@@ -325,14 +325,14 @@ def test_what_is_true_or_false_is_looked_at_whatever_it_is_called() -> None:
 def test_only_what_is_like_a_variable_of_ours_is_taken_for_one() -> None:
     others = {"node_exporter_version": "1.9", "node_type": "arm", "hub_name": "a", "sender_email": "a@b", "nodes": 1}
     assert plan(FLEET, hub=others)["problems"] == []
-    for name in ("hub_option", "sender_option", "hub_dispay_user", "node_journal_persistant", "streamer_zoom"):
+    for name in ("hub_option", "hub_dispay_user", "node_journl_persistant", "node_firwal_port", "streamer_zoom"):
         (problem,) = plan(FLEET, hub={name: 1})["problems"]
         assert problem.startswith(f"hub: no variable is called {name}: did you mean ")
 
 
 @pytest.mark.parametrize(
     ("group", "meant"),
-    [("camera", "cameras"), ("Cameras", "cameras"), ("camreas", "cameras"), ("hub", "hubs"), ("retire", "retired")]
+    [("camera", "cameras"), ("CAMERA", "cameras"), ("camreas", "cameras"), ("hub", "hubs"), ("retire", "retired")]
     + [(group, "") for group in ("ip_cameras", "webcams", "pubs", "front_door", "ungrouped", "all")],
 )
 def test_only_a_group_that_is_called_almost_as_ours_is_taken_for_one(group: str, meant: str) -> None:

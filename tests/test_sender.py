@@ -383,7 +383,16 @@ def test_a_silent_hub_is_tried_for_ever_with_back_off_and_never_flooded(
         until(lambda: sender.statistics.hub == hub.endpoint)
 
 
-OUTAGES = ["no hub", "silent hub", "no ZMQ", "line without a hub", "hub that left", "two silent hubs", "idle"]
+OUTAGES = [
+    "no hub",
+    "silent hub",
+    "silent hub and pictures without end",
+    "no ZMQ",
+    "line without a hub",
+    "hub that left",
+    "two silent hubs",
+    "idle",
+]
 
 
 @pytest.mark.parametrize("situation", OUTAGES)
@@ -405,7 +414,8 @@ def test_an_outage_costs_no_busy_loop(situation: str, quick: None, monkeypatch: 
             endpoints = [stack.enter_context(listener())[1]]
         elif situation == "line without a hub":
             endpoints = [stack.enter_context(Line("tcp://127.0.0.1:9")).endpoint]
-        sender = stack.enter_context(Sender(endpoints, "pi1", reply_timeout_s=0.2))
+        source = (lambda: picture(0)) if situation == "silent hub and pictures without end" else None
+        sender = stack.enter_context(Sender(endpoints, "pi1", reply_timeout_s=0.2, source=source))
         if situation == "hub that left":
             sender.send(picture(0))
             hubs[0].take()
