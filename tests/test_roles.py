@@ -520,7 +520,7 @@ def test_a_wheel_is_built_once_for_each_state_of_the_source(checkout: Path) -> N
     assert not build(checkout)["built"]
     (checkout / "README.md").write_text("Other words are no other release.")
     assert not build(checkout)["built"]
-    for litter in (".DS_Store", ".new.py.swp", "new.py~"):
+    for litter in (".DS_Store", ".new.py.swp", "new.py~", "new.pyc"):
         (checkout / "streamer" / litter).write_text("")
     assert not build(checkout)["built"]
     (checkout / "streamer" / "new.py").write_text("")
@@ -1013,6 +1013,14 @@ def test_system_that_is_too_old_is_told_before_anything_is_done(tmp_path: Path, 
     assert due == [*(["python"] if told else []), "name"]
     if told:
         assert told in " ".join(include(tmp_path, "python", found).stdout.split())
+
+
+def test_host_that_forgets_all_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    node = load(ROOT / "roles/node/vars/main.yml") | {"node_name": "pi3", "node_journal_persistent": False}
+    found = {"node_found": DONE | {"python": "py311", "overlay": "on", "name": "raspberrypi"}}
+    assert evaluated(tmp_path, "_node_due", [node | found]) == [["overlay", "name"]]
+    told = " ".join(include(tmp_path, "overlay", found).stdout.split())
+    assert "localhost: its overlay file system is on, so all that is written would be gone with the next boot" in told
 
 
 def test_system_that_is_new_enough_is_the_package_s() -> None:
