@@ -1028,6 +1028,17 @@ def test_system_that_is_new_enough_is_the_package_s() -> None:
     assert f'requires-python = ">=3.{least}"' in (ROOT / "pyproject.toml").read_text()
 
 
+def test_clock_is_waited_for_where_apt_would_refuse_its_lists(tmp_path: Path) -> None:
+    node = load(ROOT / "roles/node/vars/main.yml") | {"node_name": "pi3", "node_journal_persistent": False}
+    now = int(time.time())
+    found = [
+        DONE | {"python": "py311", "packages_free": 9000, "missing": missing, "time": now - behind_s}
+        for missing, behind_s in (("nftables", 120), ("nftables", 30), ("nftables", -120), ("", 120))
+    ]
+    due = evaluated(tmp_path, "_node_due", [node | {"node_found": each} for each in found])
+    assert due == [["time", "packages"], ["packages"], ["packages"], []]
+
+
 @pytest.mark.parametrize(("ahead_s", "told"), [(0, ""), (7200, "localhost: its clock is 120 minutes behind this")])
 def test_clock_that_is_behind_is_waited_for_and_then_told(tmp_path: Path, ahead_s: int, told: str) -> None:
     now = int(time.time())
