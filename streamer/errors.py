@@ -30,7 +30,7 @@ class MissingExtraError(StreamerError):
 
     def __init__(self, purpose: str, extra: str, debian: str, error: ImportError | None = None) -> None:
         remedy = f": pip install '.[{extra}]' in this project's directory, or on Debian: apt install {debian}"
-        if error and not isinstance(error, ModuleNotFoundError):
+        if error and str(error) and not isinstance(error, ModuleNotFoundError):
             # OpenCV where the system has no libGL, say: to install it again would not help.
             remedy = f", which is there but does not load: {' '.join(str(error).split())}"
         super().__init__(f"{purpose} needs the extra '{extra}'{remedy}")
