@@ -205,14 +205,14 @@ async def watch(kind: str, port: int, viewers: int, seconds: float) -> dict[str,
                     shown.append(message.data[10 : 10 + length].decode())
 
     async def stream(session: aiohttp.ClientSession, name: str) -> None:
-        async with session.get(f"{url}/stream/{name}.mjpg", timeout=aiohttp.ClientTimeout(None)) as answer:
-            left = 0
-            while True:
-                while not (line := await answer.content.readline()).lower().startswith(b"content-length"):
-                    pass
-                left = int(line.split(b":")[1])
-                await answer.content.readexactly(left + 4)
-                count(None)
+        while True:
+            async with session.get(f"{url}/stream/{name}.mjpg", timeout=aiohttp.ClientTimeout(None)) as answer:
+                while not answer.content.at_eof():  # at once if the hub has no picture yet
+                    line = await answer.content.readline()
+                    if line.lower().startswith(b"content-length"):
+                        await answer.content.readexactly(int(line.split(b":")[1]) + 4)
+                        count(None)
+            await asyncio.sleep(0.05)
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), read_bufsize=4 * FRAME_BYTES) as session:
         tasks += [
