@@ -27,9 +27,9 @@ import zmq
 from aiohttp import web
 from hypothesis import strategies as st
 
-from streamer import connections, transport
 from streamer.hub import Hub
 from streamer.sender import Sender
+from streamer.transport import connections, sockets
 from streamer.wall import Wall, access, door
 from tests.conftest import until
 from tests.fuzz.targets import HANDSHAKE, framed
@@ -222,7 +222,7 @@ def test_what_is_subscribed_to_and_has_no_end_is_ended_and_told(
 
 
 def test_who_says_nothing_is_ended_and_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setitem(transport._OPTIONS, zmq.HANDSHAKE_IVL, 300)
+    monkeypatch.setitem(sockets.OPTIONS, zmq.HANDSHAKE_IVL, 300)
     with Hub(LOCAL) as hub:
         assert hub.endpoint
         for greeting in (b"", b"\xff", NULL_GREETING):

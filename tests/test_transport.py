@@ -706,7 +706,7 @@ def test_a_crowd_at_the_door_is_answered_a_few_at_a_time_and_more_when_some_are_
 
 
 def test_a_connection_too_many_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.connections.CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("streamer.transport.connections.CONNECTIONS_MAX", 2)
     with closing(Replier(LOCAL, guarded=True)) as replier, ExitStack() as stack:
         assert replier.door
         ended = replier.door.connections._cut
@@ -756,7 +756,7 @@ def test_strangers_who_speak_no_zmq_disturb_nobody(replier: Replier, rubbish: by
 
 
 def test_a_message_over_the_limit_is_never_received(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.transport.UNFINISHED_MAX_BYTES", 1_000_000)
+    monkeypatch.setattr("streamer.transport.receiving.UNFINISHED_MAX_BYTES", 1_000_000)
     with ExitStack() as stack:
         replier = stack.enter_context(closing(Replier(LOCAL)))
         glutton = stack.enter_context(raw(zmq.DEALER, connect=replier.endpoint))
