@@ -749,6 +749,8 @@ def test_array_is_encoded_once_for_all(
             sender.send(np.full((48, 64, 3), 90, np.uint8))
         _, _, jpeg = await next_picture(page)
         assert Image.open(io.BytesIO(jpeg)).size == (64, 48)
+        assert {viewer["bytes"] for viewer in viewers(wall)} == {len(jpeg)}, "what it was sent, not the array"
+        await together.wait()
 
     with_socket(wall, scene, scene, scene)
     assert len(encoded) == 1
