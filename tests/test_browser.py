@@ -354,6 +354,21 @@ def test_page_says_that_the_hub_is_away_and_comes_back_by_itself(browser: Browse
         says(page, "pi1", "^pi1 ● LIVE")
 
 
+def test_cameras_stay_where_they_are_while_the_hub_is_away(browser: Browser) -> None:
+    # In this window nine pictures are largest in three columns, and beside the notice in five.
+    with (
+        Fleet({f"pi{number}": None for number in range(1, 10)}) as fleet,
+        looking(browser, fleet.url, {"width": 1280, "height": 720}) as page,
+    ):
+        until(lambda: page.locator(".tile").count() == 9)
+        columns = "getComputedStyle(document.getElementById('wall')).gridTemplateColumns.split(' ').length"
+        assert page.evaluate(columns) == 3
+        fleet.hub.process.kill()
+        page.get_by_text("Last heard from").wait_for()
+        page.evaluate("new Promise(requestAnimationFrame)")
+        assert page.evaluate(columns) == 3
+
+
 def test_page_takes_a_newer_one_by_itself(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     files = _static_files()
     newer = {**files, "index.html": files["index.html"].replace(b">Cameras</a>", b">Newer</a>")}
