@@ -595,6 +595,16 @@ def test_sixteen_fit_any_screen(browser: Browser, sixteen: Fleet, size: dict[str
         )
 
 
+def test_words_are_larger_on_a_large_screen(browser: Browser, eight: Fleet) -> None:
+    sizes = []
+    for width, height in ((1920, 1080), (3840, 2160)):
+        with looking(browser, eight.url, {"width": width, "height": height}) as page:
+            says(page, "pi1", "LIVE")
+            text = page.locator(".caption, #summary, nav a")
+            sizes.append(text.evaluate_all("all => [...new Set(all.map(one => getComputedStyle(one).fontSize))]"))
+    assert [[round(float(size.removesuffix("px"))) for size in each] for each in sizes] == [[15], [25]]
+
+
 def test_tiles_out_of_sight_are_asked_for_less(browser: Browser) -> None:
     names = [f"pi{number}" for number in range(1, 41)]
     playing = {"pi1": "pattern", "pi40": "pattern"}
