@@ -7,6 +7,7 @@ import io
 import re
 import signal
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 import streamer
 from streamer.codec import encode_jpeg
+from streamer.presence import Status
 from streamer.wall import Wall, _static_files
 from tests.browser import COUNT_DRAWINGS, Fleet, SlowLine, chromium, needs_chromium, reads
 from tests.conftest import until
@@ -507,6 +509,18 @@ def test_numbers(browser: Browser, eight: Fleet) -> None:
         link.click()
         all_drawn(numbers, ["pi1"])
         until(lambda: [name for name in EIGHT if tile(numbers, name).is_visible()] == ["pi1"])
+
+
+def test_numbers_of_a_deployed_camera_fit_a_laptop_s_screen(browser: Browser, eight: Fleet) -> None:
+    row = Status("pi3", "STALE", fps=29.9, wanted_fps=30, age_s=17, latency_ms=12.3, latency_error_ms=0.4)
+    row = replace(row, frames=12345678, dropped=1234, lost=12, reconnects=3, width=1920, height=1080, bytes_per_s=2.1e6)
+    row = replace(row, address="192.168.1.13", release="0.1.0+0123456789ab")
+    with looking(browser, f"{eight.url}numbers", {"width": 1280, "height": 720}) as page:
+        page.route("**/api/cameras", lambda route: route.fulfill(json=[vars(row)]))
+        release = page.get_by_text("0.1.0+01234567", exact=True)  # as long as in `streamer status`
+        release.wait_for()
+        assert release.get_attribute("title") == row.release
+        assert page.locator(".scroll").first.evaluate("one => one.scrollWidth <= one.clientWidth")
 
 
 def test_numbers_take_neither_the_keyboard_nor_a_selection_away(browser: Browser) -> None:
