@@ -142,7 +142,7 @@ async function watch() {
         const [rows, viewers, past] = await Promise.all(["/api/cameras", "/api/viewers", "/api/history"].map(ask));
         history = past;
         fill(document.getElementById("cameras"), CAMERA_HEADS, rows.map(cameraRow), "No camera has come yet.");
-        fill(document.getElementById("viewers"), VIEWER_HEADS, viewers.map(viewerRow), "Nobody looks now.");
+        fill(document.getElementById("viewers"), VIEWER_HEADS, viewers.map(viewerRow), "No viewers now.");
         write(document.getElementById("summary"), summary(rows));
         write(notice, "");
         notice.classList.remove("alarm");
