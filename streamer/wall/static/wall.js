@@ -264,7 +264,9 @@ function lay() {
   const style = getComputedStyle(wall);
   const gap = parseFloat(style.columnGap) || 0;
   const width = wall.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
-  const height = wall.clientHeight - parseFloat(style.paddingTop) - parseFloat(style.paddingBottom);
+  // As if there were no notice: cameras that changed places whenever the hub is away would have to be looked for.
+  const told = notice.offsetHeight + since.offsetHeight;
+  const height = wall.clientHeight + told - parseFloat(style.paddingTop) - parseFloat(style.paddingBottom);
   const caption = tiles.values().next().value.element.querySelector(".caption").offsetHeight || 24;
   const pictureWidth = (number) => {
     const lines = Math.ceil(count / number);
