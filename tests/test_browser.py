@@ -371,6 +371,17 @@ def test_cameras_stay_where_they_are_while_the_hub_is_away(browser: Browser) -> 
         assert page.evaluate(columns) == 3
 
 
+def test_wall_without_a_camera_says_how_to_send_one(browser: Browser) -> None:
+    def look(bind: str | None, text: str) -> None:
+        with streamer.Hub(bind) as hub, Wall(hub, "127.0.0.1", 0) as wall:
+            text = text.replace("PORT", str(hub.endpoint).rpartition(":")[2])
+            with looking(browser, f"http://127.0.0.1:{wall.port}/") as page:
+                page.get_by_text(text, exact=True).wait_for()
+
+    look("tcp://*:*", "No camera has come yet. On a camera: streamer send --hub tcp://ADDRESS-OF-THE-HUB:PORT")
+    look(None, "No camera has come yet.")
+
+
 def test_page_takes_a_newer_one_by_itself(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     files = _static_files()
     newer = {**files, "index.html": files["index.html"].replace(b">Cameras</a>", b">Newer</a>")}

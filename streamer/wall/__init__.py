@@ -287,6 +287,7 @@ class Wall:
             "page": self._page_digest,
             "message": MESSAGE_VERSION,
             "stale_after_s": self._hub.stale_after_s,
+            "endpoint": self._hub.endpoint,
         }
         tables = asyncio.ensure_future(self._send_tables(response, page, hello))
         goodbye = asyncio.ensure_future(_end(response, page))
