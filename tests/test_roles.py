@@ -700,6 +700,17 @@ def evaluated(directory: Path, expression: str, variables_of: list[dict[str, Any
     return [json.loads(value) for value in re.findall(r"VALUE (.*?) END", done.stdout.replace("\\", ""))]
 
 
+def test_a_rollback_goes_only_where_the_settings_are_kept_too(tmp_path: Path) -> None:
+    streamer = load(ROOT / "roles/streamer/vars/main.yml")
+    all_three = "1.py311 2.py311 3.py311"
+    found = {"python": "py311", "current": "3.py311", "history": all_three, "complete": all_three}
+    with_settings = [all_three, "1.py311 3.py311", "3.py311", ""]
+    told = evaluated(
+        tmp_path, "_streamer_back", [streamer | {"node_found": found | {"ran": ran}} for ran in with_settings]
+    )
+    assert told == ["2.py311", "1.py311", "", ""]
+
+
 @pytest.mark.parametrize("file", ["roles/streamer/tasks/failed.yml", "playbooks/tasks/missing.yml"])
 def test_a_journal_is_told_without_what_a_terminal_obeys(tmp_path: Path, file: str) -> None:
     said = load(ROOT / file)[-1]["ansible.builtin.fail"]["msg"]
