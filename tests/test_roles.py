@@ -1206,6 +1206,33 @@ def test_a_hub_that_goes_back_to_another_user_can_read_its_key(hub: Path) -> Non
     assert f"chown streamer {hub}/etc/streamer/hub.key" in (hub / "called").read_text()
 
 
+def test_a_camera_that_goes_back_knows_the_new_key_of_its_hub(hub: Path) -> None:
+    def told(port: int, *keys: str) -> str:
+        hubs = "".join(f"- tcp://192.0.2.{number}:{port}\n" for number, _ in enumerate(keys))
+        lines = "".join(f"- {key}\n" for key in keys if key)
+        return f"# By Ansible\nname: pi1\nhubs:\n{hubs}fps: 30.0\ncurve_hub_keys:\n{lines}"
+
+    set_up(hub, start=False)
+    sender = hub / "etc/streamer/sender.yml"
+    (hub / "etc/systemd/system/streamer-sender.service").write_text("[Service]\nUser=streamer\n")
+    sender.write_text(told(5555, KEY, KEY))
+    sender.chmod(0o644)
+    assert run_script(hub, "streamer/files/started.sh", "streamer-sender", "digest", "1 2").returncode == 0
+    before = sender.read_text()
+    # The second hub has a new card, and both another port; or there is no file, or nothing in it.
+    for now, then in (
+        (told(5556, KEY, OTHER), told(5555, KEY, OTHER)),
+        (told(5556, OTHER), told(5555, OTHER, KEY)),
+        (told(5555, "", ""), before),
+        ("", before),
+        (None, before),
+    ):
+        sender.unlink() if now is None else sender.write_text(now)
+        done = run_script(hub, "streamer/files/back.sh", "1", "streamer-sender")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (sender.read_text(), mode(sender)) == (then, 0o644)
+
+
 @pytest.mark.parametrize(
     ("found", "names", "fresh"),
     [
