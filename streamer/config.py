@@ -532,7 +532,6 @@ def checked(check: Callable[[Any], Any], value: Any, place: str) -> Any:
 
 def _read(path: Path) -> dict[Any, tuple[Any, str]]:
     """Read a YAML mapping: key to (value, place in the file)."""
-    loader = None
     place = f"{path}"
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
@@ -560,7 +559,4 @@ def _read(path: Path) -> dict[Any, tuple[Any, str]]:
         place = f"{path}:{mark.line + 1}" if mark else place
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ConfigError(f"{place}: is not YAML: {problem[:200]}") from error
-    finally:
-        if loader:
-            loader.dispose()
     return settings

@@ -45,7 +45,7 @@ class MissingExtraError(StreamerError):
             else ", on Raspberry Pi OS"
         )
         remedy = f"{pip}: apt install {debian} (a virtual environment has it only with --system-site-packages)"
-        if error and str(error) and not isinstance(error, ModuleNotFoundError):
+        if error and not isinstance(error, ModuleNotFoundError):
             # OpenCV where the system has no libGL, say: to install it again would not help.
             remedy = f", which is there but does not load: {' '.join(str(error).split())}"
         super().__init__(f"{purpose} needs the extra '{extra}'{remedy}")

@@ -74,11 +74,7 @@ class Grid:
     def update(self, statuses: list[Status]) -> None:
         """Set the hub's table, and give every camera a place if there is one."""
         self._statuses = {status.name: status for status in statuses}
-        self._frames = {
-            name: newest
-            for name, newest in self._frames.items()
-            if name in self._statuses and self._statuses[name].state != State.GONE
-        }
+        self._frames = {name: newest for name, newest in self._frames.items() if name in self._statuses}
         places = [name if name in self._statuses else None for name in self._places]
         newcomers = [name for name in dict.fromkeys([*self._cameras, *self._statuses]) if name in self._statuses]
         left_out = []

@@ -270,7 +270,7 @@ class ImageHub:
             (label, payload, what `check` returned)
         """
         transport.check_process(self._process, "hub")
-        if self._owed and isinstance(self._end, transport.Replier):
+        if self._owed:
             raise transport.out_of_step()
         while True:
             received = self._end.wait()

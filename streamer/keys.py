@@ -115,7 +115,7 @@ def read_pair(path: Path) -> KeyPair:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError:
-        secret, mode = "", 0
+        secret = ""
     if secret.startswith(_PUBLIC):
         raise ConfigError(f"{path}: is a public key: it must be a secret one, as 'streamer keys make FILE' writes it")
     if not _KEY.fullmatch(secret):

@@ -138,7 +138,6 @@ def _ended_after(seconds: float, connection: socket.socket) -> Iterator[None]:
             socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     timer = threading.Timer(seconds, end)
-    timer.daemon = True
     timer.start()
     try:
         yield

@@ -212,8 +212,8 @@ class _Camera:
         # Who owned the name recently: until when, and how many frames it had dropped by then.
         self._earlier: dict[bytes | str | None, tuple[float, int]] = {}
         self._looked = self._printed = -math.inf
-        self._print: tuple[int, int] | None = None  # length and checksum of the picture at `_printed`
-        self._moved = 0.0  # when those last changed
+        self._print: int | None = None  # checksum of the picture at `_printed`
+        self._moved = 0.0  # when that last changed
         self.connection = b""
         self._rate: _Rate | None = None
         self._dropped_before = 0  # by earlier starts of the sender
@@ -270,7 +270,7 @@ class _Camera:
 
     def is_due(self, now: float) -> bool:
         """Whether to call `look`, once a second."""
-        return now - self._looked >= _LOOK_S and self.frame is not None
+        return now - self._looked >= _LOOK_S
 
     def look(self, now: float, gone_after_s: float) -> Iterator[Notice]:
         """Check whether another sender uses the name too, and whether the picture changes.
@@ -314,7 +314,7 @@ class _Camera:
         self._dropped = max(self._dropped, frame.dropped or 0)
         if now - self._printed >= _LOOK_S:  # here, not in `look`, to spread the work of hundreds of cameras
             self._printed = now
-            taken = len(frame.payload), zlib.crc32(frame.payload)
+            taken = zlib.crc32(frame.payload)
             if taken != self._print:
                 self._print, self._moved = taken, now
         self.frame = frame

@@ -797,6 +797,28 @@ def test_status_of_what_is_no_page(opened: Wall, capsys: pytest.CaptureFixture[s
         assert re.fullmatch(f"streamer: {error}\n", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("answer", "error"), [(b"", "Remote end closed connection without response"), (b"SSH-2.0\r\n", "SSH-2.0\\r\\n")]
+)
+def test_status_of_what_speaks_no_http(
+    answer: bytes, error: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "hub.sock"
+    with closing(unix_socket(path)) as server:
+        server.listen()
+
+        def speak() -> None:
+            with server.accept()[0] as client:
+                client.recv(1000)
+                client.sendall(answer)
+
+        thread = threading.Thread(target=speak)
+        thread.start()
+        assert status("--hub", f"unix:{path}") == 1
+        thread.join()
+    assert capsys.readouterr().err == f"streamer: no hub answers at unix:{path}: {error}\n"
+
+
 def table(**told: object) -> str:
     """A hub's table of one camera, of which it tells something else."""
     return json.dumps([dataclasses.asdict(Status("pi1", "LIVE")) | told])
@@ -826,6 +848,11 @@ def test_status_of_what_is_no_table(
     monkeypatch.setattr("streamer.wall._json", lambda _: web.Response(text=body))
     assert status("--hub", f"http://127.0.0.1:{opened.port}/") == 1
     assert capsys.readouterr().err.endswith("/api/cameras is not a hub (HTTP 200 OK)\n")
+
+
+def test_status_of_a_later_hub_may_tell_more(opened: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.wall._json", lambda _: web.Response(text=table(later=["more"])))
+    assert status("--hub", f"http://127.0.0.1:{opened.port}/") == 0
 
 
 def test_status_of_a_hub_whose_answer_never_ends(

@@ -422,14 +422,21 @@ def test_page_whose_parts_were_not_to_be_had_tries_again(browser: Browser, eight
 
 def test_picture_that_takes_longer_than_the_page_s_patience_is_shown(browser: Browser) -> None:
     noise = encode_jpeg(np.random.default_rng(1).integers(0, 255, (700, 1000, 3), np.uint8), 85)
+    feed = _static_files()["feed.js"].decode()
+    impatient = feed.replace("SILENCE_MS = 5000", "SILENCE_MS = 2500")
+    assert impatient != feed
     with (
         Fleet({"pi1": None}, stale_after_s=600, gone_after_s=900) as fleet,
         streamer.Sender(fleet.endpoint, "pi1") as sender,
-        SlowLine(fleet.url, len(noise) / 7.5) as line,
+        SlowLine(fleet.url, len(noise) / 3.75) as line,
     ):
         sender.send(noise)
         until(fleet.live)
-        with looking(browser, line.url) as page:
+        with looking(browser, "about:blank") as page:
+            page.context.route(
+                "**/static/feed.js", lambda route: route.fulfill(body=impatient, content_type="text/javascript")
+            )
+            page.goto(line.url)
             all_drawn(page, ["pi1"], 1, 60)  # the first connection ends too soon
             assert len(fleet.ask("api/viewers")) == 1
             number = fleet.ask("api/viewers")[0]["id"]
@@ -560,7 +567,11 @@ def test_numbers_take_neither_the_keyboard_nor_a_selection_away(browser: Browser
 
 
 def test_numbers_of_a_hub_that_says_nothing_are_said_to_be_old(browser: Browser) -> None:
-    with Fleet({"pi1": "pattern"}) as fleet, looking(browser, f"{fleet.url}numbers") as page:
+    with Fleet({"pi1": "pattern"}) as fleet, looking(browser, "about:blank") as page:
+        page.add_init_script(
+            "{ const { timeout } = AbortSignal; AbortSignal.timeout = (ms) => timeout.call(AbortSignal, ms / 10); }"
+        )
+        page.goto(f"{fleet.url}numbers")
         notice = page.locator("#notice")
         page.locator("#cameras tbody th").wait_for()
         until(lambda: not notice.is_visible())

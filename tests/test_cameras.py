@@ -591,6 +591,7 @@ def test_usb_camera_that_is_really_not_there(capfd: pytest.CaptureFixture[str]) 
     [
         (errno.ENOENT, "usb:0: there is no /dev/null (is the camera plugged in?)"),
         (errno.ENODEV, "usb:0: there is no /dev/null (is the camera plugged in?)"),
+        (errno.ENOTDIR, "usb:0: there is no /dev/null (is the camera plugged in?)"),
         (errno.EACCES, "usb:0: /dev/null is not open to this user: put it into the group 'root', and log in again"),
         (errno.EBUSY, "usb:0: /dev/null is in use: another program has this camera"),
         (errno.EIO, "usb:0: /dev/null: Input/output error"),
@@ -604,6 +605,28 @@ def test_device_that_cannot_be_opened(number: int, said: str, monkeypatch: pytes
     with pytest.raises(CameraError) as refused:
         v4l2.check("usb:0", "/dev/null")
     assert str(refused.value) == said
+
+
+def test_group_without_a_name_is_taken_for_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def group(_: Path) -> str:
+        raise KeyError("gid not found")
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(Path, "group", group)
+    with pytest.raises(CameraError, match="put it into the group 'video'"):
+        v4l2.check("usb:0", "/dev/null")
+
+
+def test_device_that_goes_as_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bytes:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(fcntl, "ioctl", refuse)
+    with pytest.raises(CameraError, match=r"there is no /dev/null \(is the camera plugged in\?\)"):
+        v4l2.check("usb:0", "/dev/null")
 
 
 def test_device_that_is_no_video_device() -> None:
@@ -1621,6 +1644,14 @@ def test_a_camera_needs_no_other_ones_library(source: str, blocked: list[str], m
     for library in blocked:
         monkeypatch.setitem(sys.modules, library, None)
     assert callable(cameras.opener(source, name="pi1", size=(640, 480), fps=30, quality=85))
+
+
+@pytest.mark.parametrize("device", [0, 12, "/dev/v4l/by-id/door"])
+def test_usb_camera_is_opened_by_its_number_or_its_path(device: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(opencv, "UsbCamera", lambda *arguments: opened.extend(arguments))
+    cameras.opener(f"usb:{device}", name="pi1", size=(640, 480), fps=30, quality=85)()
+    assert opened == [device, (640, 480), 30, 85]
 
 
 def test_a_video_in_ones_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

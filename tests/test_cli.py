@@ -249,7 +249,7 @@ def test_windows_without_opencv_are_refused_before_anything_starts(command: str,
 
 
 def test_library_that_does_not_load_is_not_called_missing(tmp_path: Path) -> None:
-    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1:\\n\\tcannot open shared object file')")
     done = run("hub", "--display", "windows", DISPLAY=":0", PYTHONPATH=f"{tmp_path}:{Path(__file__).parent.parent}")
     error = (
         "streamer: a display of windows needs the extra 'opencv', which is there but does not load: libGL.so.1: cannot "
@@ -546,7 +546,7 @@ def test_hub_and_sender_end_in_either_order(tmp_path: Path, number: int, first: 
         assert run("status", "--hub", wall, "--wait", "20", "pi1").returncode == 0
         for command in (hub, sender) if first == "hub" else (sender, hub):
             assert command.end(number) < ENDS_WITHIN_S
-        assert re.search(r"Frames received: [1-9]\d* from 1 camera in [\d.]+ s, [\d.]+ frames/s", hub.out)
+        assert re.search(r"Frames received: [1-9]\d* from 1 camera in (?!0\.00)[\d.]+ s, [1-9][\d.]* frames/s", hub.out)
         row = hub.out.splitlines()[-1].split()
         assert row[0] == "pi1"
         frames, fps, size, image_size, ratio = int(row[1]), float(row[2]), int(row[5]), int(row[7]), float(row[9])

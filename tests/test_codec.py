@@ -194,7 +194,9 @@ def test_of_four_channels_the_last_is_left_out(library: str) -> None:
     assert difference(codec.decode_jpeg(codec.encode_jpeg(image, 95)), gradient(48, 64)) < 6
 
 
-@pytest.mark.parametrize("at_least", [(1, 1), (80, 60), (81, 60), (160, 120), (300, 230), (640, 480), (2000, 10)])
+@pytest.mark.parametrize(
+    "at_least", [(1, 1), (80, 60), (81, 60), (160, 120), (300, 230), (330, 10), (640, 480), (2000, 10)]
+)
 def test_large_picture_may_come_out_smaller(library: str, at_least: tuple[int, int]) -> None:
     jpeg = codec.encode_jpeg(gradient(480, 640), 95)
     decoded = codec.decode_jpeg(jpeg, at_least)
@@ -203,6 +205,8 @@ def test_large_picture_may_come_out_smaller(library: str, at_least: tuple[int, i
     assert at_least[1] <= height <= 480
     assert abs(width * 480 - height * 640) <= 640
     assert difference(decoded, gradient(height, width)) < 8
+    if at_least > (320, 240):
+        assert width == 640, "no picture is made smaller but to a half at most"
     if at_least <= (160, 120):
         assert width <= 160, "a quarter or an eighth is enough, and that is less work"
 
@@ -248,6 +252,7 @@ def test_the_image_has_the_size_of_the_frame_header(library: str, file: str) -> 
         pytest.param((DATA / "empty.jpg").read_bytes(), id="start and end"),
         pytest.param((DATA / "scan-first.jpg").read_bytes(), id="scan first"),
         pytest.param((DATA / "no-height.jpg").read_bytes(), id="no height"),
+        pytest.param(b"\xff\xd8\xff\xd0\0\4\0\0" + (DATA / "colour.jpg").read_bytes()[2:], id="restart first"),
         pytest.param((DATA / "cut.jpg").read_bytes(), id="cut"),
     ],
 )
@@ -256,11 +261,12 @@ def test_what_cannot_be_decoded(library: str, jpeg: bytes) -> None:
         codec.decode_jpeg(jpeg)
 
 
-def test_scans_without_end_are_refused_before_they_are_decoded(library: str) -> None:
+@pytest.mark.parametrize(("file", "frame"), [("progressive.jpg", b"\xff\xc2"), ("colour.jpg", b"\xff\xc0")])
+def test_scans_without_end_are_refused_before_they_are_decoded(library: str, file: str, frame: bytes) -> None:
     """Each goes over the whole picture, and takes ten bytes."""
-    jpeg = (DATA / "progressive.jpg").read_bytes()
-    at = jpeg.index(b"\xff\xc2")
-    huge = jpeg[: at + 5] + struct.pack(">HH", 8000, 8000) + jpeg[at + 9 : -2]
+    jpeg = (DATA / file).read_bytes()
+    at, scan = jpeg.index(frame), jpeg.index(b"\xff\xda")
+    huge = jpeg[: at + 5] + struct.pack(">HH", 8000, 8000) + jpeg[at + 9 : scan]
     with pytest.raises(CodecError, match=r"\AJPEG decoder: \d+ scans of 8000 x 8000 pixels are too many\Z"):
         codec.decode_jpeg(huge + 16 * b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + b"\xff\xd9")
 

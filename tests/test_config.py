@@ -141,6 +141,7 @@ SENDER_KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
             {"Sharpness": float("nan")},
             {"Sharpness": {"a": 1}},
             {"Sharpness": [float("inf")]},
+            {"AfWindows": [[[0]]]},
         ],
     ),
     "encoder": (
@@ -257,6 +258,9 @@ def test_bad_value(kind: Kind, key: str, value: Any, tmp_path: Path) -> None:
             "cameras is 7: it must be 1 to 64 letters, .*, in quotes where YAML takes them for",
         ),
         (SenderConfig, "name: 010", "name is 8: it must be 1 to 64 letters, .*, in quotes where YAML takes them for"),
+        (SenderConfig, "name: [[1], {a: 1}]", r"name is \[\[\.\.\.\], \{\.\.\.\}\]: it must be "),
+        (SenderConfig, f"quality: {10**100}", "quality is an integer of 333 bits: it must be a whole number from 1"),
+        (SenderConfig, f"quality: '{'9' * 5000}'", "it must be a whole number from 1 to 100$"),
         (SenderConfig, "name: 2026-11-27", "name is datetime.*, in quotes where YAML takes them for something else$"),
     ],
 )

@@ -96,6 +96,9 @@ def test_cameras_without_a_place_are_named_below_and_told_once(caplog: pytest.Lo
     grid.draw()
     assert shown(grid, 1, 2) == ["a", "b"]
     assert (grid.canvas[-10:] != canvas[-10:]).any()
+    grid.press(5, SIZE[1] - 2)
+    grid.draw()
+    assert shown(grid, 1, 2) == ["a", "b"], "the names below are no camera"
 
     grid.update([row("b"), row("c"), row("c2", "WAITING")])
     put(grid, "c")
@@ -181,6 +184,14 @@ def test_a_press_where_no_camera_is_changes_nothing() -> None:
         grid.press(*point)
         grid.draw()
         assert shown(grid, 2, 2) == ["a", "b", "c", "."]
+
+
+def test_damaged_picture_is_no_hindrance_to_another_size() -> None:
+    grid = filled(Layout(1, 2), "a", "b")
+    grid.put(Frame("a", b"\xff\xd8\xff\xd9", 64, 48, 0), None)
+    grid.resize(2 * SIZE[0], 2 * SIZE[1])
+    assert grid.draw()
+    assert shown(grid, 1, 2) == [".", "b"]
 
 
 def test_all_are_shown_again_when_the_one_is_forgotten() -> None:

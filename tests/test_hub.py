@@ -592,10 +592,24 @@ def test_published_frames_are_stored_beside_those_that_are_sent(bind: str | None
             assert states(hub) == {"pi1": "LIVE", "pi2": "LIVE"}
 
 
+def test_published_frames_do_not_wait_for_a_pause_of_those_that_are_sent() -> None:
+    with raw(zmq.XPUB) as publisher:
+        publisher.bind(LOCAL)
+        with (
+            Hub(LOCAL, subscribe=[publisher.getsockopt_string(zmq.LAST_ENDPOINT)]) as hub,
+            Sender(hub.endpoint or "", "pi2", source=lambda: JPEG),
+        ):
+            publisher.recv()  # the subscription
+            until(lambda: "pi2" in states(hub))
+            publisher.send_multipart([header("pi1"), JPEG])
+            until(lambda: "pi1" in states(hub), 2)
+
+
 def test_publishers_of_whom_nothing_comes_are_told_again_and_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "_REMIND_S", 0.1)
+    monkeypatch.setattr(module, "_SILENT_S", 1.5)
+    monkeypatch.setattr(module, "_REMIND_S", 0.6)
     with ExitStack() as stack:
         publisher = stack.enter_context(raw(zmq.XPUB))
         publisher.bind(LOCAL)
@@ -604,6 +618,8 @@ def test_publishers_of_whom_nothing_comes_are_told_again_and_again(
         publisher.recv()
         until(lambda: publisher.send_multipart([header("pi1"), JPEG]) or states(hub))
         until(lambda: caplog.text.count("nothing comes") >= 4)
+    first, second, *_ = (record.created for record in caplog.records if "127.0.0.1:1;" in record.message)
+    assert second - first > 0.5
     nobody, unknown = sorted({message for message in caplog.messages if not message.startswith("pi1: ")})
     assert nobody == "nothing comes from tcp://127.0.0.1:1; waiting for it"
     why = r"which has a name that does not resolve \(.+\)"

@@ -49,8 +49,10 @@ def test_no_key_is_ever_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"^{tmp_path}/none/pi1.key: there is no directory {tmp_path}/none: make"):
-        make_pair(tmp_path / "none/pi1.key")
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(ConfigError, match=rf"^{place}/pi1.key: there is no directory {place}: make it first"):
+            make_pair(place / "pi1.key")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,7 @@ def test_a_key_sends_as_its_camera_and_no_key_as_no_camera_that_has_one(tmp_path
     path = tmp_path / "allowed"
     path.write_text(f"\ufeff# a camera may have two\n  # as editors write\npi1 {A}\npi1\t{B}\n", encoding="utf-8")
     allowed = AllowList(path)
+    assert allowed.count == 2
     for key in (A, B):
         assert key in allowed
         allowed.check(key, "pi1")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import subprocess
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,6 +151,23 @@ def test_pictures_are_decoded_at_the_size_that_is_enough(hub: streamer.Hub, came
         array = np.arange(24, dtype=np.uint8).reshape(4, 6)
         cameras.send("pi1", array)
         assert (next(iter(halves))[1] == array).all()
+
+
+def test_closed_pictures_are_not_kept_until_the_program_ends(hub: streamer.Hub) -> None:
+    with streamer.Pictures(hub) as pictures:
+        kept = weakref.ref(pictures)
+    del pictures
+    gc.collect()
+    assert kept() is None
+
+
+def test_picture_of_its_own_size_is_that_of_the_frame(hub: streamer.Hub, cameras: Cameras) -> None:
+    with streamer.Pictures(hub) as pictures:
+        cameras.send("pi1", jpeg(50))
+        taken = pictures.take(10)
+        assert taken
+        frame, image = taken
+        assert image is frame.image, "not decoded twice"
 
 
 def test_only_the_cameras_that_are_wanted(hub: streamer.Hub, cameras: Cameras) -> None:

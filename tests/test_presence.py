@@ -307,13 +307,14 @@ def test_what_is_older_than_the_newest_is_not_shown_and_was_lost_once() -> None:
         (6, b"1", False),
         (8, b"2", False),
         (10, b"3", True),
+        (10, b"4", True),  # asked again, since the hub left before its reply
     ]:
         frame = picture(start="a", seq=seq)
         with contextlib.nullcontext() if is_newest else pytest.raises(OvertakenError):
             presence.add(frame, None, BEGIN, connection)
         assert (presence.latest("pi1") is frame) == is_newest
     status = row(presence)
-    assert (status.frames, status.lost, status.reconnects) == (4, 3, 2)
+    assert (status.frames, status.lost, status.reconnects) == (5, 3, 3)
 
 
 @pytest.mark.parametrize("start", [None, "b", "a.1"], ids=["stock", "started again", "another way"])
@@ -389,11 +390,24 @@ def test_two_of_one_name_are_told_once_and_the_end_of_it_too() -> None:
         "another sender at at-b has this name too: it is refused for as long as the first, at at-a"
     )
     assert (len(said), row(presence).rival) == (1, "at-b")
-    side_by_side(presence, 20, 49.8, "a")
-    assert told(presence, 49.8) == []
-    side_by_side(presence, 49.8, 51, "a")
-    assert told(presence, 51) == ["only one sender has this name now"]
+    side_by_side(presence, 20, 21, "a", "b", "c")
+    assert (told(presence, 21), row(presence).rival) == ([], "at-c")
+    side_by_side(presence, 21, 50.8, "a")
+    assert told(presence, 50.8) == []
+    side_by_side(presence, 50.8, 52, "a")
+    assert told(presence, 52) == ["only one sender has this name now"]
     assert row(presence).rival is None
+
+
+def test_two_of_one_name_without_addresses_are_told_once() -> None:
+    presence, said = table(), []
+    for tenth in range(100):
+        for start in ("a", "b"):
+            with contextlib.suppress(NameTakenError):
+                presence.add(picture(start=start), None, BEGIN + tenth / 10)
+        said += told(presence, tenth / 10)
+    assert [words.split(" has ")[0] for words in said] == ["another sender at ?"]
+    assert row(presence).rival == "?"
 
 
 def test_what_was_under_way_of_a_sender_that_started_again_is_no_second_one() -> None:
@@ -407,6 +421,18 @@ def test_what_was_under_way_of_a_sender_that_started_again_is_no_second_one() ->
         assert side_by_side(presence, tenth / 10, tenth / 10 + 0.1, "again") == ["again"]
         assert told(presence, tenth / 10) == []
     assert row(presence).reconnects == 1
+
+
+def test_a_last_word_of_either_makes_no_two_of_one_name() -> None:
+    for last, other in (("a", "b"), ("b", "a")):
+        presence = table()
+        side_by_side(presence, 0, 1, "a")
+        side_by_side(presence, 1, 2.5, "b")
+        offer(presence, "a", 2.5)
+        offer(presence, last, 2.6)
+        for tenth in range(26, 56):
+            side_by_side(presence, tenth / 10, tenth / 10 + 0.1, other)
+            assert told(presence, tenth / 10 + 0.1) == []
 
 
 @pytest.mark.parametrize(
@@ -528,12 +554,18 @@ def test_rate_from_the_second_frame_on() -> None:
 
 def test_rate_falls_when_nothing_comes() -> None:
     presence = table()
-    send(presence, 30, 0, 10)
-    rates = [row(presence, BEGIN + 10 + silent_s).fps for silent_s in (0, 3, 6, 60, 600)]
+    send(presence, 30, 0, 11)
+    rates = [row(presence, BEGIN + 11 + silent_s).fps for silent_s in (0, 2, 6, 60, 600)]
     assert rates[0] == pytest.approx(30, rel=0.01)
     assert rates == sorted(rates, reverse=True)
     assert rates[1] < 20
     assert rates[2:] == [0, 0, 0]
+
+
+def test_rate_of_a_slow_camera_stands_until_it_is_late() -> None:
+    presence = table()
+    send(presence, 0.1, 0, 60)
+    assert [row(presence, BEGIN + 60 + silent_s).fps for silent_s in (14, 16)] == [0.1, 0]
 
 
 def test_rate_follows_a_change() -> None:
@@ -547,8 +579,10 @@ def test_rate_follows_a_change() -> None:
 def test_a_pause_is_not_averaged_into_the_rate(silent_s: float) -> None:
     presence = table()
     send(presence, 30, 0, 9)
-    send(presence, 30, 9 + silent_s, 12 + silent_s)
-    assert row(presence, BEGIN + 12 + silent_s).fps == pytest.approx(30, rel=0.02)
+    send(presence, 10, 9 + silent_s, 10 + silent_s)
+    assert row(presence, BEGIN + 10 + silent_s).fps == pytest.approx(10)
+    send(presence, 30, 10.1 + silent_s, 14 + silent_s)
+    assert row(presence, BEGIN + 14 + silent_s).fps == pytest.approx(30, rel=0.02)
 
 
 # -- the limit
@@ -660,3 +694,13 @@ def test_pictures_of_cameras_that_are_gone_make_room(monkeypatch: pytest.MonkeyP
     with pytest.raises(WireError, match="MB of pictures"):
         presence.add(picture("pi6", 30_000), None, BEGIN + 40)
     assert [status.name for status in presence.statuses(BEGIN + 40)] == ["pi1", "pi4", "pi5"]
+
+
+def test_a_camera_makes_no_room_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.presence.STORED_MAX_BYTES", CAMERAS_MAX * 100)
+    presence = table()
+    for at, name in enumerate(("pi1", "pi2", "pi3")):
+        presence.add(picture(name, 30_000), None, BEGIN + at)
+    presence.tick(BEGIN + 2 + GONE_AFTER_S)
+    presence.add(picture("pi1", 70_000), None, BEGIN + 40)
+    assert [status.name for status in presence.statuses(BEGIN + 40)] == ["pi1", "pi3"]

@@ -325,14 +325,14 @@ def test_what_is_true_or_false_is_looked_at_whatever_it_is_called() -> None:
 def test_only_what_is_like_a_variable_of_ours_is_taken_for_one() -> None:
     others = {"node_exporter_version": "1.9", "node_type": "arm", "hub_name": "a", "sender_email": "a@b", "nodes": 1}
     assert plan(FLEET, hub=others)["problems"] == []
-    for name in ("hub_option", "sender_option", "hub_dispay_user", "node_journal_persistant", "streamer_zoom"):
+    for name in ("hub_option", "hub_dispay_user", "node_journl_persistant", "node_firwal_port", "streamer_zoom"):
         (problem,) = plan(FLEET, hub={name: 1})["problems"]
         assert problem.startswith(f"hub: no variable is called {name}: did you mean ")
 
 
 @pytest.mark.parametrize(
     ("group", "meant"),
-    [("camera", "cameras"), ("Cameras", "cameras"), ("camreas", "cameras"), ("hub", "hubs"), ("retire", "retired")]
+    [("camera", "cameras"), ("CAMERA", "cameras"), ("camreas", "cameras"), ("hub", "hubs"), ("retire", "retired")]
     + [(group, "") for group in ("ip_cameras", "webcams", "pubs", "front_door", "ungrouped", "all")],
 )
 def test_only_a_group_that_is_called_almost_as_ours_is_taken_for_one(group: str, meant: str) -> None:
@@ -520,7 +520,7 @@ def test_a_wheel_is_built_once_for_each_state_of_the_source(checkout: Path) -> N
     assert not build(checkout)["built"]
     (checkout / "README.md").write_text("Other words are no other release.")
     assert not build(checkout)["built"]
-    for litter in (".DS_Store", ".new.py.swp", "new.py~"):
+    for litter in (".DS_Store", ".new.py.swp", "new.py~", "new.pyc"):
         (checkout / "streamer" / litter).write_text("")
     assert not build(checkout)["built"]
     (checkout / "streamer" / "new.py").write_text("")
@@ -1026,9 +1026,28 @@ def test_system_that_is_too_old_is_told_before_anything_is_done(tmp_path: Path, 
         assert told in " ".join(include(tmp_path, "python", found).stdout.split())
 
 
+def test_host_that_forgets_all_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    node = load(ROOT / "roles/node/vars/main.yml") | {"node_name": "pi3", "node_journal_persistent": False}
+    found = {"node_found": DONE | {"python": "py311", "overlay": "on", "name": "raspberrypi"}}
+    assert evaluated(tmp_path, "_node_due", [node | found]) == [["overlay", "name"]]
+    told = " ".join(include(tmp_path, "overlay", found).stdout.split())
+    assert "localhost: its overlay file system is on, so all that is written would be gone with the next boot" in told
+
+
 def test_system_that_is_new_enough_is_the_package_s() -> None:
     least = load(ROOT / "roles/node/vars/main.yml")["_node_python_minor"]
     assert f'requires-python = ">=3.{least}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_clock_is_waited_for_where_apt_would_refuse_its_lists(tmp_path: Path) -> None:
+    node = load(ROOT / "roles/node/vars/main.yml") | {"node_name": "pi3", "node_journal_persistent": False}
+    now = int(time.time())
+    found = [
+        DONE | {"python": "py311", "packages_free": 9000, "missing": missing, "time": now - behind_s}
+        for missing, behind_s in (("nftables", 120), ("nftables", 30), ("nftables", -120), ("", 120))
+    ]
+    due = evaluated(tmp_path, "_node_due", [node | {"node_found": each} for each in found])
+    assert due == [["time", "packages"], ["packages"], ["packages"], []]
 
 
 @pytest.mark.parametrize(("ahead_s", "told"), [(0, ""), (7200, "localhost: its clock is 120 minutes behind this")])

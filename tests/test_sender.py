@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import logging
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -381,7 +383,16 @@ def test_a_silent_hub_is_tried_for_ever_with_back_off_and_never_flooded(
         until(lambda: sender.statistics.hub == hub.endpoint)
 
 
-OUTAGES = ["no hub", "silent hub", "no ZMQ", "line without a hub", "hub that left", "two silent hubs", "idle"]
+OUTAGES = [
+    "no hub",
+    "silent hub",
+    "silent hub and pictures without end",
+    "no ZMQ",
+    "line without a hub",
+    "hub that left",
+    "two silent hubs",
+    "idle",
+]
 
 
 @pytest.mark.parametrize("situation", OUTAGES)
@@ -403,7 +414,8 @@ def test_an_outage_costs_no_busy_loop(situation: str, quick: None, monkeypatch: 
             endpoints = [stack.enter_context(listener())[1]]
         elif situation == "line without a hub":
             endpoints = [stack.enter_context(Line("tcp://127.0.0.1:9")).endpoint]
-        sender = stack.enter_context(Sender(endpoints, "pi1", reply_timeout_s=0.2))
+        source = (lambda: picture(0)) if situation == "silent hub and pictures without end" else None
+        sender = stack.enter_context(Sender(endpoints, "pi1", reply_timeout_s=0.2, source=source))
         if situation == "hub that left":
             sender.send(picture(0))
             hubs[0].take()
@@ -513,6 +525,8 @@ def test_want_of_a_hub_is_told_once(hub: RawHub, quick: None, caplog: pytest.Log
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     assert caplog.messages[0] == f"pi1: sending to {hub.endpoint}"
     assert caplog.messages[1] == f"pi1: no hub answers at {hub.endpoint}; waiting for one"
+    sender._tell_want()
+    assert len(caplog.messages) == 2, "it was looked up while the sender was closed"
 
 
 def test_want_of_a_hub_is_told_again_each_minute(
@@ -695,6 +709,14 @@ def test_a_sender_of_another_process_says_so(hub: RawHub) -> None:
         assert said == ["the sender was made before this process was forked: make one in each"]
         sender.send(JPEG)
         hub.take()
+
+
+def test_a_closed_sender_is_not_kept_until_the_program_ends(hub: RawHub) -> None:
+    with Sender(hub.endpoint, "pi1") as sender:
+        kept = weakref.ref(sender)
+    del sender
+    gc.collect()
+    assert kept() is None
 
 
 def send_and_exit(endpoint: str, large: np.ndarray[Any, Any]) -> None:

@@ -264,6 +264,11 @@ def test_camera_whose_pictures_are_all_damaged_is_not_just_dark(canvas: Image, t
     assert canvas[:-CAPTION].max() > 230
 
 
+def test_camera_whose_first_picture_is_on_its_way_has_no_words(canvas: Image, tile: Tile) -> None:
+    draw(tile, LIVE, None)
+    assert (canvas[:-CAPTION] == tiles.GROUND).all()
+
+
 # -- captions
 
 

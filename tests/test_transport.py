@@ -332,6 +332,15 @@ def test_a_listener_that_says_nothing_is_no_hub() -> None:
             requester.close()
 
 
+@pytest.mark.parametrize("parts", [[b""], [b"OK"], [b"x", b"OK"]], ids=str)
+def test_a_reply_in_another_format_is_none_of_a_hub_s(hub: RawHub, requester: Requester, parts: list[bytes]) -> None:
+    requester.send(HEADER, JPEG)
+    hub.socket.send_multipart([hub.take()[0], *parts])
+    assert requester.socket.poll(round(1000 * WAIT_S))
+    assert requester.receive() is None
+    assert requester.refusal == "is not a hub (is this the port of a page?)"
+
+
 def test_nothing_stale_is_replayed_after_a_reopen(hub: RawHub, requester: Requester) -> None:
     stale = bytes(4_000_000)
     for _ in range(10):  # more than the kernel holds for a hub that does not read
@@ -461,6 +470,26 @@ def test_a_hub_of_one_kind_of_address_is_found_by_a_name_that_has_both(
             process.kill()
 
 
+def test_the_other_kind_of_address_is_tried_in_turn_and_never_in_place_of_a_hub_that_is_there() -> None:
+    with listener() as (_, endpoint):
+        pass  # nobody listens there now
+    requester = Requester(endpoint.replace("127.0.0.1", "localhost"))
+
+    def kind() -> object:
+        assert not requester.left()
+        return requester.socket.getsockopt(zmq.IPV6)
+
+    for other in (0, 1, 0):
+        until(lambda: kind() == other)  # noqa: B023 - called here
+        assert kind() == other, "not yet the next"
+    time.sleep(0.5)  # misses that nobody has read when there is a hub
+    with RawHub(endpoint):
+        until(requester.connected)
+        assert kind() == 0
+        assert requester.connected()
+    requester.close()
+
+
 # -- ask
 
 
@@ -541,6 +570,18 @@ def test_ask_keeps_to_the_programs_time_outs(
     assert asker.socket.getsockopt(option) == 400
 
 
+def test_a_time_out_of_sending_does_not_limit_how_long_a_hub_takes_to_reply(
+    hub: RawHub, asker: Requester, pool: ThreadPoolExecutor
+) -> None:
+    asker.socket.setsockopt(zmq.SNDTIMEO, 200)
+    reply = ask(pool, asker)
+    route, _, _ = hub.take()
+    with pytest.raises(TimeoutError):
+        reply.result(0.4)
+    hub.reply(route)
+    assert reply.result(WAIT_S) == b"OK"
+
+
 def test_after_a_time_out_the_late_reply_is_not_taken_for_the_next(
     hub: RawHub, asker: Requester, pool: ThreadPoolExecutor
 ) -> None:
@@ -557,6 +598,26 @@ def test_after_a_time_out_the_late_reply_is_not_taken_for_the_next(
     assert payload == b"2"
     assert reply.result(WAIT_S) == b"in time"
     assert asker.socket.getsockopt(zmq.RCVTIMEO) == round(WAIT_S * 1000)
+
+
+def test_who_ends_every_connection_is_not_asked_without_a_pause(pool: ThreadPoolExecutor) -> None:
+    with listener() as (server, endpoint), closing(Requester(endpoint, patience_s=0.5, queues=True)) as asker:
+        server.settimeout(0.1)
+        done = threading.Event()
+
+        def end_all() -> int:
+            ended = 0
+            while not done.is_set():
+                with suppress(TimeoutError):
+                    server.accept()[0].close()
+                    ended += 1
+            return ended
+
+        ended = pool.submit(end_all)
+        with pytest.raises(zmq.Again):
+            asker.ask(HEADER, JPEG)
+        done.set()
+        assert 1 <= ended.result(WAIT_S) <= 50, "without, hundreds"
 
 
 def test_ctrl_c_ends_ask() -> None:
@@ -686,6 +747,22 @@ def test_a_message_that_is_quicker_than_the_news_of_its_connection_is_followed_b
             until(lambda: replier.admit() or known)
         (connection,) = known.values()
         assert connection.has_sent
+
+
+def test_who_ends_every_message_is_never_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.connections.UNFINISHED_MAX_BYTES", 100_000)
+    with closing(Replier(LOCAL, guarded=True)) as replier, raw(zmq.REQ, connect=replier.endpoint) as peer:
+        door = replier.door
+        assert door
+        for _ in range(6):
+            peer.send_multipart([HEADER, bytes(60_000)])
+            replier.reply(replier.wait().route, wire.OK)
+            assert peer.recv() == wire.OK
+            until(lambda: replier.admit() or door.connections._open)
+            for _ in range(2):
+                replier.weigh()
+                while replier.crowded:
+                    assert replier.admit() == []
 
 
 def test_a_crowd_at_the_door_is_answered_a_few_at_a_time_and_more_when_some_are_left() -> None:

@@ -20,6 +20,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import aiohttp
 import cv2
@@ -32,7 +33,7 @@ import streamer
 from streamer.cameras.pattern import Pattern
 from streamer.codec import encode_jpeg
 from streamer.presence import Status
-from streamer.wall import Wall
+from streamer.wall import Wall, _Page, _static_files
 from streamer.wall.access import Protocol
 from tests.conftest import HubClock, until
 
@@ -554,6 +555,22 @@ async def next_picture(page: aiohttp.ClientWebSocketResponse) -> tuple[str, floa
             version, length, received_ms = struct.unpack_from("<BBd", message.data)
             assert version == 1
             return message.data[10 : 10 + length].decode(), received_ms, message.data[10 + length :]
+
+
+@pytest.mark.parametrize(("unread", "under_way", "is_let_go"), [(5, 4.5, False), (5, 3.5, True), (0.5, 0, False)])
+def test_page_may_leave_its_pictures_unread_and_a_megabyte_more(
+    unread: float, under_way: float, is_let_go: bool
+) -> None:
+    transport = mock.Mock(get_write_buffer_size=lambda: int(unread * 2**20))
+    _Page(mock.Mock(under_way_bytes=int(under_way * 2**20)), transport).check()
+    assert transport.abort.called == is_let_go
+
+
+def test_page_is_another_once_one_of_its_files_is(wall: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, files = wall._page_digest, _static_files()
+    monkeypatch.setattr("streamer.wall._static_files", lambda: files | {"wall.js": files["wall.js"] + b"\n"})
+    del wall._page_digest
+    assert wall._page_digest != before
 
 
 def test_socket_brings_every_camera_untouched(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:

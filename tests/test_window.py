@@ -100,6 +100,7 @@ def test_the_wanted_rate_is_reached_over_any_round_trip_with_no_more_under_way_t
 
 def test_lock_step_reaches_one_frame_a_round_trip() -> None:
     link = Link(60, 80 * MS, limit=1)
+    assert link.size == 1
     assert link.run(10 * S) == pytest.approx(12.5, rel=0.01)
 
 
@@ -132,7 +133,7 @@ def test_a_way_that_becomes_longer_for_good_is_found_out() -> None:
 def test_a_long_way_that_becomes_longer_is_found_out_too() -> None:
     link = Link(60, 80 * MS)
     link.run(60 * S)
-    link.trip_ns = lambda: 200 * MS
+    link.trip_ns = lambda: 150 * MS
     link.run(FORGET_NS + 5 * S)
     assert link.run(20 * S) == pytest.approx(60, rel=0.01)
 
@@ -155,6 +156,15 @@ def test_a_hub_that_stalls_on_a_quick_link_gets_two_old_frames() -> None:
     assert sum(age_ns > 100 * MS for age_ns in link.ages_ns) == SMALLEST
 
 
+def test_a_way_that_varies_a_little_is_not_measured_anew() -> None:
+    dice = random.Random(1)
+    link = Link(60, lambda: round(dice.uniform(80, 85) * MS))
+    link.run(10 * S)
+    dropped = link.dropped
+    link.run(300 * S)
+    assert link.dropped == dropped
+
+
 def test_jitter_costs_few_frames() -> None:
     dice = random.Random(1)
     link = Link(30, lambda: round(dice.lognormvariate(2.0, 0.8) * MS))  # half over 7 ms, one in a hundred over 48
@@ -167,6 +177,16 @@ def test_at_full_speed_the_queue_stays_short() -> None:
     link = Link(0, MS // 5, MS // 10)
     assert link.run(5 * S) == pytest.approx(10_000, rel=0.01)
     assert max(link.ages_ns) < 10 * MS
+
+
+@pytest.mark.parametrize(("trip_ms", "size"), [(1, 4), (10, 16)])
+def test_at_full_speed_a_quick_way_holds_four_and_a_longer_one_all(trip_ms: int, size: int) -> None:
+    link = Link(0, 150 * MS)
+    link.run(10 * S)
+    assert link.size == 16
+    link.trip_ns = lambda: trip_ms * MS
+    link.run(S)
+    assert link.size == size
 
 
 @pytest.mark.parametrize("frame_us", [25, 40, 55])

@@ -26,7 +26,7 @@ from tests.conftest import until
 from tests.screen import virtual_screen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 PROGRAMS = ("Xvfb", "openbox", "xdotool")
@@ -55,7 +55,7 @@ class Shown:
         self._screen = screen
         config = place / "hub.yml"
         config.write_text(
-            "cameras: [one, two, three, four, five]\nstale_after_s: 1.5\ngone_after_s: 8\n"
+            "cameras: [one, two, three, four, five]\nstale_after_s: 1.5\ngone_after_s: 5\n"
             f"window_rows: 2\nwindow_width: {WIDTH}\ndisplay: windows\nbind: tcp://127.0.0.1:0\nhttp: 127.0.0.1:0\n"
         )
         self.log = place / "hub.log"
@@ -323,6 +323,28 @@ def test_screen_that_goes_away_ends_the_hub_without_a_crash(attempt: int, tmp_pa
             until(sending(sources, lambda: all(map(shown.is_open, names))), 20)
         until(sending(sources, lambda: shown.process.poll() is not None), 10)
     assert shown.process.returncode == 1, shown.log.read_text()
+
+
+def test_of_what_a_desktop_has_told_only_the_screen_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "HOME=/home/pi\nDISPLAY=:5\nXAUTHORITY=/run/authority\nWAYLAND_DISPLAY=wayland-0\n"
+
+    def run(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        is_asked = command[0] == "systemctl"
+        return subprocess.CompletedProcess(command, 0 if is_asked or "XAUTHORITY" in environment else 1, told, "")
+
+    monkeypatch.setattr("streamer.screen._run", run)
+    environment = {"HOME": "/root", "DISPLAY": ":1"}
+    find(environment)
+    assert environment == {"HOME": "/root", "DISPLAY": ":5", "XAUTHORITY": "/run/authority"}
+
+
+def test_screen_and_desktop_that_do_not_answer_are_no_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        raise subprocess.TimeoutExpired(command, 5)
+
+    monkeypatch.setattr("streamer.screen._run", run)
+    with pytest.raises(TransportError, match=r"^no screen at :1 \(it does not answer\)$"):
+        find({"DISPLAY": ":1"})
 
 
 def test_screen_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:

@@ -392,7 +392,7 @@ def test_jpeg_of_any_buffer_can_be_sent(jpeg: Buffer) -> None:
     assert (payload.format, payload.ndim, payload.tobytes()) == ("B", 1, JPEG)
 
 
-@pytest.mark.parametrize("jpeg", [b"", b"\xff\xd8", JPEG[:-1], JPEG[1:], JPEG + b"\0"])
+@pytest.mark.parametrize("jpeg", [b"", b"\xff\xd8", JPEG[:-1], JPEG[1:], JPEG + b"\0", JPEG[:-2] + b"\0\xd9"])
 def test_what_is_no_whole_jpeg_cannot_be_sent(jpeg: bytes) -> None:
     with pytest.raises(WireError, match="not a whole JPEG"):
         wire.jpeg_to_send(jpeg)

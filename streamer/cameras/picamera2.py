@@ -46,7 +46,6 @@ _PICTURE_BITS_MAX = 8 * 512 * 1024 * 3 // 4  # picamera2 has half a megabyte for
 _RATE_TOLERANCE = 0.01  # a mode's 29.97 is 30
 _AS_GOOD_AS_ALL = 0.9  # of the width: of the size, and of what could be seen
 _RATE_CONTROLS = ("FrameDurationLimits", "FrameRate")
-_FOCUS_CONTROLS = ("AfMode", "LensPosition")
 _log = logging.getLogger(__name__)
 
 
@@ -222,8 +221,9 @@ class PiCamera:
     def _checked(self, controls: Sequence[tuple[str, object]], fps: float) -> Iterator[tuple[str, object]]:
         """Check controls against those of the camera, whose ranges depend on its configuration."""
         offered = {each: has for each, has in self._camera.camera_controls.items() if each not in _RATE_CONTROLS}
-        # As rpicam-apps does: picamera2 leaves a lens that could focus where it is, at a metre.
-        if "AfMode" in offered and not any(name in _FOCUS_CONTROLS for name, _ in controls):
+        # As rpicam-apps does: picamera2 leaves a lens that could focus where it is, at a metre. An AfMode of the user's
+        # replaces this one.
+        if "AfMode" in offered and "LensPosition" not in dict(controls):
             yield "AfMode", libcamera.controls.AfModeEnum.Continuous
         for name, value in controls:
             if name in _RATE_CONTROLS:
@@ -274,7 +274,7 @@ def _bit_rate(size: tuple[int, int], fps: float, quality: int) -> int:
     bits = _BITS_PER_PIXEL[50]
     for (low, low_bits), (high, high_bits) in itertools.pairwise(_BITS_PER_PIXEL.items()):
         if quality >= low:
-            bits = low_bits + min(1.0, (quality - low) / (high - low)) * (high_bits - low_bits)
+            bits = low_bits + (quality - low) / (high - low) * (high_bits - low_bits)
     return int(size[0] * size[1] * fps * bits)
 
 

@@ -67,10 +67,9 @@ class VideoFile:
         for frame in self._frames:
             due = self._next
             self._next += self._interval_s
-            # Half an interval of tolerance, so that a file at the wanted rate loses no frame to rounding.
-            if due < self._next_wanted - self._interval_s / 2:
+            if due < self._next_wanted:
                 continue
-            self._next_wanted = max(self._next_wanted + self._wanted_interval_s, due)
+            self._next_wanted += self._wanted_interval_s
             now = time.monotonic()
             if due > now:
                 time.sleep(due - now)

@@ -112,7 +112,7 @@ class Connections:
         for descriptor, connection in self._unseen[-_LOOKED_AT_ONCE:]:
             if self._open.get(descriptor) is not connection:
                 continue
-            if connection.is_quiet and connection.address is not None:
+            if connection.is_quiet:
                 received = _ask(descriptor, _received) or 0
                 if connection.received_before is None:
                     connection.received_before = received
