@@ -118,7 +118,15 @@ class Requester:
         # SNDHWM: well above any window, since a full pipe looks as if there were no hub.
         # MAXMSGSIZE: imagezmq programs reply with results, even pictures.
         limits = {zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES if self._queues else _REPLY_MAX_BYTES}
-        options = {zmq.IMMEDIATE: int(not self._queues), zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.IPV6: self._ipv6, **limits}
+        # HEARTBEAT_TIMEOUT: what hubs send is short.
+        options = {
+            zmq.HEARTBEAT_TIMEOUT: 3000,
+            zmq.IMMEDIATE: int(not self._queues),
+            zmq.SNDHWM: 64,
+            zmq.RCVHWM: 64,
+            zmq.IPV6: self._ipv6,
+            **limits,
+        }
         self.socket = open_socket(self.context, zmq.DEALER, {**options, zmq.RCVTIMEO: self._patience_ms, **self._curve})
         self._opened += 1
         self._is_refused = self._met = False

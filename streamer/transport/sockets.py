@@ -49,8 +49,9 @@ OPTIONS: dict[int, int] = {
     zmq.LINGER: 0,  # closing never waits for a peer
     zmq.IPV6: 1,
     zmq.HEARTBEAT_IVL: 1000,
-    zmq.HEARTBEAT_TIMEOUT: 3000,
-    zmq.HEARTBEAT_TTL: 3000,
+    # A peer whose frame takes long over a slow line cannot answer meanwhile.
+    zmq.HEARTBEAT_TIMEOUT: 30_000,
+    zmq.HEARTBEAT_TTL: 30_000,
     zmq.HANDSHAKE_IVL: 5000,
     zmq.CONNECT_TIMEOUT: 3000,
     zmq.RECONNECT_IVL: 100,
