@@ -103,7 +103,7 @@ class _Link:
         self.end = end
         self.answered = self.refused = 0
         self._in_flight_limit = in_flight_limit
-        self._window = Window(in_flight_limit)
+        self._window = Window(in_flight_limit, end.packet_times)
         self._reply_timeout_s = reply_timeout_s
         self._patience_s = reply_timeout_s  # more, where a frame takes longer on its way than that
         self._headers = headers
@@ -204,7 +204,7 @@ class _Link:
         self.end.reopen()
         self.resting = False
         # The next hub to answer may be another one, on another path.
-        self._window = Window(self._in_flight_limit)
+        self._window = Window(self._in_flight_limit, self.end.packet_times)
         self._hub_clock = clock.Estimate()
 
 

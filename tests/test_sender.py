@@ -618,7 +618,7 @@ def test_a_frame_that_a_leaving_hub_did_not_take_is_counted_as_dropped(
 
 def test_rests_grow_to_four_seconds_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
-    end: Any = SimpleNamespace(left=lambda: True, reopen=lambda: None)
+    end: Any = SimpleNamespace(left=lambda: True, reopen=lambda: None, packet_times=lambda: None)
     link = module._Link(end, module._Headers("pi1", {}), 8, PATIENT_S)
     rests, now = [], 1000.0
     for _ in range(9):

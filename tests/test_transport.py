@@ -319,6 +319,19 @@ def test_requests_are_sent_in_reqs_format_many_at_a_time(hub: RawHub, requester:
     assert [until(requester.receive) for _ in payloads] == [b"0", b"1", b"2"]
 
 
+def test_tcp_tells_how_long_packets_take(hub: RawHub, requester: Requester) -> None:
+    assert requester.packet_times() is None, "nothing has come yet"
+    requester.send(HEADER, JPEG)
+    hub.reply(hub.take()[0], b"OK")
+    until(requester.receive)
+    times = requester.packet_times()
+    assert times
+    of_late_ns, best_ns = times
+    assert 0 < best_ns <= of_late_ns < 1_000_000_000
+    requester.reopen()
+    assert requester.packet_times() is None
+
+
 def test_without_a_hub_nothing_is_taken() -> None:
     requester = Requester("tcp://127.0.0.1:1")
     assert not requester.connected()
