@@ -233,6 +233,18 @@ def test_who_says_nothing_is_ended_and_told(monkeypatch: pytest.MonkeyPatch, cap
         until(lambda: "from 127.0.0.2: it did not complete ZMTP's handshake" in caplog.text)
 
 
+def test_a_camera_that_is_silent_while_its_frame_takes_long_on_a_slow_line_is_kept(hub: Hub) -> None:
+    head = header("slow")
+    message = b"\x01\0\x01" + bytes([len(head)]) + head + b"\x02" + struct.pack(">Q", len(JPEG)) + JPEG
+    with zmtp(str(hub.endpoint)) as slow:
+        slow.sendall(message[:-1])
+        ends = time.monotonic() + 5  # two more than a hub has to answer its sender's heartbeats
+        while time.monotonic() < ends:
+            assert slow.recv(1000)  # the hub's, which the rest of the frame delays the answers to
+        slow.sendall(message[-1:])
+        until(lambda: hub.latest("slow"))
+
+
 def test_a_stranger_who_takes_all_connections_gets_nobody_elses(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

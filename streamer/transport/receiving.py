@@ -19,6 +19,7 @@ from streamer.transport.sockets import (
     bind,
     connect,
     deadline_of,
+    descriptor_of,
     end_context,
     get_option,
     make_context,
@@ -31,8 +32,6 @@ from streamer.transport.sockets import (
 if TYPE_CHECKING:
     from streamer.keys import AllowList, KeyPair
     from streamer.transport.sockets import Context, Socket
-
-_SRCFD = int(zmq.SRCFD)
 
 
 class Received(NamedTuple):
@@ -178,7 +177,7 @@ class Replier(_Receiver):
             address = self._lately[route]
         else:
             address = _address(parts[-1])
-            if self.door and self.door.connections.heard(_descriptor(parts[-1])):
+            if self.door and self.door.connections.heard(descriptor_of(parts[-1])):
                 self._lately[route] = address
         if len(parts) == 3 and not len(parts[0]):
             return Received(route, (parts[1].bytes, parts[2].buffer), address, key)
@@ -224,7 +223,7 @@ class Subscriber(_Receiver):
         except zmq.Again:
             return None
         if self.door:
-            self.door.connections.heard(_descriptor(parts[-1]))
+            self.door.connections.heard(descriptor_of(parts[-1]))
         message = (parts[0].bytes, parts[1].buffer) if len(parts) == 2 else None
         return Received(b"", message, _address(parts[-1]))
 
@@ -246,14 +245,6 @@ def _address(part: zmq.Frame) -> str | None:
         return None
     # On ipc libzmq says "localhost:" and the process.
     return None if address.startswith("localhost:") else address.removeprefix("::ffff:") or None
-
-
-def _descriptor(part: zmq.Frame) -> int:
-    """Return the descriptor of a part's connection; -1 if libzmq does not know it, as for a peer that speaks ZMTP 2."""
-    try:
-        return int(part.get(_SRCFD))
-    except zmq.ZMQError:
-        return -1
 
 
 def _key(part: zmq.Frame) -> str | None:

@@ -14,6 +14,7 @@ import zmq
 
 from streamer import keys, wire
 from streamer.errors import TransportError
+from streamer.transport.connections import packet_times
 from streamer.transport.sockets import (
     ENDED,
     EVENTS,
@@ -22,6 +23,7 @@ from streamer.transport.sockets import (
     bind,
     connect,
     deadline_of,
+    descriptor_of,
     end_context,
     get_option,
     make_context,
@@ -118,11 +120,20 @@ class Requester:
         # SNDHWM: well above any window, since a full pipe looks as if there were no hub.
         # MAXMSGSIZE: imagezmq programs reply with results, even pictures.
         limits = {zmq.MAXMSGSIZE: wire.PAYLOAD_MAX_BYTES if self._queues else _REPLY_MAX_BYTES}
-        options = {zmq.IMMEDIATE: int(not self._queues), zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.IPV6: self._ipv6, **limits}
+        # HEARTBEAT_TIMEOUT: what hubs send is short.
+        options = {
+            zmq.HEARTBEAT_TIMEOUT: 3000,
+            zmq.IMMEDIATE: int(not self._queues),
+            zmq.SNDHWM: 64,
+            zmq.RCVHWM: 64,
+            zmq.IPV6: self._ipv6,
+            **limits,
+        }
         self.socket = open_socket(self.context, zmq.DEALER, {**options, zmq.RCVTIMEO: self._patience_ms, **self._curve})
         self._opened += 1
         self._is_refused = self._met = False
         self._misses = 0
+        self._replied: zmq.Frame | None = None
         events = (_MET | ENDED if self._queues else ENDED) | (_MISSED if _NAMED.fullmatch(self.endpoint) else 0)
         self.monitor = monitor_events(self.socket, events, f"inproc://left-{self._opened}")
         connect(self.socket, self.endpoint)
@@ -215,7 +226,12 @@ class Requester:
         if len(parts[0]) or len(parts) == 1:  # libzmq reads an HTTP server's response as ZMTP 1.0
             self._is_refused, self.refusal = True, "is not a hub (is this the port of a page?)"
             return None
+        self._replied = parts[-1]
         return parts[-1].bytes
+
+    def packet_times(self) -> tuple[int, int] | None:
+        """Return how long a packet to the hub and its acknowledgement take: of late, and at best; in ns, if known."""
+        return packet_times(descriptor_of(self._replied)) if self._replied else None
 
     def ask(self, header: bytes, payload: Buffer) -> bytes:
         """Send a request and wait for its reply, as REQ does; if the hub leaves meanwhile, ask again when one is back.

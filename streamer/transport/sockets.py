@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Plain numbers: pyzmq's are enum members, and combining two takes half a microsecond.
 DONTWAIT = int(zmq.DONTWAIT)
 _MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
+_SRCFD = int(zmq.SRCFD)
 EVENTS, POLLIN, POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
 # Above this size copying costs more than lending libzmq the buffer, which a Python thread of pyzmq takes back.
 _COPY_MAX_BYTES = 512 * 1024
@@ -49,8 +50,9 @@ OPTIONS: dict[int, int] = {
     zmq.LINGER: 0,  # closing never waits for a peer
     zmq.IPV6: 1,
     zmq.HEARTBEAT_IVL: 1000,
-    zmq.HEARTBEAT_TIMEOUT: 3000,
-    zmq.HEARTBEAT_TTL: 3000,
+    # A peer whose frame takes long over a slow line cannot answer meanwhile.
+    zmq.HEARTBEAT_TIMEOUT: 30_000,
+    zmq.HEARTBEAT_TTL: 30_000,
     zmq.HANDSHAKE_IVL: 5000,
     zmq.CONNECT_TIMEOUT: 3000,
     zmq.RECONNECT_IVL: 100,
@@ -224,6 +226,14 @@ def receive_parts(socket: zmq.Socket[bytes], *, wait: bool = False) -> list[zmq.
             parts.pop()
         parts.append(part)
     return parts
+
+
+def descriptor_of(part: zmq.Frame) -> int:
+    """Return the descriptor of a part's connection; -1 if libzmq does not know it, as for a peer that speaks ZMTP 2."""
+    try:
+        return int(part.get(_SRCFD))
+    except zmq.ZMQError:
+        return -1
 
 
 def monitor_events(socket: Socket, events: int, address: str | None = None) -> zmq.Socket[bytes]:
