@@ -35,8 +35,10 @@ _QUEUED_LOW, _QUEUED_HIGH = 0.75, 1.5
 # two in the hub, keeps them busy; more would only fall out of the processor caches.
 _QUICK_NS = 2_000_000
 _QUICK_SIZE = 4
-# Of a round trip: on a full line packets wait for at least the first part of it, and travel for at most the second.
+# Of a round trip: on a full line packets wait for at least the first part of it, and travel for at most the second. Not
+# asked of shorter ones, where TCP's own delay of an acknowledgement, 40 ms, would look like a queue.
 _FULL_WAIT, _FULL_TRAVEL = 1 / 2, 1 / 4
+_FULL_NS = 100_000_000
 # A long way, by its frames and by its packets; and what share of the quickest round trip may then be spent queueing.
 _LONG_NS, _LONG_PACKET_NS = 350_000_000, 50_000_000
 _GROWS_WITHIN, _SHRINKS_ABOVE = 1 / 8, 1 / 4
@@ -136,7 +138,7 @@ class Window:
         elif took_ns < _QUICK_NS:
             size = self._size + 1 if self._size < _QUICK_SIZE else max(_QUICK_SIZE, self._size - 1)
         else:
-            packet_ns, best_packet_ns = self._packet_times() or (0, 0)
+            packet_ns, best_packet_ns = (took_ns > _FULL_NS and self._packet_times()) or (0, 0)
             if packet_ns - best_packet_ns >= _FULL_WAIT * took_ns and best_packet_ns <= _FULL_TRAVEL * took_ns:
                 size, smallest = self._size - 1, 1
             elif took_ns > _LONG_NS or best_packet_ns > _LONG_PACKET_NS:

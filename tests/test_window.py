@@ -258,6 +258,19 @@ def test_eight_cameras_on_a_line_too_narrow_for_them_fill_it_and_queue_little(*,
     assert ages_ns[int(0.95 * len(ages_ns))] <= (frames + 0.5) * cameras * frame_ns
 
 
+def test_acknowledgements_that_tcp_delays_are_no_queue() -> None:
+    window = Window(2, lambda: (40 * MS, MS))
+    at = S
+    for _ in range(20):
+        window.sent(at)
+        window.sent(at)
+        window.want()
+        at += 50 * MS  # a busy hub on a quick network
+        window.answered(at)
+        window.answered(at)
+        assert window.size(at) == 2
+
+
 def test_on_a_slow_line_no_more_than_two_frames_queue_as_a_rule() -> None:
     frame_ns = 570 * MS  # 70 kB over 1 Mbit/s
     link = Link(30, 40 * MS, frame_ns)
