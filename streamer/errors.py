@@ -26,10 +26,25 @@ class TransportError(StreamerError):
 
 
 class MissingExtraError(StreamerError):
-    """A library of an optional extra is not installed, or does not load."""
+    """A library of an optional extra is not installed, or does not load.
 
-    def __init__(self, purpose: str, extra: str, debian: str, error: ImportError | None = None) -> None:
-        remedy = f": pip install '.[{extra}]' in this project's directory, or on Debian: apt install {debian}"
+    Args:
+        purpose: what needs it.
+        extra: the extra's name.
+        debian: the package of Debian or of Raspberry Pi OS.
+        error: what the import raised.
+        by_pip: whether what pip installs works.
+    """
+
+    def __init__(
+        self, purpose: str, extra: str, debian: str, error: ImportError | None = None, *, by_pip: bool = True
+    ) -> None:
+        pip = (
+            f": pip install '.[{extra}]' in this project's directory, or on Debian"
+            if by_pip
+            else ", on Raspberry Pi OS"
+        )
+        remedy = f"{pip}: apt install {debian} (a virtual environment has it only with --system-site-packages)"
         if error and str(error) and not isinstance(error, ModuleNotFoundError):
             # OpenCV where the system has no libGL, say: to install it again would not help.
             remedy = f", which is there but does not load: {' '.join(str(error).split())}"

@@ -1,4 +1,4 @@
-"""Refused messages and connections: counted at once, logged once a second."""
+"""Refused messages and connections: counted, and logged at once, then once a minute while they go on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import logging
 
-_TELL_S = 1.0
-_KINDS_MAX = 100  # a stranger who sends ever new rubbish must not fill memory or journal
+_TELL_S = 1.0  # what is refused within it is logged together
+_REMIND_S = 60.0
+# A stranger who sends ever new rubbish must neither fill memory and journal nor hide what others are refused for.
+_REASONS_MAX = 10  # of an address
+_KINDS_MAX = 100  # of all
 
 
 class Refusals:
@@ -23,27 +26,33 @@ class Refusals:
     def __init__(self, log: logging.Logger) -> None:
         self.total = 0  # since the start
         self._log = log
-        self._kinds: Counter[tuple[str, str]] = Counter()
-        self._others = 0
+        # By address and reason: how many since that was logged last, and when to log it again. Forgotten after a minute
+        # without.
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._due: dict[tuple[str, str], float] = {}
         self._told = time.monotonic()
 
     def add(self, address: str | None, why: str) -> None:
         """Count one."""
         self.total += 1
-        kind = address or "?", why
-        if kind in self._kinds or len(self._kinds) < _KINDS_MAX:
-            self._kinds[kind] += 1
-        else:
-            self._others += 1
+        kind = address or "an unknown address", why
+        if kind not in self._counts:
+            if sum(other == kind[0] for other, _ in self._counts) >= _REASONS_MAX:
+                kind = kind[0], "other reasons"
+            elif len(self._counts) >= _KINDS_MAX:
+                kind = "other addresses", "various reasons"
+        self._counts[kind] += 1
 
     def tell(self, now: float) -> None:
-        """Log the refusals since the last time, at most once a second; `now` in monotonic seconds."""
-        if not self._kinds or now - self._told < _TELL_S:
+        """Log what is due; `now` in monotonic seconds."""
+        if now - self._told < _TELL_S:
             return
-        for (address, why), count in self._kinds.items():
-            self._log.warning("refused %d from %s: %s", count, address, why)
-        if self._others:
-            self._log.warning("refused %d more", self._others)
-        self._kinds.clear()
-        self._others = 0
         self._told = now
+        for kind, count in [*self._counts.items()]:
+            if now < self._due.get(kind, now):
+                continue
+            if not count:
+                del self._counts[kind], self._due[kind]
+                continue
+            self._log.warning("refused %d from %s: %s", count, *kind)
+            self._counts[kind], self._due[kind] = 0, now + _REMIND_S

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _BACKOFF_FIRST_S = 0.25
 _LEAVE_S = 1.0
 _BACKOFF_MAX_S = 4.0  # a hub that has recovered gets frames again within five seconds
+_PATIENCE_MAX_S = 30.0  # for a reply, over a slow line; a dead one is noticed by libzmq's heartbeats
 _IDLE_S = 1.0
 _LOOK_S = 0.05  # how often all hubs are checked while the first of them replies
 _RETRY_FIRST_S = 0.5
@@ -102,8 +103,9 @@ class _Link:
         self.end = end
         self.answered = self.refused = 0
         self._in_flight_limit = in_flight_limit
-        self._window = Window(in_flight_limit)
+        self._window = Window(in_flight_limit, end.packet_times)
         self._reply_timeout_s = reply_timeout_s
+        self._patience_s = reply_timeout_s  # more, where a frame takes longer on its way than that
         self._headers = headers
         # The hub's wall clock against our monotonic one, since a Pi's wall clock is set some time after boot.
         self._hub_clock = clock.Estimate()
@@ -136,7 +138,7 @@ class _Link:
         """When `due` may change although nothing arrives, in monotonic seconds; None for never."""
         if self.resting:
             return self._resume
-        return self._moved + self._reply_timeout_s if self._window.under_way else None
+        return self._moved + self._patience_s if self._window.under_way else None
 
     def send(self, outgoing: _Outgoing, dropped: int, now: float) -> bool:
         sent_ns = time.monotonic_ns()
@@ -173,6 +175,7 @@ class _Link:
             self._hub_clock.add(sent_ns, stamp_ns, received_ns)
         self._moved = now
         self._resume = self._backoff_s = 0.0
+        self._wait_longer((received_ns - sent_ns) / 1e9)
         self.answered += 1
         refused = wire.refusal_reason(reply)
         if refused is not None:
@@ -183,19 +186,25 @@ class _Link:
 
     def due(self, now: float) -> bool:
         """Whether to reopen: the connection ended or the hub does not reply, and the back-off is over."""
-        overdue = self._window.under_way > 0 and now - self._moved >= self._reply_timeout_s
+        overdue = self._window.under_way > 0 and now - self._moved >= self._patience_s
         if (self.end.left() or overdue) and not self.resting:
             self.resting = True
+            if overdue:
+                self._wait_longer(self._patience_s)
             self._resume = now + self._backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
             self._backoff_s = min(_BACKOFF_MAX_S, 2 * self._backoff_s or _BACKOFF_FIRST_S)
         return self.resting and now >= self._resume
+
+    def _wait_longer(self, than_s: float) -> None:
+        """Wait for the next reply twice as long as for this one: on a slow line one frame may take seconds."""
+        self._patience_s = max(self._reply_timeout_s, min(_PATIENCE_MAX_S, 2 * than_s))
 
     def reopen(self) -> None:
         """Open a fresh connection."""
         self.end.reopen()
         self.resting = False
         # The next hub to answer may be another one, on another path.
-        self._window = Window(self._in_flight_limit)
+        self._window = Window(self._in_flight_limit, self.end.packet_times)
         self._hub_clock = clock.Estimate()
 
 
@@ -214,7 +223,8 @@ class Sender:
             runs on the sender's thread, so it must not block; an exception ends the sender.
         in_flight_limit: the most frames in flight without a reply. The sender uses as many as the round trip needs; 1
             is imagezmq's lock-step.
-        reply_timeout_s: after this many seconds without a reply, the connection is reopened.
+        reply_timeout_s: after this many seconds without a reply, the connection is reopened; after up to 30 if the hub
+            or the line is known to take longer over a frame.
         every_s: the intended interval between frames, in seconds; reported to the hub.
         release: the release that runs, 1 to 64 of A-Z a-z 0-9 . _ + -; reported to the hub.
         curve_key_file: this camera's key pair, made by `streamer keys make`: frames are then sent encrypted (CURVE) or

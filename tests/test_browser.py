@@ -7,6 +7,7 @@ import io
 import re
 import signal
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 import streamer
 from streamer.codec import encode_jpeg
+from streamer.presence import Status
 from streamer.wall import Wall, _static_files
 from tests.browser import COUNT_DRAWINGS, Fleet, SlowLine, chromium, needs_chromium, reads
 from tests.conftest import until
@@ -354,6 +356,32 @@ def test_page_says_that_the_hub_is_away_and_comes_back_by_itself(browser: Browse
         says(page, "pi1", "^pi1 ● LIVE")
 
 
+def test_cameras_stay_where_they_are_while_the_hub_is_away(browser: Browser) -> None:
+    # In this window nine pictures are largest in three columns, and beside the notice in five.
+    with (
+        Fleet({f"pi{number}": None for number in range(1, 10)}) as fleet,
+        looking(browser, fleet.url, {"width": 1280, "height": 720}) as page,
+    ):
+        until(lambda: page.locator(".tile").count() == 9)
+        columns = "getComputedStyle(document.getElementById('wall')).gridTemplateColumns.split(' ').length"
+        assert page.evaluate(columns) == 3
+        fleet.hub.process.kill()
+        page.get_by_text("Last heard from").wait_for()
+        page.evaluate("new Promise(requestAnimationFrame)")
+        assert page.evaluate(columns) == 3
+
+
+def test_wall_without_a_camera_says_how_to_send_one(browser: Browser) -> None:
+    def look(bind: str | None, text: str) -> None:
+        with streamer.Hub(bind) as hub, Wall(hub, "127.0.0.1", 0) as wall:
+            text = text.replace("PORT", str(hub.endpoint).rpartition(":")[2])
+            with looking(browser, f"http://127.0.0.1:{wall.port}/") as page:
+                page.get_by_text(text, exact=True).wait_for()
+
+    look("tcp://*:*", "No camera has come yet. On a camera: streamer send --hub tcp://ADDRESS-OF-THE-HUB:PORT")
+    look(None, "No camera has come yet.")
+
+
 def test_page_takes_a_newer_one_by_itself(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     files = _static_files()
     newer = {**files, "index.html": files["index.html"].replace(b">Cameras</a>", b">Newer</a>")}
@@ -501,6 +529,18 @@ def test_numbers(browser: Browser, eight: Fleet) -> None:
         until(lambda: [name for name in EIGHT if tile(numbers, name).is_visible()] == ["pi1"])
 
 
+def test_numbers_of_a_deployed_camera_fit_a_laptop_s_screen(browser: Browser, eight: Fleet) -> None:
+    row = Status("pi3", "STALE", fps=29.9, wanted_fps=30, age_s=17, latency_ms=12.3, latency_error_ms=0.4)
+    row = replace(row, frames=12345678, dropped=1234, lost=12, reconnects=3, width=1920, height=1080, bytes_per_s=2.1e6)
+    row = replace(row, address="192.168.1.13", release="0.1.0+0123456789ab")
+    with looking(browser, f"{eight.url}numbers", {"width": 1280, "height": 720}) as page:
+        page.route("**/api/cameras", lambda route: route.fulfill(json=[vars(row)]))
+        release = page.get_by_text("0.1.0+01234567", exact=True)  # as long as in `streamer status`
+        release.wait_for()
+        assert release.get_attribute("title") == row.release
+        assert page.locator(".scroll").first.evaluate("one => one.scrollWidth <= one.clientWidth")
+
+
 def test_numbers_take_neither_the_keyboard_nor_a_selection_away(browser: Browser) -> None:
     with (
         Fleet({"pi1": "pattern", "pi2": None, "pi3": "pattern"}) as fleet,
@@ -563,7 +603,7 @@ def test_one_camera_on_a_phone(browser: Browser) -> None:
         page.goto(f"{fleet.url}#pi2")
         page.locator("#back").wait_for()
         assert not summary.is_visible(), "the buttons need its place"
-        assert page.locator("header").evaluate("header => header.offsetHeight") < 80
+        assert page.locator("header").evaluate("header => header.offsetHeight") < 40, "the buttons have one line"
         page.goto(f"{fleet.url}#pi3")
         page.get_by_text(f"There is no camera pi3; there are: {name}, pi2").wait_for()
         assert page.evaluate("document.scrollingElement.scrollWidth") == PHONE["width"]
@@ -589,6 +629,16 @@ def test_sixteen_fit_any_screen(browser: Browser, sixteen: Fleet, size: dict[str
         assert page.evaluate(
             "document.getElementById('wall').scrollHeight <= document.getElementById('wall').clientHeight"
         )
+
+
+def test_words_are_larger_on_a_large_screen(browser: Browser, eight: Fleet) -> None:
+    sizes = []
+    for width, height in ((1920, 1080), (3840, 2160)):
+        with looking(browser, eight.url, {"width": width, "height": height}) as page:
+            says(page, "pi1", "LIVE")
+            text = page.locator(".caption, #summary, nav a")
+            sizes.append(text.evaluate_all("all => [...new Set(all.map(one => getComputedStyle(one).fontSize))]"))
+    assert [[round(float(size.removesuffix("px"))) for size in each] for each in sizes] == [[15], [25]]
 
 
 def test_tiles_out_of_sight_are_asked_for_less(browser: Browser) -> None:

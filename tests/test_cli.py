@@ -304,7 +304,8 @@ def test_missing_library_names_its_extra() -> None:
     assert done.returncode == 2
     assert done.stderr == (
         "streamer: the camera 'pattern' needs the extra 'pattern': pip install '.[pattern]' in this project's "
-        "directory, or on Debian: apt install python3-pil\n"
+        "directory, or on Debian: apt install python3-pil (a virtual environment has it only with "
+        "--system-site-packages)\n"
     )
 
 

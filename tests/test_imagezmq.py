@@ -16,9 +16,10 @@ import pytest
 import zmq
 
 import streamer
-from streamer import imagezmq, transport, wire
+from streamer import imagezmq, wire
 from streamer.errors import TransportError, WireError
 from streamer.imagezmq import ImageHub, ImageSender
+from streamer.transport import sending
 from tests.conftest import until
 from tests.peers import (
     JPEG,
@@ -385,8 +386,8 @@ def test_the_want_of_a_hub_is_told_once_it_has_lasted(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(transport, "_SILENT_S", 0.1)
-    monkeypatch.setattr(transport, "_REMIND_S", 0.1)
+    monkeypatch.setattr(sending, "_SILENT_S", 0.1)
+    monkeypatch.setattr(sending, "_REMIND_S", 0.1)
     named = "tcp://nobody.invalid:5555"
     with ImageSender(address) as sender, ImageSender(named) as lost:
         lost.zmq_socket.RCVTIMEO = 1000

@@ -700,6 +700,17 @@ def evaluated(directory: Path, expression: str, variables_of: list[dict[str, Any
     return [json.loads(value) for value in re.findall(r"VALUE (.*?) END", done.stdout.replace("\\", ""))]
 
 
+def test_a_rollback_goes_only_where_the_settings_are_kept_too(tmp_path: Path) -> None:
+    streamer = load(ROOT / "roles/streamer/vars/main.yml")
+    all_three = "1.py311 2.py311 3.py311"
+    found = {"python": "py311", "current": "3.py311", "history": all_three, "complete": all_three}
+    with_settings = [all_three, "1.py311 3.py311", "3.py311", ""]
+    told = evaluated(
+        tmp_path, "_streamer_back", [streamer | {"node_found": found | {"ran": ran}} for ran in with_settings]
+    )
+    assert told == ["2.py311", "1.py311", "", ""]
+
+
 @pytest.mark.parametrize("file", ["roles/streamer/tasks/failed.yml", "playbooks/tasks/missing.yml"])
 def test_a_journal_is_told_without_what_a_terminal_obeys(tmp_path: Path, file: str) -> None:
     said = load(ROOT / file)[-1]["ansible.builtin.fail"]["msg"]
@@ -1212,6 +1223,33 @@ def test_a_hub_that_goes_back_to_another_user_can_read_its_key(hub: Path) -> Non
     unit.write_text("[Service]\nUser=anna\n")
     went_back(hub, "1")
     assert f"chown streamer {hub}/etc/streamer/hub.key" in (hub / "called").read_text()
+
+
+def test_a_camera_that_goes_back_knows_the_new_key_of_its_hub(hub: Path) -> None:
+    def told(port: int, *keys: str) -> str:
+        hubs = "".join(f"- tcp://192.0.2.{number}:{port}\n" for number, _ in enumerate(keys))
+        lines = "".join(f"- {key}\n" for key in keys if key)
+        return f"# By Ansible\nname: pi1\nhubs:\n{hubs}fps: 30.0\ncurve_hub_keys:\n{lines}"
+
+    set_up(hub, start=False)
+    sender = hub / "etc/streamer/sender.yml"
+    (hub / "etc/systemd/system/streamer-sender.service").write_text("[Service]\nUser=streamer\n")
+    sender.write_text(told(5555, KEY, KEY))
+    sender.chmod(0o644)
+    assert run_script(hub, "streamer/files/started.sh", "streamer-sender", "digest", "1 2").returncode == 0
+    before = sender.read_text()
+    # The second hub has a new card, and both another port; or there is no file, or nothing in it.
+    for now, then in (
+        (told(5556, KEY, OTHER), told(5555, KEY, OTHER)),
+        (told(5556, OTHER), told(5555, OTHER, KEY)),
+        (told(5555, "", ""), before),
+        ("", before),
+        (None, before),
+    ):
+        sender.unlink() if now is None else sender.write_text(now)
+        done = run_script(hub, "streamer/files/back.sh", "1", "streamer-sender")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (sender.read_text(), mode(sender)) == (then, 0o644)
 
 
 @pytest.mark.parametrize(

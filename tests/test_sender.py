@@ -363,8 +363,9 @@ def test_every_hub_is_told_of_its_own_clock(quick: None) -> None:
 
 
 def test_a_silent_hub_is_tried_for_ever_with_back_off_and_never_flooded(
-    hub: RawHub, quick: None, reopened: list[float]
+    hub: RawHub, quick: None, reopened: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "_PATIENCE_MAX_S", 0.1)
     with Sender(hub.endpoint, "pi1", in_flight_limit=2, reply_timeout_s=0.1) as sender:
         send_until(sender, lambda: len(reopened) >= 8)
         assert sender.statistics.hub is None
@@ -381,6 +382,26 @@ def test_a_silent_hub_is_tried_for_ever_with_back_off_and_never_flooded(
 
         send_until(sender, lambda: answer_all(hub) or sender.statistics.answered)
         until(lambda: sender.statistics.hub == hub.endpoint)
+
+
+def test_a_hub_or_line_that_takes_longer_over_a_frame_than_the_time_out_is_waited_for(
+    hub: RawHub, quick: None, reopened: list[float]
+) -> None:
+    takes_s = 0.5
+    asked: deque[tuple[float, bytes]] = deque()
+
+    def answer_late() -> int:
+        while hub.waits():
+            asked.append((time.monotonic(), hub.take()[0]))
+        while asked and time.monotonic() - asked[0][0] >= takes_s:
+            hub.reply(asked.popleft()[1])
+        return late.statistics.answered
+
+    with Sender(hub.endpoint, "pi1", in_flight_limit=1, reply_timeout_s=0.1) as late:
+        send_until(late, answer_late)
+        before = len(reopened)
+        send_until(late, lambda: answer_late() >= 4)
+        assert len(reopened) == before
 
 
 OUTAGES = [
@@ -611,7 +632,7 @@ def test_a_frame_that_a_leaving_hub_did_not_take_is_counted_as_dropped(
 
 def test_rests_grow_to_four_seconds_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
-    end: Any = SimpleNamespace(left=lambda: True, reopen=lambda: None)
+    end: Any = SimpleNamespace(left=lambda: True, reopen=lambda: None, packet_times=lambda: None)
     link = module._Link(end, module._Headers("pi1", {}), 8, PATIENT_S)
     rests, now = [], 1000.0
     for _ in range(9):

@@ -36,8 +36,8 @@ ALL_OPTIONS = {
     zmq.LINGER: 0,
     zmq.IPV6: 1,
     zmq.HEARTBEAT_IVL: 1000,
-    zmq.HEARTBEAT_TIMEOUT: 3000,
-    zmq.HEARTBEAT_TTL: 3000,
+    zmq.HEARTBEAT_TIMEOUT: 30_000,
+    zmq.HEARTBEAT_TTL: 30_000,
     zmq.HANDSHAKE_IVL: 5000,
     zmq.CONNECT_TIMEOUT: 3000,
     zmq.RECONNECT_IVL: 100,
@@ -47,7 +47,13 @@ ALL_OPTIONS = {
     zmq.TCP_KEEPALIVE_INTVL: 5,
     zmq.TCP_KEEPALIVE_CNT: 3,
 }
-REQUESTER_OPTIONS = {zmq.IMMEDIATE: 1, zmq.SNDHWM: 64, zmq.RCVHWM: 64, zmq.MAXMSGSIZE: 65536}
+REQUESTER_OPTIONS = {
+    zmq.HEARTBEAT_TIMEOUT: 3000,
+    zmq.IMMEDIATE: 1,
+    zmq.SNDHWM: 64,
+    zmq.RCVHWM: 64,
+    zmq.MAXMSGSIZE: 65536,
+}
 
 
 @pytest.fixture
@@ -311,6 +317,19 @@ def test_requests_are_sent_in_reqs_format_many_at_a_time(hub: RawHub, requester:
         assert (fields, came) == ({"msg": "pi1"}, payload)
         hub.reply(route, b"%d" % number)
     assert [until(requester.receive) for _ in payloads] == [b"0", b"1", b"2"]
+
+
+def test_tcp_tells_how_long_packets_take(hub: RawHub, requester: Requester) -> None:
+    assert requester.packet_times() is None, "nothing has come yet"
+    requester.send(HEADER, JPEG)
+    hub.reply(hub.take()[0], b"OK")
+    until(requester.receive)
+    times = requester.packet_times()
+    assert times
+    of_late_ns, best_ns = times
+    assert 0 < best_ns <= of_late_ns < 1_000_000_000
+    requester.reopen()
+    assert requester.packet_times() is None
 
 
 def test_without_a_hub_nothing_is_taken() -> None:
@@ -750,7 +769,7 @@ def test_a_message_that_is_quicker_than_the_news_of_its_connection_is_followed_b
 
 
 def test_who_ends_every_message_is_never_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.connections.UNFINISHED_MAX_BYTES", 100_000)
+    monkeypatch.setattr("streamer.transport.connections.UNFINISHED_MAX_BYTES", 100_000)
     with closing(Replier(LOCAL, guarded=True)) as replier, raw(zmq.REQ, connect=replier.endpoint) as peer:
         door = replier.door
         assert door
@@ -783,7 +802,7 @@ def test_a_crowd_at_the_door_is_answered_a_few_at_a_time_and_more_when_some_are_
 
 
 def test_a_connection_too_many_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.connections.CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("streamer.transport.connections.CONNECTIONS_MAX", 2)
     with closing(Replier(LOCAL, guarded=True)) as replier, ExitStack() as stack:
         assert replier.door
         ended = replier.door.connections._cut
@@ -833,7 +852,7 @@ def test_strangers_who_speak_no_zmq_disturb_nobody(replier: Replier, rubbish: by
 
 
 def test_a_message_over_the_limit_is_never_received(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.transport.UNFINISHED_MAX_BYTES", 1_000_000)
+    monkeypatch.setattr("streamer.transport.receiving.UNFINISHED_MAX_BYTES", 1_000_000)
     with ExitStack() as stack:
         replier = stack.enter_context(closing(Replier(LOCAL)))
         glutton = stack.enter_context(raw(zmq.DEALER, connect=replier.endpoint))

@@ -583,7 +583,8 @@ def test_socket_brings_every_camera_untouched(hub: streamer.Hub, wall: Wall, sen
         async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
             hello = json.loads((await page.receive()).data)["hello"]
             assert re.fullmatch("[0-9a-f]{16}", hello.pop("page"))
-            assert hello == {"version": streamer.__version__, "message": 1, "stale_after_s": 60}
+            own = {"stale_after_s": 60, "endpoint": hub.endpoint}
+            assert hello == own, "without a version: older pages take this one for want of it"
             assert [row["name"] for row in await next_table(page)] == ["pi1", "pi2", "pi9"]
             assert viewers(wall)[0]["frames"] == 0, "nothing was asked for"
             await page.send_json({"want": {"pi1": 60, "pi2": 60}})
@@ -766,6 +767,8 @@ def test_array_is_encoded_once_for_all(
             sender.send(np.full((48, 64, 3), 90, np.uint8))
         _, _, jpeg = await next_picture(page)
         assert Image.open(io.BytesIO(jpeg)).size == (64, 48)
+        assert {viewer["bytes"] for viewer in viewers(wall)} == {len(jpeg)}, "what it was sent, not the array"
+        await together.wait()
 
     with_socket(wall, scene, scene, scene)
     assert len(encoded) == 1

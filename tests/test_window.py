@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import random
 from collections import deque
@@ -211,6 +212,78 @@ def test_senders_that_share_a_quick_hub_get_the_same_share(frame_us: int) -> Non
         taken[sender] += now_ns > 2 * S
         asking = range(sender, sender + 1)
     assert jain(taken) >= 0.99
+
+
+@pytest.mark.parametrize(("tells", "frames"), [(False, 2.5), (True, 1.3)], ids=["without TCP's times", "with them"])
+def test_eight_cameras_on_a_line_too_narrow_for_them_fill_it_and_queue_little(*, tells: bool, frames: float) -> None:
+    # 70 kB over 20 Mbit/s. Lock-step would have one each; Vegas alone has four, and more with time.
+    dice = random.Random(1)
+    frame_ns, trip_ns, cameras = 28 * MS, 20 * MS, 8
+    waits_ns = [0] * cameras
+
+    def packet_times(camera: int) -> tuple[int, int] | None:
+        return (trip_ns + waits_ns[camera], trip_ns) if tells else None
+
+    windows = [Window(8, functools.partial(packet_times, camera)) for camera in range(cameras)]
+    made_ns: list[int | None] = [None] * cameras
+    free_ns, ages_ns, taken = 0, [], [0] * cameras
+    # When each comes, whose it is, and how old its picture was at the hub; None: not a reply, but a new picture.
+    coming: list[tuple[int, int, int | None]] = [(S + dice.randrange(S // 30), camera, None) for camera in range(8)]
+    heapq.heapify(coming)
+    while (now_ns := coming[0][0]) < 181 * S:
+        _, camera, age_ns = heapq.heappop(coming)
+        if age_ns is None:
+            made_ns[camera] = now_ns
+            heapq.heappush(coming, (now_ns + S // 30, camera, None))
+        else:
+            windows[camera].answered(now_ns)
+            if now_ns > 61 * S:
+                ages_ns.append(age_ns)
+                taken[camera] += 1
+        if (made := made_ns[camera]) is None:
+            continue
+        if not windows[camera].has_room(now_ns):
+            windows[camera].want()
+            continue
+        windows[camera].sent(now_ns)
+        waits_ns[camera] = max(0, free_ns - now_ns) + frame_ns // 2  # its packets queue behind each other, too
+        free_ns = max(free_ns, now_ns + trip_ns // 4) + round(frame_ns * dice.uniform(0.8, 1.2))
+        there_ns = free_ns + trip_ns // 4
+        heapq.heappush(coming, (there_ns + trip_ns // 2, camera, there_ns - made))
+        made_ns[camera] = None
+    assert sum(taken) / 120 == pytest.approx(S / frame_ns, rel=0.02)
+    assert jain(taken) >= 0.95
+    ages_ns.sort()
+    assert ages_ns[len(ages_ns) // 2] <= frames * cameras * frame_ns
+    assert ages_ns[int(0.95 * len(ages_ns))] <= (frames + 0.5) * cameras * frame_ns
+
+
+def test_acknowledgements_that_tcp_delays_are_no_queue() -> None:
+    window = Window(2, lambda: (40 * MS, MS))
+    at = S
+    for _ in range(20):
+        window.sent(at)
+        window.sent(at)
+        window.want()
+        at += 50 * MS  # a busy hub on a quick network
+        window.answered(at)
+        window.answered(at)
+        assert window.size(at) == 2
+
+
+def test_on_a_slow_line_no_more_than_two_frames_queue_as_a_rule() -> None:
+    frame_ns = 570 * MS  # 70 kB over 1 Mbit/s
+    link = Link(30, 40 * MS, frame_ns)
+    link.run(300 * S)
+    assert link.sent >= 0.9 * 300 * S / frame_ns
+    ages_ns = sorted(link.ages_ns)
+    assert ages_ns[len(ages_ns) // 2] <= 2.2 * frame_ns
+
+
+def test_a_very_long_way_is_filled_too() -> None:
+    link = Link(20, 600 * MS)
+    link.run(30 * S)
+    assert link.run(60 * S) == pytest.approx(20, rel=0.01)
 
 
 def test_a_reply_that_nobody_waits_for_is_none_s() -> None:

@@ -20,7 +20,7 @@ from ansible.module_utils.parsing.convert_bool import boolean
 # The package of this checkout, which is what is deployed, whichever is installed: it knows what its files may say.
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from streamer import config
-from streamer.errors import ConfigError
+from streamer.errors import ConfigError, half_set
 
 sys.path.pop(0)
 
@@ -538,9 +538,8 @@ def _tls_problems(hub: Host) -> Iterator[str]:
             f"{hub.name}: {given[0]} is for a hub that Ansible manages: leave it empty, and give this hub its own "
             "hub.yml with tls_certificate and tls_key"
         )
-    elif len(given) == 1:
-        missing = "hub_tls_key" if given[0] == "hub_tls_certificate" else "hub_tls_certificate"
-        yield f"{hub.name}: {given[0]} is set and {missing} is not: set both, or neither"
+    elif problem := half_set(**files):
+        yield f"{hub.name}: {problem}"
     else:
         for variable in given:
             path = str(files[variable])

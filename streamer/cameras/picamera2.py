@@ -27,7 +27,8 @@ try:
     from picamera2.outputs import Output
     from picamera2.sensor_format import SensorFormat
 except ImportError as error:
-    raise MissingExtraError("the camera 'picamera2'", "picamera2", "python3-picamera2", error) from error
+    # pip's finds no libcamera, which the package index does not have.
+    raise MissingExtraError("the camera 'picamera2'", "picamera2", "python3-picamera2", error, by_pip=False) from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

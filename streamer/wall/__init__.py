@@ -21,7 +21,6 @@ from email.utils import formatdate
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import streamer
 from streamer.config import Address
 from streamer.errors import CodecError, MissingExtraError, TransportError
 from streamer.presence import State
@@ -35,7 +34,7 @@ from streamer.wall.access import BODY_MAX_BYTES, Access, Protocol, unix_socket
 from streamer.wall.door import Door
 from streamer.wall.history import EVERY_S, History
 from streamer.wall.metrics import Metrics
-from streamer.wall.viewers import BOUNDARY, MESSAGE_VERSION, RATE_MAX, FanOut
+from streamer.wall.viewers import BOUNDARY, RATE_MAX, FanOut
 
 if TYPE_CHECKING:
     import ssl
@@ -282,11 +281,11 @@ class Wall:
         if transport is None:  # the peer has left already
             return web.Response()
         page = _Page(self._fan_out.open(functools.partial(_write, transport), "wall", *_who(request)), transport)
+        # No `version`: pages of before 28 November 2026 compare that alone, and take the newer page for want of it.
         hello = {
-            "version": streamer.__version__,
             "page": self._page_digest,
-            "message": MESSAGE_VERSION,
             "stale_after_s": self._hub.stale_after_s,
+            "endpoint": self._hub.endpoint,
         }
         tables = asyncio.ensure_future(self._send_tables(response, page, hello))
         goodbye = asyncio.ensure_future(_end(response, page))

@@ -114,7 +114,7 @@ _READINGS = (
         CounterMetricFamily,
         "streamer_camera_reconnects",
         "",
-        "Times that the camera's sender gave up a connection and opened a fresh one.",
+        "Times that the camera's frames went on over another connection, or from another start of its sender.",
         lambda row: row.reconnects,
     ),
     _Reading(

@@ -44,10 +44,11 @@ _FORGET_S = 60.0  # after which the quickest round trip expires, since the path 
 class Picture:
     """A frame in the forms that viewers get, each made once for all of them, on first use."""
 
-    __slots__ = ("_message", "_part", "frame")
+    __slots__ = ("_message", "_part", "bytes", "frame")
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
+        self.bytes = len(frame.jpeg)
         self._message: bytes | None = None
         self._part: bytes | None = None
 
@@ -208,9 +209,9 @@ class Viewer:
                 continue
             # From when it was due, not from now, so that a slightly late timer or camera does not lower the rate.
             slot.due = max(slot.due, now - min(_LATE_S, slot.interval_s / 2)) + slot.interval_s
-            self._under_way[name] = now, len(picture.frame.jpeg)
+            self._under_way[name] = now, picture.bytes
             self._frames += 1
-            self._bytes += len(picture.frame.payload)
+            self._bytes += picture.bytes
             self._send(picture)
         if soonest < math.inf:
             self._timer = self._loop.call_at(soonest, self._pump)

@@ -50,7 +50,7 @@ class Measurement:
 
     Attributes:
         fps: frames a second that it received, of all cameras together.
-        hub_us: processor time for each, in microseconds.
+        hub_us: CPU time for each, in microseconds.
         memory_mb: resident, of its process.
         threads: of its process.
         age_ms: from capture to the hub: 50th, 95th and 99th percentile.

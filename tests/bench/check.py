@@ -25,9 +25,10 @@ from unittest import mock
 
 import zmq
 
-from streamer import transport, window, wire
+from streamer import window, wire
 from streamer.hub import Hub
 from streamer.sender import Sender
+from streamer.transport import Replier, sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,7 +80,7 @@ def receive() -> None:
     """The hub: receive, parse, store, reply, put into a mailbox."""
     with mock.patch("threading.Thread.start"):  # its thread would take the messages
         hub = Hub(None)
-    replier = hub._replier = transport.Replier(LOCAL, guarded=True)
+    replier = hub._replier = Replier(LOCAL, guarded=True)
     hub.open_mailbox()
 
     def turn() -> None:
@@ -246,7 +247,7 @@ if __name__ == "__main__":
         case [path]:
             # Callgrind may take longer than a peer is given, or a round trip is remembered.
             never = {zmq.HEARTBEAT_IVL: 0, zmq.HANDSHAKE_IVL: 0}
-            with mock.patch.dict(transport._OPTIONS, never), mock.patch.object(window, "FORGET_SMALLEST_NS", math.inf):
+            with mock.patch.dict(sockets.OPTIONS, never), mock.patch.object(window, "FORGET_SMALLEST_NS", math.inf):
                 for run in reversed(PATHS[path]):  # the plain program first
                     run()
         case _:

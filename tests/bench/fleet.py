@@ -8,7 +8,7 @@ In each round the lab's hosts are blank, and these follow one another:
     upgrade         a deploy of another version of the package
     rollback        to the version before, on every host
 
-Beside the seconds stands processor time, since all hosts share this machine's processors with Ansible, the cameras and
+Beside the seconds stands CPU time, since all hosts share this machine's processors with Ansible, the cameras and
 the hub streaming meanwhile, and whatever else runs here: by the kernel's count of Ansible's processes, of the hosts'
 control groups, and of the whole machine less these two.
 """
@@ -52,9 +52,9 @@ class Result:
 
     Attributes:
         wall_s: from its start to its end.
-        ansible_s: processor time of Ansible's own processes.
-        hosts_s: processor time of all hosts, streams included.
-        others_s: processor time that the machine spent on anything else meanwhile.
+        ansible_s: CPU time of Ansible's own processes.
+        hosts_s: CPU time of all hosts, streams included.
+        others_s: CPU time that the machine spent on anything else meanwhile.
     """
 
     hosts: int
@@ -96,7 +96,7 @@ def later_version(place: Path) -> Path:
 
 
 def spent_s() -> tuple[float, float, float]:
-    """Processor time so far: of this process's children, of the hosts, of the whole machine; in seconds."""
+    """CPU time so far: of this process's children, of the hosts, of the whole machine; in seconds."""
     ours = resource.getrusage(resource.RUSAGE_CHILDREN)
     user, nice, system, _idle, _wait, *rest = (int(word) for word in _first_line("/proc/stat").split()[1:9])
     return ours.ru_utime + ours.ru_stime, Group().spent_s(), (user + nice + system + sum(rest)) / TICKS

@@ -59,7 +59,7 @@ class Measurement:
 
     Attributes:
         fps: frames a second that the hub received, of all cameras together.
-        hub_us: processor time of the hub's process for each, in microseconds.
+        hub_us: CPU time of the hub's process for each, in microseconds.
         sender_us: of all senders' processes together, for each.
         fairness: Jain's index over the cameras' frames.
         age_ms: from capture to the hub, or to the program that takes them: 50th, 95th and 99th percentile.

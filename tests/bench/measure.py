@@ -1,6 +1,6 @@
-"""What the benchmarks share: processes as parts, their processor time, medians and ranges, rows of the table.
+"""What the benchmarks share: processes as parts, their CPU time, medians and ranges, rows of the table.
 
-Parts of a measurement are processes of their own. What they cost is processor time by the kernel's count, in user and
+Parts of a measurement are processes of their own. What they cost is CPU time by the kernel's count, in user and
 kernel mode, of all their threads.
 """
 
@@ -67,7 +67,7 @@ class Row:
 
 
 def cpu_s(process: int) -> float:
-    """Give the processor time of a process so far, in seconds."""
+    """Give the CPU time of a process so far, in seconds."""
     return time.clock_gettime(~process << 3 | 2)  # clock_getcpuclockid(3), which Python lacks
 
 

@@ -52,7 +52,7 @@ def _load(figure: Figure, done: list[dict[str, Any]]) -> None:
     panels = figure.subplots(1, 2, sharey=True)
     kinds = [kind for kind in TITLES if any((each["load"], each["kind"]) == (FOOTAGE_LOADS[1], kind) for each in done)]
     for panel, field, title in zip(
-        panels, ("fps", "hub_us"), ("frames/s, flat out", "hub's processor time a frame, µs"), strict=True
+        panels, ("fps", "hub_us"), ("frames/s, flat out", "hub's CPU time a frame, µs"), strict=True
     ):
         for load, offset, alpha in zip(FOOTAGE_LOADS, (-0.2, 0.2), (0.5, 1.0), strict=True):
             for at, kind in enumerate(kinds):
@@ -131,7 +131,7 @@ def _cameras(figure: Figure, done: list[dict[str, Any]]) -> None:
     for each in done:
         rates[each["cameras"]] = min(each["wanted"], rates.get(each["cameras"], each["wanted"]))
     counts = sorted(rates)
-    titles = {"hub_us": "hub's processor time a frame, µs", "memory_mb": "hub's memory, MB"}
+    titles = {"hub_us": "hub's CPU time a frame, µs", "memory_mb": "hub's memory, MB"}
     kinds = [kind for kind in TITLES if any(each["kind"] == kind for each in done)]
     for panel, (field, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for kind in kinds:

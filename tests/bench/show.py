@@ -3,7 +3,7 @@
 Decoded: a program that wants the pictures of many cameras as arrays, on one core and on two. By `cv2.imdecode` in the
 thread that takes the frames, as most programs do; by `frame.image` there; by `Pictures`; and by `Pictures` at half the
 size; and, as the floor, by the JPEG library alone, of pictures that are there already. The hub is in the same process,
-its thread on the same cores. How many cameras of 30 frames a second it has time for is told by the processor time that
+its thread on the same cores. How many cameras of 30 frames a second it has time for is told by the CPU time that
 a picture takes it, receiving included, while it gets less than that: no core is left for the senders, so that two cores
 full of pictures cannot be had on a machine of two. A machine busy with other things makes every figure smaller; what
 `cv2.imdecode` comes to in the same rounds says by how much.
@@ -86,7 +86,7 @@ class Decoded:
     """One measurement of decoding.
 
     Attributes:
-        cameras: that the processor time of so many cores is enough for.
+        cameras: that the CPU time of so many cores is enough for.
         pictures: decoded each second.
         used: how many cores the program had.
     """
@@ -106,7 +106,7 @@ class Shown:
         program: whose.
         huge: whether there was a ninth camera with huge pictures.
         frames: shown each second of each of the eight cameras.
-        cost_us: processor time of the program for each frame shown.
+        cost_us: CPU time of the program for each frame shown.
         screen_us: of the X server.
         latency_ms: of the eight cameras, from the sender until it was painted: 50th, 95th and 99th percentile.
     """
@@ -405,13 +405,13 @@ def window_rows(shown: list[Shown]) -> list[Row]:
             cost = (
                 f"{spread([one.cost_us for one in each], 0)} us, X server {spread([one.screen_us for one in each], 0)}"
             )
-            rows.append(Row(work, f"{NAMES[whose]}: processor time a frame", cost))
+            rows.append(Row(work, f"{NAMES[whose]}: CPU time a frame", cost))
             late = " ".join(f"{statistics.median(one.latency_ms[at] for one in each):.0f}" for at in range(3))
             rows.append(Row(work, f"{NAMES[whose]}: age when painted, p50 p95 p99", f"{late} ms"))
         if not huge:
             ours, theirs, floor = ([one.cost_us for one in of[whose]] for whose in ("streamer", "imagezmq", "alone"))
-            rows.append(beside(work, f"{NAMES['alone']}: processor time a frame", floor, theirs, "the example's"))
-            rows.append(compare(work, "windows: processor time a frame", ours, theirs, "<= 0.7", "the example's"))
+            rows.append(beside(work, f"{NAMES['alone']}: CPU time a frame", floor, theirs, "the example's"))
+            rows.append(compare(work, "windows: CPU time a frame", ours, theirs, "<= 0.7", "the example's"))
         else:
             alone = [one for one in shown if one.program == "streamer" and not one.huge]
             with_it, without = ([one.latency_ms[1] for one in each] for each in (of["streamer"], alone))

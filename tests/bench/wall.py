@@ -7,7 +7,7 @@ Eight cameras of 30 frames a second, each frame a JPEG of 110 kB, are watched by
     bare    the same web library's WebSocket and nothing else: no name, no stamp, no acknowledgement
     plain   the plainest that a browser can show: MJPEG by the same web library, a loop for each connection
 
-Hub, senders and viewers are processes of their own. Costs are processor time of the hub's process by its kernel's
+Hub, senders and viewers are processes of their own. Costs are CPU time of the hub's process by its kernel's
 count, less what it needs with nobody looking, for each frame that reached a viewer. Rounds are interleaved.
 """
 
@@ -48,7 +48,7 @@ class Result:
 
     Attributes:
         frames: that reached viewers, for each of their cameras and seconds; 30 is all.
-        cost_us: processor time of the hub for each of these frames, in microseconds.
+        cost_us: CPU time of the hub for each of these frames, in microseconds.
         latency_ms: from the hub's stamp until the viewer had the frame: 50th, 95th and 99th percentile.
     """
 
@@ -205,14 +205,14 @@ async def watch(kind: str, port: int, viewers: int, seconds: float) -> dict[str,
                     shown.append(message.data[10 : 10 + length].decode())
 
     async def stream(session: aiohttp.ClientSession, name: str) -> None:
-        async with session.get(f"{url}/stream/{name}.mjpg", timeout=aiohttp.ClientTimeout(None)) as answer:
-            left = 0
-            while True:
-                while not (line := await answer.content.readline()).lower().startswith(b"content-length"):
-                    pass
-                left = int(line.split(b":")[1])
-                await answer.content.readexactly(left + 4)
-                count(None)
+        while True:
+            async with session.get(f"{url}/stream/{name}.mjpg", timeout=aiohttp.ClientTimeout(None)) as answer:
+                while not answer.content.at_eof():  # at once if the hub has no picture yet
+                    line = await answer.content.readline()
+                    if line.lower().startswith(b"content-length"):
+                        await answer.content.readexactly(int(line.split(b":")[1]) + 4)
+                        count(None)
+            await asyncio.sleep(0.05)
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), read_bufsize=4 * FRAME_BYTES) as session:
         tasks += [
@@ -248,7 +248,7 @@ async def get_stuck(port: int, viewers: int, seconds: float) -> dict[str, Any]:
 
 
 def measure(kind: str, viewers: int, seconds: float) -> tuple[dict[str, Any], float, float]:
-    """Return what viewers saw, the hub's processor time meanwhile in seconds, and the growth of its memory in MB."""
+    """Return what viewers saw, the hub's CPU time meanwhile in seconds, and the growth of its memory in MB."""
     with Part("wall", "serve", kind) as hub:
         endpoint, port = hub.hear().split()
         with Part("wall", "send", endpoint), Part("wall", "watch", kind, port, viewers, seconds) as watching:

@@ -13,6 +13,15 @@ for unit; do
     # A password that has worked since stays: the old one may be known to those on whose account it was changed.
     [ "${file##*/}" != wall_password ] || ! cmp -s "$file" "$from/ran/wall_password" || continue
     cp -p "$kept" "$file.new"
+    # So does the key of a hub: one with a new SD card has lost the key that this release last knew.
+    [ "${file##*/}" != sender.yml ] || [ ! -e "$file" ] || awk -v kept="$kept" '
+      FNR == 1 { hubs = keys = 0 }
+      /^- tcp:/ { host = $2; sub(/:[0-9]+$/, "", host); hub[++hubs] = host }
+      /^- curve-public:/ { host = hub[++keys] }
+      /^- curve-public:/ && FILENAME != kept { key[host] = $2 }
+      /^- curve-public:/ && FILENAME == kept && host in key { $0 = "- " key[host] }
+      FILENAME == kept
+    ' "$file" "$kept" >"$file.new"
     mv "$file.new" "$file"
   done
   # A hub that shows windows runs as another user, and its user alone may read its key.

@@ -16,6 +16,7 @@ const size = (bytes) => {
   return `${(bytes / 1000 ** power).toFixed(power && bytes / 1000 ** power < 10 ? 1 : 0)} ${units[power]}`;
 };
 const known = (value, form = String) => (value === null || value === undefined ? "–" : form(value));
+const short = (release) => release.replace(/(\+.{8}).+/, "$1"); // enough to tell releases apart
 const count = (value) => value.toLocaleString("en").replaceAll(",", " ");
 
 function curve(values, what) {
@@ -35,6 +36,7 @@ function curve(values, what) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("class", "curve");
   svg.setAttribute("viewBox", `0 0 ${CURVE.width} ${CURVE.height}`);
+  svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", `${what}, the last ${span(values.length * history.every_s)}`);
   const line = document.createElementNS(SVG, "path");
@@ -102,7 +104,7 @@ function cameraRow(row) {
     cell("td", count(row.lost)),
     cell("td", known(row.reconnects)),
     cell("td", known(row.address)),
-    cell("td", known(row.release)),
+    Object.assign(cell("td", known(row.release, short)), { title: row.release ?? "" }),
   ]];
 }
 
@@ -140,7 +142,7 @@ async function watch() {
         const [rows, viewers, past] = await Promise.all(["/api/cameras", "/api/viewers", "/api/history"].map(ask));
         history = past;
         fill(document.getElementById("cameras"), CAMERA_HEADS, rows.map(cameraRow), "No camera has come yet.");
-        fill(document.getElementById("viewers"), VIEWER_HEADS, viewers.map(viewerRow), "Nobody looks now.");
+        fill(document.getElementById("viewers"), VIEWER_HEADS, viewers.map(viewerRow), "No viewers now.");
         write(document.getElementById("summary"), summary(rows));
         write(notice, "");
         notice.classList.remove("alarm");

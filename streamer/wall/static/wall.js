@@ -28,6 +28,7 @@ let staleAfterS = 3;
 let page = null; // which one the hub has
 let lostAt = null; // since when there is no connection
 let everConnected = false;
+let endpoint = null; // where senders connect; null if the hub only subscribes
 let columns = 1;
 let awake = null; // the promise of what keeps the screen on
 
@@ -144,6 +145,7 @@ function greet(hello) {
   if (page !== null && page !== hello.page) location.reload();
   page = hello.page;
   staleAfterS = hello.stale_after_s;
+  endpoint = hello.endpoint;
   lostAt = null;
   everConnected = true;
   wantedBefore = "";
@@ -264,7 +266,9 @@ function lay() {
   const style = getComputedStyle(wall);
   const gap = parseFloat(style.columnGap) || 0;
   const width = wall.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
-  const height = wall.clientHeight - parseFloat(style.paddingTop) - parseFloat(style.paddingBottom);
+  // As if there were no notice: cameras that changed places whenever the hub is away would have to be looked for.
+  const told = notice.offsetHeight + since.offsetHeight;
+  const height = wall.clientHeight + told - parseFloat(style.paddingTop) - parseFloat(style.paddingBottom);
   const caption = tiles.values().next().value.element.querySelector(".caption").offsetHeight || 24;
   const pictureWidth = (number) => {
     const lines = Math.ceil(count / number);
@@ -296,7 +300,8 @@ function look() {
   } else if (name && rows.length && !tiles.has(name)) {
     write(notice, `There is no camera ${name}; there are: ${[...tiles.keys()].join(", ")}`);
   } else if (everConnected) {
-    write(notice, rows.length ? "" : "No camera has come yet.");
+    const hint = endpoint ? ` On a camera: streamer send --hub ${endpoint.replace("*", "ADDRESS-OF-THE-HUB")}` : "";
+    write(notice, rows.length ? "" : `No camera has come yet.${hint}`);
   }
   write(since, lostS !== null && everConnected ? `Last heard from ${span(lostS)} ago.` : "");
   write(counts, lostS === null ? summary(rows) : "");

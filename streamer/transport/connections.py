@@ -25,9 +25,9 @@ Answer = TypeVar("Answer")
 CONNECTIONS_MAX = 2048  # per socket; but at most half of the process's descriptor limit
 UNFINISHED_MAX_BYTES = 256 * 1024 * 1024  # of the unfinished messages of all peers together
 _LOOKED_AT_ONCE = 32  # takes a fifth of a millisecond with cold caches
-# struct tcp_info in linux/tcp.h: tcpi_bytes_received, a 64-bit count.
-_RECEIVED_AT = 128
-_INFO_BYTES = 136
+# struct tcp_info in linux/tcp.h: tcpi_rtt and tcpi_min_rtt, 32 bits, in µs; tcpi_bytes_received, 64 bits.
+_RTT_AT, _RECEIVED_AT, _MIN_RTT_AT = 68, 128, 148
+_INFO_BYTES = 152
 
 
 @dataclass(slots=True)
@@ -145,6 +145,19 @@ class Connections:
         _ask(descriptor, shut)
 
 
+def packet_times(descriptor: int) -> tuple[int, int] | None:
+    """Return how long a packet of a connection and its acknowledgement take: of late, and at best in the last minutes.
+
+    Returns:
+        Both in ns, as TCP measures them; None where the system does not tell.
+    """
+    info = _ask(descriptor, _info)
+    if not info:
+        return None
+    of_late_us, best_us = (struct.unpack_from("=I", info, at)[0] for at in (_RTT_AT, _MIN_RTT_AT))
+    return 1000 * of_late_us, 1000 * best_us
+
+
 def _make_room(descriptors: int) -> None:
     """Enlarge the kernel's descriptor table of this process.
 
@@ -177,7 +190,13 @@ def _address(connection: socket.socket) -> str | None:
 
 def _received(connection: socket.socket) -> int:
     """Return how many bytes a TCP connection has received; 0 where the system does not tell."""
+    info = _info(connection)
+    return int(struct.unpack_from("=Q", info, _RECEIVED_AT)[0]) if info else 0
+
+
+def _info(connection: socket.socket) -> bytes:
+    """Return a TCP connection's `struct tcp_info`; nothing where the system has none, or a shorter one."""
     if not hasattr(socket, "TCP_INFO"):
-        return 0
+        return b""
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-    return int(struct.unpack_from("=Q", info, _RECEIVED_AT)[0]) if len(info) == _INFO_BYTES else 0
+    return info if len(info) == _INFO_BYTES else b""

@@ -1,0 +1,24 @@
+"""The only place that touches ZMQ sockets: a class for each end of request/reply and publish/subscribe, and a poller.
+
+Nothing here but `Waker` is thread-safe: a socket belongs to the thread that uses it.
+"""
+
+from streamer.transport.poller import Poller, Waker
+from streamer.transport.receiving import Received, Replier, Subscriber
+from streamer.transport.sending import Publisher, Requester, with_reason
+from streamer.transport.sockets import AddressError, check_process, out_of_step, share_interpreter
+
+__all__ = [
+    "AddressError",
+    "Poller",
+    "Publisher",
+    "Received",
+    "Replier",
+    "Requester",
+    "Subscriber",
+    "Waker",
+    "check_process",
+    "out_of_step",
+    "share_interpreter",
+    "with_reason",
+]
