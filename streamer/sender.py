@@ -175,7 +175,9 @@ class _Link:
             self._hub_clock.add(sent_ns, stamp_ns, received_ns)
         self._moved = now
         self._resume = self._backoff_s = 0.0
-        self._wait_longer((received_ns - sent_ns) / 1e9)
+        took_s = (received_ns - sent_ns) / 1e9
+        if 2 * took_s > self._reply_timeout_s or self._patience_s > self._reply_timeout_s:
+            self._wait_longer(took_s)
         self.answered += 1
         refused = wire.refusal_reason(reply)
         if refused is not None:
@@ -481,9 +483,12 @@ class Sender:
         Returns:
             Whether a hub may have left.
         """
-        deadlines = [link.deadline for link in self._links]
-        soonest = min((now + _IDLE_S, *(deadline for deadline in deadlines if deadline and deadline > now)))
-        return poller.wait(soonest - now, [link.end for link in self._links if for_hub and not link.resting])
+        soonest = now + _IDLE_S
+        for link in self._links:
+            deadline = link.deadline
+            if deadline and now < deadline < soonest:
+                soonest = deadline
+        return poller.wait(soonest - now, [link.end for link in self._links if not link.resting] if for_hub else ())
 
     def _publish(self, publisher: Publisher) -> None:
         self._hub = publisher.endpoint
