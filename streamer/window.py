@@ -131,7 +131,6 @@ class Window:
 
     def _adapt(self, took_ns: int, queue_ns: int, together: int) -> None:
         """Adapt the size, once a round trip."""
-        queued = together * queue_ns / took_ns
         smallest = SMALLEST
         if not self._wanting:
             size = min(self._size, self._most + 1)
@@ -142,9 +141,9 @@ class Window:
             if packet_ns - best_packet_ns >= _FULL_WAIT * took_ns and best_packet_ns <= _FULL_TRAVEL * took_ns:
                 size, smallest = self._size - 1, 1
             elif took_ns > _LONG_NS or best_packet_ns > _LONG_PACKET_NS:
-                grows = queue_ns <= _GROWS_WITHIN * (took_ns - queue_ns)
-                shrinks = queue_ns > _SHRINKS_ABOVE * (took_ns - queue_ns)
-                size, smallest = self._size + grows - shrinks, 1
+                share = queue_ns / (took_ns - queue_ns)
+                size, smallest = self._size + (share <= _GROWS_WITHIN) - (share > _SHRINKS_ABOVE), 1
             else:
+                queued = together * queue_ns / took_ns
                 size = self._size + (queued < _QUEUED_LOW) - (queued > _QUEUED_HIGH)
         self._size = min(self._limit, max(smallest, size))

@@ -1,5 +1,7 @@
 """Limits the TCP connections of a listening ZMQ socket: their number, and the size of their unfinished messages.
 
+Also tells what the kernel knows of a connection's way.
+
 libzmq limits neither the number of connections nor the parts of a message: it buffers parts until the last one comes,
 and spins when descriptors run out. So its connections are watched from outside, by the descriptors that its monitor
 reports: asked how much they have received (`TCP_INFO`, Linux only) and, at worst, shut down, as if the peer had left.

@@ -226,7 +226,8 @@ class Requester:
         if len(parts[0]) or len(parts) == 1:  # libzmq reads an HTTP server's response as ZMTP 1.0
             self._is_refused, self.refusal = True, "is not a hub (is this the port of a page?)"
             return None
-        self._replied = parts[-1]
+        if not self._queues:  # what `ask` gets may be large, and is not to be kept
+            self._replied = parts[-1]
         return parts[-1].bytes
 
     def packet_times(self) -> tuple[int, int] | None:
