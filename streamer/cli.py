@@ -43,6 +43,8 @@ _USAGE = 2  # exit status for what the user can put right
 _FAILED = 1
 _LOOK_S = 1.0
 _SCREEN_EVERY_S = 5.0  # between two looks for a screen
+_MANAGER_EVERY_S = 0.5  # between two looks for its window manager
+_MANAGER_WITHIN_S = 15.0  # after which a screen is taken to have none
 _DESCRIPTORS = 8192
 _DEMO_PORTS = range(8080, 8100)
 _WAIT_MAX_S = 86400
@@ -515,15 +517,25 @@ def _wait_for_screen(ended: Callable[[float], bool]) -> bool:
     found = threading.Event()
 
     def look() -> None:
-        told = ""
-        while not found.is_set():
+        told, since = "", None
+        while True:
             try:
-                screen.find(os.environ)
-                found.set()
+                is_managed, now = screen.find(os.environ), time.monotonic()
+                if is_managed or (since is not None and now - since >= _MANAGER_WITHIN_S):
+                    found.set()
+                    return
+                if since is None:
+                    _log.info(
+                        "no window manager at %s: the windows open when there is one, in %.0f s at the latest",
+                        os.environ["DISPLAY"],
+                        _MANAGER_WITHIN_S,
+                    )
+                    since = now
+                time.sleep(_MANAGER_EVERY_S)
             except TransportError as error:
                 if str(error) != told:
                     _log.warning("%s: the windows open when there is one, the page is there meanwhile", error)
-                told = str(error)
+                told, since = str(error), None
                 time.sleep(_SCREEN_EVERY_S)
 
     if platform.system() == "Linux":

@@ -5,6 +5,7 @@ It has to be found before OpenCV is used, since without one Qt ends the whole pr
 
 from __future__ import annotations
 
+import contextlib
 import subprocess  # nosec B404
 import sys
 from typing import TYPE_CHECKING
@@ -17,16 +18,32 @@ if TYPE_CHECKING:
 _NAMES = ("DISPLAY", "XAUTHORITY")
 _WITHIN_S = 5.0
 # In a child process: libxcb writes to standard error itself, and may wait for a server that hangs.
+# A window manager names itself in a property of the root window:
+# https://specifications.freedesktop.org/wm-spec/latest/ (Root Window Properties).
 _ASK = """
-import ctypes
-x11 = ctypes.CDLL("libX11.so.6")
-x11.XOpenDisplay.restype = ctypes.c_void_p
-raise SystemExit(not x11.XOpenDisplay(None))
+from ctypes import CDLL, byref, c_char_p, c_int, c_long, c_ulong, c_void_p
+x11 = CDLL("libX11.so.6")
+x11.XOpenDisplay.restype = c_void_p
+display = x11.XOpenDisplay(None)
+if not display:
+    raise SystemExit(1)
+display = c_void_p(display)
+x11.XDefaultRootWindow.restype = x11.XInternAtom.restype = c_ulong
+root, name = x11.XDefaultRootWindow(display), x11.XInternAtom(display, c_char_p(b"_NET_SUPPORTING_WM_CHECK"), 0)
+kind, width, count, left, value = c_ulong(), c_int(), c_ulong(), c_ulong(), c_void_p()
+x11.XGetWindowProperty(
+    display, c_ulong(root), c_ulong(name), c_long(0), c_long(1), 0, c_ulong(0),
+    byref(kind), byref(width), byref(count), byref(left), byref(value),
+)
+print("managed" if kind.value else "")
 """
 
 
-def find(environment: MutableMapping[str, str]) -> None:
+def find(environment: MutableMapping[str, str]) -> bool:
     """Find a screen, and set the variables for it in `environment`, which should be `os.environ`.
+
+    Returns whether a window manager is there yet: windows that were opened before it now and then stay black or of
+    the wrong size once it frames them.
 
     It is the one named there, or else the one of the user's desktop, which a desktop reports to the user's service
     manager when it starts (`import-environment` in systemctl(1)).
@@ -35,24 +52,34 @@ def find(environment: MutableMapping[str, str]) -> None:
         TransportError: there is none now.
     """
     named = dict(environment)
-    why = _refusal(named)
-    if why is None:
-        return
+    try:
+        return _is_managed(named)
+    except _RefusedError as refused:
+        why = str(refused)
     told = _told(named)
-    if not told or _refusal({**named, **told}) is not None:
-        raise TransportError(f"no screen at {named.get('DISPLAY', 'any DISPLAY')}{f' ({why})' if why else ''}")
-    environment.update(told)
+    with contextlib.suppress(_RefusedError):
+        if told:
+            is_managed = _is_managed({**named, **told})
+            environment.update(told)
+            return is_managed
+    raise TransportError(f"no screen at {named.get('DISPLAY', 'any DISPLAY')}{f' ({why})' if why else ''}")
 
 
-def _refusal(environment: Mapping[str, str]) -> str | None:
-    """Return why no window can be opened, empty if unknown; None if one can."""
+class _RefusedError(Exception):
+    """No window can be opened; its text says why, empty if unknown."""
+
+
+def _is_managed(environment: Mapping[str, str]) -> bool:
+    """Return whether a screen has a window manager; raise _RefusedError where no window can be opened."""
     try:
         done = _run([sys.executable, "-I", "-c", _ASK], environment)
     except subprocess.TimeoutExpired:
-        return "it does not answer"
+        raise _RefusedError("it does not answer") from None
     except OSError as error:
-        return str(error)
-    return None if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
+        raise _RefusedError(str(error)) from None
+    if done.returncode != 0:
+        raise _RefusedError(done.stderr.strip().rpartition("\n")[2])
+    return bool(done.stdout.strip())
 
 
 def _told(environment: Mapping[str, str]) -> dict[str, str]:

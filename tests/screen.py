@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 @contextmanager
 def virtual_screen(width: int, height: int, display: str = "", *flags: str) -> Iterator[str]:
     """Run an X server with a window manager, as on every desktop; yields its display's name, by default a free one."""
+    with bare_screen(width, height, display, *flags) as found, window_manager(found):
+        yield found
+
+
+@contextmanager
+def bare_screen(width: int, height: int, display: str = "", *flags: str) -> Iterator[str]:
+    """Run an X server alone; yields its display's name, by default a free one."""
     reader, writer = os.pipe()
     # -r: no key repeats itself, else the one that ended a program's window goes on into the next one's.
     command = [
@@ -35,7 +42,14 @@ def virtual_screen(width: int, height: int, display: str = "", *flags: str) -> I
         os.close(writer)
         with os.fdopen(reader) as lines:
             display = f":{lines.readline().strip()}"
-        # Without a window manager Qt now and then leaves a new window unpainted.
-        manager = running.enter_context(subprocess.Popen(["openbox"], env={**os.environ, "DISPLAY": display}))
-        running.callback(manager.terminate)
         yield display
+
+
+@contextmanager
+def window_manager(display: str) -> Iterator[None]:
+    """Run a window manager on a screen."""
+    with subprocess.Popen(["openbox"], env={**os.environ, "DISPLAY": display}) as manager:
+        try:
+            yield
+        finally:
+            manager.terminate()

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,12 +19,12 @@ import pytest
 from PIL import Image, ImageGrab
 
 import streamer
-from streamer import tiles, windows
+from streamer import cli, tiles, windows
 from streamer.codec import encode_jpeg
 from streamer.errors import TransportError
 from streamer.screen import find
 from tests.conftest import until
-from tests.screen import virtual_screen
+from tests.screen import bare_screen, virtual_screen, window_manager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -302,6 +303,33 @@ def test_hub_without_a_screen_goes_on_and_opens_its_windows_when_there_is_one(fr
             shown.process.send_signal(signal.SIGINT)
             shown.process.wait(10)
     assert shown.log.read_text().count("no screen at") == 1
+
+
+def test_windows_wait_for_the_window_manager(tmp_path: Path) -> None:
+    with bare_screen(800, 600) as display, showing(display, tmp_path) as (shown, one):
+        until(sending([one], lambda: f"no window manager at {display}: " in shown.log.read_text()), 20)
+        assert not shown.is_open("one")
+        with window_manager(display):
+            until(sending([one], shown.shows(RED, 0, 0)), 10)
+            shown.process.send_signal(signal.SIGINT)
+            shown.process.wait(10)
+    assert shown.log.read_text().count("no window manager") == 1
+
+
+def test_screen_that_never_gets_a_window_manager_is_used_without(
+    free: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cli, "_MANAGER_WITHIN_S", 0.8)
+    caplog.set_level("INFO")
+    with bare_screen(800, 600, free) as display:
+        monkeypatch.setenv("DISPLAY", display)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        began = time.monotonic()
+        assert cli._wait_for_screen(threading.Event().wait)
+        assert time.monotonic() - began > 0.8
+    assert caplog.messages == [
+        f"no window manager at {display}: the windows open when there is one, in 1 s at the latest"
+    ]
 
 
 def test_hub_that_never_gets_a_screen_ends_as_any(free: str, tmp_path: Path) -> None:
