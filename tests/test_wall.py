@@ -347,7 +347,7 @@ def test_viewer_that_does_not_read_delays_nobody_and_gets_the_newest(
         seen = 0
         while slow.part() != last:
             seen += 1
-        assert seen < 55  # the others were left out, not queued
+        assert seen <= 2  # the others were left out: they waited neither here nor in the kernel
     finally:
         slow.close()
         quick.close()

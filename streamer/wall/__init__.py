@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import socket
 import threading
 import time
 from email.utils import formatdate
@@ -57,6 +58,7 @@ _COMMAND_MAX_BYTES = 128 * 1024  # of a page's message: the names of 1,024 camer
 _COMMANDS_PER_S = 5000  # of a page: 64 cameras with 60 pictures a second, each acknowledged on its own
 _REASON_MAX_BYTES = 100  # of a WebSocket's close frame, which has room for 123 (RFC 6455, 5.5)
 _BACKLOG_MAX_BYTES = 1024 * 1024  # unread by a page, beside its pictures: two tables of 1,024 cameras
+_UNSENT_BYTES = 32 * 1024  # of a stream, in the kernel: more is taken once less waits there than this
 _PAGES = {"/": "index.html", "/numbers": "numbers.html"}
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
@@ -404,6 +406,7 @@ class Wall:
             return web.Response()
         if request.method == "HEAD":
             return response
+        _keep_queue_short(request)
         newest: asyncio.Queue[Picture | None] = asyncio.Queue()
         viewer = self._fan_out.open(newest.put_nowait, "stream", *_who(request))
         self._streams[viewer] = request
@@ -454,6 +457,19 @@ class _Page:
         excess = self._transport.get_write_buffer_size() - _BACKLOG_MAX_BYTES
         if excess > 0 and excess > self.viewer.under_way_bytes:  # the sum is not taken while a page reads
             self._transport.abort()
+
+
+def _keep_queue_short(request: web.Request) -> None:
+    """Keep what waits for a slow line here, where a newer picture replaces it, and not in the kernel.
+
+    By itself the kernel takes megabytes, which are seconds of pictures; this way only what it is about to send.
+    """
+    transport = request.transport
+    if transport is None or not hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        return
+    transport.set_write_buffer_limits(high=0)  # the next picture is asked for when the kernel has all of the last
+    with contextlib.suppress(OSError):  # of a Unix domain socket
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
 
 
 def _write(transport: asyncio.WriteTransport, picture: Picture) -> None:
