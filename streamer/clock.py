@@ -1,4 +1,4 @@
-"""The offset of another clock from ours, measured by request and reply. Time is always passed in.
+"""The offset of another clock from ours, measured by request and reply. Time is passed in, but to `WallClock`.
 
 As in NTP (RFC 5905, section 8, with the server's two timestamps in one): a request leaves at t1 and its reply arrives
 at t4 by our clock; the other side stamps it t2 in between. So the other clock is ahead by t2 - (t1 + t4) / 2, with an
@@ -7,7 +7,11 @@ error of at most half the round trip, however asymmetric the path.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Assumed maximum drift: about what two plain crystals differ by. The RFC's 15 ppm is for disciplined clocks.
 DRIFT_PPM = 50
@@ -73,3 +77,24 @@ class Estimate:
 
     def _drift_ns(self, now_ns: int) -> int:
         return (now_ns - self._measured_ns) * DRIFT_PPM // 1_000_000 + 1  # rounded up
+
+
+class WallClock:
+    """The wall clock, at times that are told by another clock of this machine.
+
+    The process may be suspended between two readings of clocks, so the best recent comparison counts.
+
+    Args:
+        read_ns: reads that other clock, in ns.
+    """
+
+    def __init__(self, read_ns: Callable[[], int]) -> None:
+        self._read_ns = read_ns
+        self._estimate = Estimate()
+
+    def at(self, stamp_ns: int) -> int:
+        """Return what the wall clock said, in ns since 1970, when the other one said `stamp_ns`."""
+        before_ns, wall_ns, after_ns = self._read_ns(), time.time_ns(), self._read_ns()
+        self._estimate.add(before_ns, wall_ns, after_ns)
+        offset_ns, _ = self._estimate.read(after_ns) or measure(before_ns, wall_ns, after_ns)
+        return stamp_ns + offset_ns

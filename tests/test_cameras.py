@@ -24,6 +24,7 @@ import pytest
 import simplejpeg
 
 from streamer import cameras, codec
+from streamer import clock as clocks
 from streamer.cameras import boards, mjpeg, opencv, pattern, v4l2, video
 from streamer.cameras.boards import Board
 from streamer.cameras.opencv import UsbCamera
@@ -67,7 +68,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (pattern, opencv, video):
+    for module in (pattern, opencv, video, clocks):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from streamer import wire
-from streamer.clock import DRIFT_PPM, KEEP_NS, Estimate, Offset, measure
+from streamer.clock import DRIFT_PPM, KEEP_NS, Estimate, Offset, WallClock, measure
 from tests.peers import JPEG
 
 if TYPE_CHECKING:
@@ -239,3 +239,30 @@ def test_a_clock_that_is_slewed_is_followed(slew_ppm: int) -> None:
         worst = max(worst, link.wrong_ns)
     # 150 ms in all; what is believed wrongly is a few of the shortest trips, not all that has been slewed.
     assert worst < 20 * MS
+
+
+def test_wall_clock_at_another_s_times_though_the_process_is_suspended_between_readings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    boot_ns, ahead_ns, suspended_ns = 50 * S, 1_700_000_000 * S, 0
+
+    def read() -> int:
+        nonlocal boot_ns
+        boot_ns += US
+        return boot_ns
+
+    def read_wall() -> int:
+        nonlocal boot_ns
+        boot_ns += US
+        wall_ns = boot_ns + ahead_ns
+        boot_ns += suspended_ns
+        return wall_ns
+
+    monkeypatch.setattr("time.time_ns", read_wall)
+    wall = WallClock(read)
+    assert wall.at(49 * S) == pytest.approx(49 * S + ahead_ns, abs=US)
+    suspended_ns = 12 * MS
+    boot_ns += S // 30
+    assert wall.at(50 * S) == pytest.approx(50 * S + ahead_ns, abs=US)
+    suspended_ns, ahead_ns = 0, ahead_ns + 3600 * S  # somebody sets the clock
+    assert wall.at(50 * S) == pytest.approx(50 * S + ahead_ns, abs=US)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from streamer import codec
 from streamer.cameras import mjpeg, v4l2
+from streamer.clock import WallClock
 from streamer.errors import CameraError, CodecError, MissingExtraError
 
 try:
@@ -54,6 +55,7 @@ class UsbCamera:
     def __init__(self, device: int | str, size: tuple[int, int], fps: float, quality: int) -> None:
         self._source = f"usb:{device}"
         self._quality = quality
+        self._wall = WallClock(time.monotonic_ns)
         self.damaged = 0  # incomplete pictures dropped so far
         self._told_damaged, self._told_at = 0, time.monotonic()
         if sys.platform == "linux":
@@ -117,10 +119,10 @@ class UsbCamera:
 
     def _captured_ns(self) -> int:
         """Return V4L2's timestamp of the picture, which is on the monotonic clock, on the wall clock."""
-        now_ns = time.time_ns()
-        age_ns = time.monotonic_ns() - round(self._capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
+        stamp_ns = round(self._capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
+        age_ns = time.monotonic_ns() - stamp_ns
         # A driver may have another clock, or none.
-        return now_ns - age_ns if 0 <= age_ns < _STAMP_AGE_MAX_NS else now_ns
+        return self._wall.at(stamp_ns) if 0 <= age_ns < _STAMP_AGE_MAX_NS else time.time_ns()
 
     def _drop(self, error: CodecError) -> None:
         self.damaged += 1

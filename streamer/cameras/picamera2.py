@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streamer.cameras.boards import Board
+from streamer.clock import WallClock
 from streamer.errors import CameraError, ConfigError, MissingExtraError
 from streamer.mailbox import Mailbox
 
@@ -125,6 +126,7 @@ class PiCamera:
         except (RuntimeError, IndexError) as error:
             raise CameraError(f"picamera2: {error}; does another program use the camera?") from error
         self._newest = _Newest()
+        self._wall = WallClock(partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME))
         self._encoder: Any = (
             MJPEGEncoder(bitrate=min(_bit_rate(size, fps, quality), _most_bits(fps)))
             if in_hardware
@@ -251,8 +253,7 @@ class PiCamera:
         if not jpeg.endswith(_END_OF_IMAGE):  # the hardware may pad
             jpeg = jpeg[: jpeg.rfind(_END_OF_IMAGE) + 2]
         # The sensor's timestamps count from boot, picamera2's from its first frame.
-        booted_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        return jpeg, booted_ns + ((self._encoder.firsttimestamp or 0) + timestamp_us) * 1000
+        return jpeg, self._wall.at(((self._encoder.firsttimestamp or 0) + timestamp_us) * 1000)
 
     def __enter__(self) -> Self:
         return self
