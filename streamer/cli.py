@@ -639,6 +639,7 @@ def _keys(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from streamer.cameras import pattern  # noqa: F401 - reports a missing extra before anything is started
     from streamer.config import HubConfig, checked, integer, load
 
     cameras = checked(integer(1, 64), options.cameras, "--cameras")

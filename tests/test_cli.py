@@ -296,10 +296,11 @@ def test_who_reads_no_more_is_told_nothing(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (1, b""), arguments
 
 
-def test_missing_library_names_its_extra() -> None:
+@pytest.mark.parametrize("arguments", [sender_flags(NOWHERE), ["demo"]], ids=["send", "demo"])
+def test_missing_library_names_its_extra(arguments: list[str]) -> None:
     hide = "import sys; sys.modules['PIL'] = None; from streamer.cli import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
-        [sys.executable, "-c", hide, *sender_flags(NOWHERE)], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", hide, *arguments], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 2
     assert done.stderr == (
