@@ -43,6 +43,7 @@ _USAGE = 2  # exit status for what the user can put right
 _FAILED = 1
 _LOOK_S = 1.0
 _SCREEN_EVERY_S = 5.0  # between two looks for a screen
+_SCREEN_ELSEWHERE = 1920, 1080  # where it cannot be asked for its size, in pixels
 _MANAGER_EVERY_S = 0.5  # between two looks for its window manager
 _MANAGER_WITHIN_S = 15.0  # after which a screen is taken to have none
 _DESCRIPTORS = 8192
@@ -497,32 +498,38 @@ def _hub(options: argparse.Namespace) -> int:
         if config.display != "windows":
             while not ended(_LOOK_S):
                 pass
-        elif _wait_for_screen(ended):
+        elif screen := _wait_for_screen(ended):
             _skip_destructors()
-            cameras, width = config.cameras, config.window_width
+            look: dict[str, Any] = {"cameras": config.cameras, "width": config.window_width, "screen": screen}
             if config.layout:
-                windows = GridWindow(hub, cameras, layout=config.layout, width=width, full_screen=config.full_screen)
-                windows.run(ended)
+                GridWindow(hub, **look, layout=config.layout, full_screen=config.full_screen).run(ended)
             else:
-                Windows(hub, cameras, rows=config.window_rows, width=width).run(ended)
+                Windows(hub, **look, rows=config.window_rows).run(ended)
         notifier.stopping()
     _summarise_hub(hub)
     return 0
 
 
-def _wait_for_screen(ended: Callable[[float], bool]) -> bool:
-    """Wait until there is a screen, while the hub does everything else; False when it is time to end."""
+def _wait_for_screen(ended: Callable[[float], bool]) -> tuple[int, int] | None:
+    """Wait until there is a screen, while the hub does everything else.
+
+    Returns:
+        (width, height) in pixels; None when it is time to end.
+    """
     from streamer import screen
 
-    found = threading.Event()
+    if platform.system() != "Linux":
+        return _SCREEN_ELSEWHERE
+    found: list[tuple[int, int]] = []
 
     def look() -> None:
         told, since = "", None
         while True:
             try:
-                is_managed, now = screen.find(os.environ), time.monotonic()
+                width, height, is_managed = screen.find(os.environ)
+                now = time.monotonic()
                 if is_managed or (since is not None and now - since >= _MANAGER_WITHIN_S):
-                    found.set()
+                    found.append((width, height))
                     return
                 if since is None:
                     _log.info(
@@ -538,13 +545,12 @@ def _wait_for_screen(ended: Callable[[float], bool]) -> bool:
                 told, since = str(error), None
                 time.sleep(_SCREEN_EVERY_S)
 
-    if platform.system() == "Linux":
-        # In a thread: a screen may answer slowly, and signals and the watchdog must not wait for it.
-        threading.Thread(target=look, name="screen", daemon=True).start()
-        while not found.is_set():
-            if ended(0.05):
-                return False
-    return True
+    # In a thread: a screen may answer slowly, and signals and the watchdog must not wait for it.
+    threading.Thread(target=look, name="screen", daemon=True).start()
+    while not found:
+        if ended(0.05):
+            return None
+    return found[0]
 
 
 def _skip_destructors() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import subprocess  # nosec B404
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from streamer.errors import TransportError
 
@@ -35,15 +35,27 @@ x11.XGetWindowProperty(
     display, c_ulong(root), c_ulong(name), c_long(0), c_long(1), 0, c_ulong(0),
     byref(kind), byref(width), byref(count), byref(left), byref(value),
 )
-print("managed" if kind.value else "")
+print(x11.XDisplayWidth(display, 0), x11.XDisplayHeight(display, 0), int(bool(kind.value)))
 """
 
 
-def find(environment: MutableMapping[str, str]) -> bool:
-    """Find a screen, and set the variables for it in `environment`, which should be `os.environ`.
+class Screen(NamedTuple):
+    """A screen that windows can be opened on.
 
-    Returns whether a window manager is there yet: windows that were opened before it now and then stay black or of
-    the wrong size once it frames them.
+    Attributes:
+        width: of all its monitors together, in pixels.
+        height: likewise.
+        is_managed: whether a window manager is there yet: windows that were opened before it now and then stay black or
+            of the wrong size once it frames them.
+    """
+
+    width: int
+    height: int
+    is_managed: bool
+
+
+def find(environment: MutableMapping[str, str]) -> Screen:
+    """Find a screen, and set the variables for it in `environment`, which should be `os.environ`.
 
     It is the one named there, or else the one of the user's desktop, which a desktop reports to the user's service
     manager when it starts (`import-environment` in systemctl(1)).
@@ -53,15 +65,15 @@ def find(environment: MutableMapping[str, str]) -> bool:
     """
     named = dict(environment)
     try:
-        return _is_managed(named)
+        return _look_at(named)
     except _RefusedError as refused:
         why = str(refused)
     told = _told(named)
     with contextlib.suppress(_RefusedError):
         if told:
-            is_managed = _is_managed({**named, **told})
+            screen = _look_at({**named, **told})
             environment.update(told)
-            return is_managed
+            return screen
     raise TransportError(f"no screen at {named.get('DISPLAY', 'any DISPLAY')}{f' ({why})' if why else ''}")
 
 
@@ -69,8 +81,8 @@ class _RefusedError(Exception):
     """No window can be opened; its text says why, empty if unknown."""
 
 
-def _is_managed(environment: Mapping[str, str]) -> bool:
-    """Return whether a screen has a window manager; raise _RefusedError where no window can be opened."""
+def _look_at(environment: Mapping[str, str]) -> Screen:
+    """Look at a screen; raise _RefusedError where no window can be opened."""
     try:
         done = _run([sys.executable, "-I", "-c", _ASK], environment)
     except subprocess.TimeoutExpired:
@@ -79,7 +91,8 @@ def _is_managed(environment: Mapping[str, str]) -> bool:
         raise _RefusedError(str(error)) from None
     if done.returncode != 0:
         raise _RefusedError(done.stderr.strip().rpartition("\n")[2])
-    return bool(done.stdout.strip())
+    width, height, is_managed = map(int, done.stdout.split())
+    return Screen(width, height, bool(is_managed))
 
 
 def _told(environment: Mapping[str, str]) -> dict[str, str]:

@@ -41,7 +41,6 @@ _FRAMED_S = 2.0
 _OPEN_EVERY_S = 0.05  # if several windows open at once, Qt now and then never paints one
 _KEY_QUIT, _KEY_ESCAPE, _KEY_FULL_SCREEN = ord("q"), 27, ord("f")
 _TITLE = "streamer"
-_GRID_MAX = (1920, 1080)  # pixels, at first
 
 
 class _Display:
@@ -119,15 +118,19 @@ class Windows(_Display):
         hub: where the cameras are.
         cameras: names of the cameras that get the first places, in this order.
         rows: how many rows of windows.
-        width: initial width of each window, in pixels; its height is at most three quarters of that.
+        width: initial width of each window, in pixels, less if the screen is too small for them all; its height is at
+            most three quarters of that.
+        screen: (width, height) of the screen, in pixels.
     """
 
-    def __init__(self, hub: Hub, cameras: Sequence[str] = (), *, rows: int = 2, width: int = 480) -> None:
+    def __init__(
+        self, hub: Hub, cameras: Sequence[str], *, rows: int = 2, width: int = 480, screen: tuple[int, int]
+    ) -> None:
         super().__init__(hub)
         self._rows = rows
-        self._width = width
-        self._cell_height = width * 3 // 4
         self._places = list(cameras)
+        self._width = max(1, min(width, screen[0] // self._columns(), (screen[1] // rows - _TITLE_BAR) * 4 // 3))
+        self._cell_height = self._width * 3 // 4
         self._boxes: dict[str, tuple[int, int]] = {}  # (width, height) in pixels of each window, if known
         self._coming: dict[str, Image] = {}  # first pictures of windows to open
         self._last_opened = 0.0
@@ -191,10 +194,12 @@ class Windows(_Display):
         self._place(name)
         self._opened[name] = time.monotonic()
 
+    def _columns(self) -> int:
+        return -(-max(_EIGHT, len(self._places)) // self._rows)
+
     def _place(self, name: str) -> None:
         """Move a window to its cell of the grid, row by row."""
-        columns = -(-max(_EIGHT, len(self._places)) // self._rows)
-        row, column = divmod(self._places.index(name), columns)
+        row, column = divmod(self._places.index(name), self._columns())
         cv2.moveWindow(name, column * self._width, row * (self._cell_height + _TITLE_BAR) + _TITLE_BAR)
 
     def _look_after(self, statuses: list[Status]) -> None:
@@ -228,19 +233,27 @@ class GridWindow(_Display):
         hub: where the cameras are.
         cameras: names of the cameras that get the first places, in this order.
         layout: how many rows and columns.
-        width: initial width of each tile, in pixels; less if the window would be larger than a screen.
+        width: initial width of each tile, in pixels; less if the window would be larger than the screen.
+        screen: (width, height) of the screen, in pixels.
         full_screen: start in full screen.
     """
 
     _draw_every_s = 1 / 30  # the whole canvas is painted each time, whichever tile is new
 
     def __init__(
-        self, hub: Hub, cameras: Sequence[str] = (), *, layout: Layout, width: int = 480, full_screen: bool = False
+        self,
+        hub: Hub,
+        cameras: Sequence[str],
+        *,
+        layout: Layout,
+        width: int = 480,
+        screen: tuple[int, int],
+        full_screen: bool = False,
     ) -> None:
         super().__init__(hub)
         self._full_screen = full_screen
         whole = layout.columns * width, layout.rows * width * 33 // 40  # three quarters, and a tenth of it for captions
-        scale = min(1.0, _GRID_MAX[0] / whole[0], _GRID_MAX[1] / whole[1])
+        scale = min(1.0, screen[0] / whole[0], (screen[1] - _TITLE_BAR) / whole[1])
         self._size = int(whole[0] * scale), int(whole[1] * scale)
         self._grid = Grid(layout, cameras)
         self._closing = _Closing()

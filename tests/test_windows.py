@@ -285,8 +285,8 @@ def manager(place: Path, *told: str) -> str:
 
 
 @contextlib.contextmanager
-def showing(screen: str, place: Path, **environment: str) -> Iterator[tuple[Shown, Source]]:
-    shown = Shown(screen, place, **environment)
+def showing(screen: str, place: Path, *flags: str, **environment: str) -> Iterator[tuple[Shown, Source]]:
+    shown = Shown(screen, place, *flags, **environment)
     with contextlib.closing(Source(shown.endpoint, "one", RED)) as one:
         yield shown, one
         shown.process.send_signal(signal.SIGINT)
@@ -303,6 +303,30 @@ def test_hub_without_a_screen_goes_on_and_opens_its_windows_when_there_is_one(fr
             shown.process.send_signal(signal.SIGINT)
             shown.process.wait(10)
     assert shown.log.read_text().count("no screen at") == 1
+
+
+@pytest.mark.parametrize(
+    ("screen_size", "layout", "window", "size"),
+    [
+        ((400, 500), [], "one", (100, 75)),
+        ((1000, 230), [], "one", (100, 75)),
+        ((400, 500), ["--layout", "2x4"], "streamer", (400, 165)),
+        ((1000, 230), ["--layout", "2x4"], "streamer", (460, 190)),
+    ],
+    ids=["windows on a narrow one", "windows on a low one", "grid on a narrow one", "grid on a low one"],
+)
+def test_windows_fit_a_small_screen(
+    screen_size: tuple[int, int], layout: list[str], window: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    with virtual_screen(*screen_size) as display, showing(display, tmp_path, *layout) as (shown, one):
+        asked = "getwindowgeometry", "--shell"
+
+        def looks() -> tuple[int, ...]:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                return tuple(map(int, re.findall(r"(?:WIDTH|HEIGHT)=(\d+)", shown.xdotool(window, *asked))))
+            return ()
+
+        until(sending([one], lambda: looks() == size), 10)
 
 
 def test_windows_wait_for_the_window_manager(tmp_path: Path) -> None:
@@ -325,7 +349,7 @@ def test_screen_that_never_gets_a_window_manager_is_used_without(
         monkeypatch.setenv("DISPLAY", display)
         monkeypatch.setenv("PATH", str(tmp_path))
         began = time.monotonic()
-        assert cli._wait_for_screen(threading.Event().wait)
+        assert cli._wait_for_screen(threading.Event().wait) == (800, 600)
         assert time.monotonic() - began > 0.8
     assert caplog.messages == [
         f"no window manager at {display}: the windows open when there is one, in 1 s at the latest"
@@ -358,7 +382,8 @@ def test_of_what_a_desktop_has_told_only_the_screen_is_taken(monkeypatch: pytest
 
     def run(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         is_asked = command[0] == "systemctl"
-        return subprocess.CompletedProcess(command, 0 if is_asked or "XAUTHORITY" in environment else 1, told, "")
+        out = told if is_asked else "800 600 1"
+        return subprocess.CompletedProcess(command, 0 if is_asked or "XAUTHORITY" in environment else 1, out, "")
 
     monkeypatch.setattr("streamer.screen._run", run)
     environment = {"HOME": "/root", "DISPLAY": ":1"}
