@@ -373,8 +373,10 @@ def test_what_is_no_address_is_named(hub: streamer.Hub, host: str, port: int) ->
 def test_wall_that_cannot_even_begin_says_why(hub: streamer.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamer.wall.Door", None)
     # As of one that fails later, so that a command ends with a line and not with a traceback.
-    with pytest.raises(streamer.TransportError, match=r"^the page has failed: 'NoneType' object is not callable$"):
+    failure = r"^the page has failed: 'NoneType' object is not callable$"
+    with pytest.raises(streamer.StreamerError, match=failure) as caught:
         Wall(hub, "127.0.0.1", 0)
+    assert not isinstance(caught.value, streamer.TransportError), "its address is right"
 
 
 def test_address_of_a_family_that_the_system_has_not_is_named(
