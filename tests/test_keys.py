@@ -91,7 +91,7 @@ def test_what_is_no_pair_is_one_line_without_the_secret(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [SECRET, SECRET[:-1], "", A[:-1], A.upper(), A + "\n", None, 5])
+@pytest.mark.parametrize("text", [SECRET, SECRET[:-1], "", A[:-1], A.upper(), A[:-1] + "A", A + "\n", None, 5])
 def test_what_is_no_public_key_is_not_repeated(text: object) -> None:
     with pytest.raises(ConfigError, match=r"^is (not a public|a secret) key[:,] ") as caught:
         public_key(text)

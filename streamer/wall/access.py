@@ -62,7 +62,7 @@ _HEADERS = {
 _SERVER = {"Server": "streamer"}  # the web library would name its version and Python's
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 # Browsers take `//host` and `/\host` for another site, and ignore tabs and line ends in it.
-_LOCAL_PATH = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")
+_LOCAL_PATH = re.compile(r"/(?!/)[!-\[\]-~]{0,2000}")
 _log = logging.getLogger(__name__)
 
 
