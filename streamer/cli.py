@@ -880,5 +880,5 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
         cells[0] = row[0].ljust(widths[0])
-        lines.append("  ".join(cells).rstrip())
+        lines.append("  ".join(cells))
     _print(*lines)

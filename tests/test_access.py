@@ -7,6 +7,7 @@ import dataclasses
 import http.client
 import json
 import math
+import os
 import re
 import socket
 import ssl
@@ -159,7 +160,10 @@ def test_open_wall_on_the_network_asks_nobody_whatever_it_is_called(hub: streame
 
 def test_health_is_open_and_says_nothing(wall: Wall) -> None:
     assert ask(wall, "/healthz")[::2] == (200, "ok\n")
-    assert ask(wall, "/healthz", {"Host": "anything.example"}).status == 200
+
+
+def test_health_is_told_under_any_name(opened: Wall) -> None:
+    assert ask(opened, "/healthz", {"Host": "anything.example"}).status == 200
 
 
 def test_login_page_and_what_it_needs_are_open(wall: Wall) -> None:
@@ -198,6 +202,7 @@ def test_tool_needs_the_password_and_no_name(wall: Wall) -> None:
         "Basic",
         "Basic ?",
         "Basic \u00e4",
+        basic(PASSWORD)["Authorization"].replace(" ", " ?"),
         f"Basic {base64.b64encode(PASSWORD.encode()).decode()}",  # no colon
         f"Bearer {PASSWORD}",
     ],
@@ -205,7 +210,12 @@ def test_tool_needs_the_password_and_no_name(wall: Wall) -> None:
 def test_tool_with_another_password_is_refused(wall: Wall, header: str) -> None:
     answer = ask(wall, "/api/cameras", {"Authorization": header})
     assert answer.status == 401
+    assert answer.text == ("the password is needed\n" if header.startswith("Bearer") else "wrong password\n")
     assert "WWW-Authenticate" in answer.headers
+
+
+def test_browser_that_has_sent_a_wrong_password_asks_for_another(wall: Wall) -> None:
+    assert "WWW-Authenticate" in ask(wall, "/api/cameras", SCRIPT | basic("the old password")).headers
 
 
 def test_script_of_a_page_is_refused_without_the_browser_s_own_dialogue(wall: Wall) -> None:
@@ -251,7 +261,18 @@ def test_wrong_password_is_said_in_the_form(wall: Wall) -> None:
     assert "Set-Cookie" not in answer.headers
 
 
-@pytest.mark.parametrize("body", [b"", b"password", b"password=", b"\xff\xfe", b"password=%ff%00", b"a=1&" * 2000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"password",
+        b"password=",
+        b"\xff\xfe",
+        b"password=%ff%00",
+        b"a=1&" * 2000,
+        pytest.param(b"a=1&" * 16 + urlencode({"password": PASSWORD}).encode(), id="too many fields"),
+    ],
+)
 def test_form_that_is_none_is_a_wrong_password(wall: Wall, body: bytes) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", wall.port, timeout=10)) as connection:
         connection.request("POST", "/login", body, {"Content-Type": "multipart/form-data; charset=x"})
@@ -311,8 +332,10 @@ def test_logout_takes_the_cookie_away(wall: Wall) -> None:
     cookie = cookie_of(log_in(wall))
     answer = ask(wall, "/logout", BROWSER | cookie)
     assert (answer.status, answer.headers["Location"]) == (303, "/login")
-    assert re.match(r'streamer=""; .*Max-Age=0', answer.headers["Set-Cookie"])
+    assert {'streamer=""', "Max-Age=0", "Path=/"} <= set(answer.headers["Set-Cookie"].split("; "))
     assert ask(wall, "/api/cameras", cookie).status == 200, "from the browser only, as the README says"
+    # Else whoever is no longer in would be led to the login, and from there back to here.
+    assert ask(wall, "/logout", BROWSER).headers["Location"] == "/login"
 
 
 def test_login_where_nobody_is_asked_leads_on(opened: Wall) -> None:
@@ -371,6 +394,9 @@ def test_each_login_signs_only_its_own_end() -> None:
     assert mint.token(1000.9) == mint.token(1000.1)
     assert mint.token(1000) != mint.token(1001)
     assert PASSWORD not in mint.token(1000)
+    # As it has always been, so that cookies outlive an upgrade; and of a key that takes long to try.
+    signature = "48a9add7ee6607ac7d7c2e470873dcb82754272704be5155aaa084de75104554"
+    assert mint.token(1000) == f"{1000 + 30 * 24 * 3600}.{signature}"
 
 
 # -- too many tries
@@ -418,6 +444,12 @@ def test_who_has_to_wait_is_told_before_the_form_is_read(wall: Wall) -> None:
         assert b'name="next" value="/numbers"' in answer.read()
 
 
+def test_part_of_a_second_is_waited_for_too(wall: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Throttle, "wait_s", lambda *_: 0.01)
+    locked = log_in(wall)
+    assert (locked.status, locked.headers["Retry-After"]) == (429, "1")
+
+
 def test_waiting_ends(wall: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "TRIES_WITHIN_S", 0.3)
     assert fail(wall, 4) == [403] * 4
@@ -446,7 +478,7 @@ def test_throttle_looks_at_the_last_minute() -> None:
     throttle.failed("a", b"5", 40.0)
     assert throttle.wait_s("a", 40.0) == 20.0
     assert throttle.wait_s("b", 40.0) == 0
-    assert throttle.wait_s("a", 60.0) == 0
+    assert throttle.wait_s("a", 60.0) == throttle.wait_s("a", 1000.0) == 0
     throttle.failed("a", b"6", 60.0)  # the last five began at 10
     assert throttle.wait_s("a", 60.0) == 10.0
 
@@ -477,6 +509,13 @@ def test_throttle_forgets_who_failed_longest_ago(monkeypatch: pytest.MonkeyPatch
     assert all(len(failures) <= 5 for failures in throttle._failures.values())
 
 
+def test_throttle_forgets_all_but_a_thousand() -> None:
+    throttle = Throttle()
+    for number in range(2000):
+        throttle.failed(f"{number}", b"1", 0.0)
+    assert len(throttle._failures) == 1024
+
+
 @pytest.mark.parametrize(
     ("address", "client"),
     [
@@ -504,9 +543,11 @@ def test_ipv6_host_counts_as_one(address: str, client: str) -> None:
         ("http://localhost", "localhost", True),
         ("http://localhost", "localhost:80", True),
         ("https://localhost", "localhost", True),
+        ("https://localhost", "localhost:443", True),
         ("http://[::1]:8080", "[::1]:8080", True),
         ("http://localhost:8081", "localhost:8080", False),
         ("http://localhost", "localhost:8080", False),
+        ("https://localhost", "localhost:80", False),
         ("http://evil.example", "localhost:8080", False),
         ("http://localhost:8080.evil.example", "localhost:8080", False),
         ("http://127.0.0.1.evil.example:8080", "127.0.0.1:8080", False),
@@ -529,6 +570,8 @@ def test_websocket_needs_origin_and_password(wall: Wall) -> None:
     cookie = cookie_of(log_in(wall))
     assert ask(wall, "/ws", UPGRADE | {"Origin": f"http://{host}"} | SCRIPT).status == 401
     assert ask(wall, "/ws", UPGRADE | {"Origin": "http://evil.example"} | cookie).status == 403
+    assert ask(wall, "/ws", UPGRADE | {"Origin": "http://evil.example", "Upgrade": "WebSocket"} | cookie).status == 403
+    assert ask(wall, "/ws", UPGRADE | {"Origin": "null", "Host": "["} | cookie).status == 403
     assert ask(wall, "/ws", UPGRADE | {"Origin": f"http://{host}"} | cookie).status not in (401, 403)
 
 
@@ -706,16 +749,20 @@ def test_socket_of_a_living_hub_is_left_alone(hub: streamer.Hub, tmp_path: Path)
 
 def test_socket_that_cannot_be_made_is_named(hub: streamer.Hub, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
-    for path, why in (
-        (tmp_path / "none" / "hub.sock", "No such file or directory"),
-        (tmp_path / "file", "it exists already and is not a socket"),
-        (tmp_path, "it exists already and is not a socket"),
-        (tmp_path / ("a" * 200), "AF_UNIX path too long"),
-    ):
-        with pytest.raises(TransportError) as refused, serving(hub, socket=path):
-            pass
-        assert str(refused.value) == f"cannot listen on {path}: {why}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(tmp_path / "other"))
+        for path, why in (
+            (tmp_path / "none" / "hub.sock", "No such file or directory"),
+            (tmp_path / "file", "it exists already and is not a socket"),
+            (tmp_path, "it exists already and is not a socket"),
+            (tmp_path / "other", "Protocol wrong type for socket"),
+            (tmp_path / ("a" * 200), "AF_UNIX path too long"),
+        ):
+            with pytest.raises(TransportError) as refused, serving(hub, socket=path):
+                pass
+            assert str(refused.value) == f"cannot listen on {path}: {why}"
     assert (tmp_path / "file").read_text() == "kept"
+    assert (tmp_path / "other").is_socket()
 
 
 # -- streamer status
@@ -759,6 +806,8 @@ def test_status_by_the_socket(
     with serving(hub, PASSWORD, socket=path):
         assert status("--hub", f"unix:{path}") == 0
         assert status() == 0
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        assert cli._hub_here() == "http://127.0.0.1:8080", "who may not open it asks the page"
 
 
 def test_status_over_tls(

@@ -12,20 +12,25 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from unittest import mock
 
 import pytest
 
 import streamer
-from streamer import cameras, cli
+from streamer import cameras, cli, screen
 from streamer.config import SenderConfig
-from streamer.errors import ConfigError
+from streamer.errors import ConfigError, TransportError
+from streamer.frame import Frame
 from streamer.page import Page
+from streamer.presence import Status
+from streamer.sender import SenderStatistics
 from tests.conftest import Keys, until
-from tests.peers import LOCAL
+from tests.peers import JPEG, LOCAL
 from tests.test_readme import parsers
 
 if TYPE_CHECKING:
@@ -229,11 +234,14 @@ def test_arguments_that_are_none_get_one_line_and_status_2(
     assert capsys.readouterr() == ("", f"{complaint}\n")
 
 
+@pytest.mark.parametrize("display", [None, ""])
 @pytest.mark.parametrize("command", ["hub", "demo"])
 def test_no_screen_is_said_before_anything_starts(
-    command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    command: str, display: str | None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
+    if display is not None:
+        monkeypatch.setenv("DISPLAY", display)
     assert cli.main([command, "--display", "windows"]) == 2
     error = "streamer: --display: windows needs a screen, but DISPLAY is not set; run it on the desktop\n"
     assert capfd.readouterr() == ("", error)
@@ -310,17 +318,84 @@ def test_missing_library_names_its_extra(arguments: list[str]) -> None:
     )
 
 
-def test_hub_without_its_page_ends() -> None:
-    broken = (
-        "import sys; from streamer.cli import main; from streamer.wall.history import History; History.add = None; "
-        "sys.exit(main(sys.argv[1:]))"
-    )
+@pytest.mark.parametrize(
+    ("broken", "part"),
+    [
+        ("from streamer.wall.history import History; History.add = None", "page"),
+        ("from streamer.hub import Hub; Hub._tick = None", "hub"),
+    ],
+)
+def test_hub_without_a_part_of_it_ends(broken: str, part: str) -> None:
+    broken = f"import sys; from streamer.cli import main; {broken}; sys.exit(main(sys.argv[1:]))"
     arguments = ["hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]
     done = subprocess.run(
         [sys.executable, "-c", broken, *arguments], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "streamer: the page has failed: 'NoneType' object is not callable"
+    assert done.stderr.splitlines()[-1] == f"streamer: the {part} has failed: 'NoneType' object is not callable"
+
+
+def test_page_that_fails_at_once_is_no_setting_to_put_right(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("streamer.wall.FanOut", mock.Mock(side_effect=KeyError("no display")))
+    assert cli.main(["hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]) == 1
+    assert capsys.readouterr() == ("", "streamer: the page has failed: 'no display'\n")
+
+
+def test_sender_without_its_camera_s_thread_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def open_camera() -> NoReturn:
+        raise KeyError("a bug of the camera's library")
+
+    monkeypatch.setattr(cameras, "opener", lambda *_, **__: open_camera)
+    assert cli.main(["send", "--hub", NOWHERE, "--name", "pi1"]) == 1
+    assert capsys.readouterr().err == 'streamer: pi1: KeyError: "a bug of the camera\'s library"\n'
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"], [*PATTERN, "--hub", NOWHERE]],
+    ids=["hub", "send"],
+)
+def test_command_leaves_nothing_behind(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, notify: NotifySocket
+) -> None:
+    def left() -> tuple[object, ...]:
+        wakeup = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(wakeup)
+        handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        return wakeup, handlers, set(threading.enumerate()), len([*Path("/proc/self/fd").iterdir()])
+
+    monkeypatch.setattr(cli.Signals, "wait", lambda *_: True)
+    monkeypatch.setenv("NOTIFY_SOCKET", notify.path)
+    assert cli.main(arguments) == 0  # what is kept for good is there from now on
+    before = left()
+    assert cli.main(arguments) == 0
+    assert left() == before
+
+
+def test_ctrl_c_ends_what_does_not_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: Page) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Page, "cameras", interrupted)
+    assert cli.main(["status", "--wait", "60"]) == 128 + signal.SIGINT
+    assert capsys.readouterr() == ("", "")
+
+
+def test_libraries_of_cameras_are_quiet_unless_asked_not_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIBCAMERA_LOG_LEVELS", raising=False)
+    monkeypatch.setenv("OPENCV_LOG_LEVEL", "DEBUG")
+    assert cli.main(["send", "--print-config"]) == 0
+    assert (os.environ["LIBCAMERA_LOG_LEVELS"], os.environ["OPENCV_LOG_LEVEL"]) == ("*:ERROR", "DEBUG")
+    monkeypatch.delenv("OPENCV_LOG_LEVEL")
+    assert cli.main(["send", "--print-config"]) == 0
+    assert os.environ["OPENCV_LOG_LEVEL"] == "SILENT"
+    assert logging.getLogger("picamera2").level == logging.WARNING
 
 
 def test_address_that_cannot_be_listened_on_is_named_and_what_would_be_right(tmp_path: Path) -> None:
@@ -497,6 +572,12 @@ def test_a_hub_that_others_reach_says_who_may_send(
     assert said == [told.format(*names)] * bool(told)
 
 
+def test_ipv6_s_loopback_is_no_network(caplog: pytest.LogCaptureFixture) -> None:
+    for host in ("[::1]", "[::]"):
+        cli._say_who_may_send(mock.Mock(keys_allowed=None, endpoint=f"tcp://{host}:5555"), None)
+    assert [re.sub(r".*(tcp://\S*).*", r"\1", message) for message in caplog.messages] == ["tcp://[::]:5555"]
+
+
 def test_a_hub_may_have_more_descriptors_than_a_shell_gives(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
@@ -508,6 +589,46 @@ def test_a_hub_may_have_more_descriptors_than_a_shell_gives(tmp_path: Path) -> N
     allowed = re.search(r"Max open files +(\S+)", limits)
     assert allowed
     assert allowed[1] == str(min(8192, hard))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((1024, 4096), [(4096, 4096)]),
+        ((1024, resource.RLIM_INFINITY), [(8192, resource.RLIM_INFINITY)]),
+        ((100_000, 1_000_000), [(100_000, 1_000_000)]),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), []),
+    ],
+)
+def test_limit_of_descriptors_is_only_ever_raised(
+    before: tuple[int, int], after: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: before)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    cli._allow_descriptors()
+    assert limits == after
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a screen is always there")
+def test_what_a_screen_is_waited_for_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = ["there is none", "there is none", "it lets nobody in", "it lets nobody in"]
+    done = threading.Event()
+
+    def find(_: object) -> None:
+        if answers:
+            raise TransportError(answers.pop(0))
+        assert done.wait(10)
+
+    monkeypatch.setattr(cli, "_SCREEN_EVERY_S", 0.01)
+    monkeypatch.setattr(screen, "find", find)
+    assert cli._wait_for_screen(lambda _: not answers) is False, "it is time to end, and there is still none"
+    done.set()
+    assert cli._wait_for_screen(lambda _: False) is True
+    told = "the windows open when there is one, the page is there meanwhile"
+    assert caplog.messages == [f"there is none: {told}", f"it lets nobody in: {told}"]
 
 
 # -- starting and dying in every order
@@ -523,21 +644,28 @@ def test_sender_without_a_hub_ends_at_once(tmp_path: Path, number: int) -> None:
 
 def test_sender_that_publishes_says_where_and_nothing_of_answers(tmp_path: Path) -> None:
     flags = ["--name", "pi1", "--camera", "pattern", "--size", "176x144"]
-    with running(tmp_path, "send", "--publish", "tcp://127.0.0.1:0", *flags) as sender:
-        sender.said(r"INFO: pi1: publishing on (tcp://127\.0\.0\.1:\d+)\n")
+    flags += ["--publish", "tcp://127.0.0.1:0"]
+    with running(tmp_path, "send", *flags, JOURNAL_STREAM="8:1") as sender:  # as under systemd, which has the time
+        sender.said(r"(?m)^INFO: pi1: publishing on (tcp://127\.0\.0\.1:\d+)\n")
         sender.end()
         assert re.match(r"pi1: \d+ frames sent, \d+ dropped\n", sender.out)
 
 
 def test_sender_that_was_refused_says_so_in_its_summary(tmp_path: Path) -> None:
     with running_hub(tmp_path) as (hub, endpoint, _), running(tmp_path / "first", *sender_flags(endpoint)):
-        hub.said("(pi1: LIVE)")
+        hub.said(r"(?m)^(\d\d:\d\d:\d\d) INFO: pi1: LIVE")
         with running(tmp_path / "second", *sender_flags(endpoint)) as second:
             second.said("(refuses the frames)")
             second.end()
         said = re.search(r"pi1: \d+ frames sent, (\d+) answered \((\d+) of them refused\), \d+ dropped", second.out)
         assert said
         assert 1 <= int(said[2]) <= int(said[1])
+
+
+def test_summary_of_a_single_frame(capsys: pytest.CaptureFixture[str]) -> None:
+    done = SenderStatistics(1, 0, 0, 0, bytes=len(JPEG), last=memoryview(JPEG), elapsed_s=0.0, hub=None)
+    cli._summarise_sender(mock.Mock(statistics=done), publishes=False)
+    assert capsys.readouterr().out.splitlines()[-1] == "Elapsed: 0.00 s; 0.00 frames/s"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -560,6 +688,21 @@ def test_hub_and_sender_end_in_either_order(tmp_path: Path, number: int, first: 
             r"Last JPEG: \d+ bytes; last image: 76032 bytes \(176x144\), compression ratio 0\.\d+", sender.out
         )
         assert re.search(r"Elapsed: [\d.]+ s; [\d.]+ frames/s", sender.out)
+
+
+def test_summary_of_a_hub_knows_an_array_from_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    frames = {
+        "pi1": Frame("pi1", JPEG, 16, 8, 1),
+        "pi2": Frame("pi2", bytes(128), 16, 8, 1, dtype="uint8", shape=(8, 16)),
+    }
+    statuses = [Status(name, "LIVE", frames=30, dropped=2, lost=1) for name in (*frames, "pi3")]
+    cli._summarise_hub(mock.Mock(cameras=lambda: statuses, latest=frames.get, elapsed_s=4.0))
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head == "Frames received: 60 from 2 cameras in 4.00 s, 15.00 frames/s"
+    assert [" ".join(row.split()) for row in rows] == [
+        f"pi1 30 7.50 2 1 {len(JPEG)} bytes 384 bytes {len(JPEG) / 384:.3f}",
+        "pi2 30 7.50 2 1 128 bytes 128 bytes 1.000",
+    ]
 
 
 def test_sender_of_a_frozen_hub_ends_at_once(tmp_path: Path) -> None:
@@ -659,6 +802,7 @@ def test_hub_is_ready_when_it_listens_and_feeds_the_watchdog_without_cameras(
         assert "wall: " in hub.out
         until(lambda: notify.has("WATCHDOG=1"), 20)
         assert hub.end() < ENDS_WITHIN_S
+        assert notify.has("STOPPING=1")
         assert hub.out.splitlines()[2:] == ["Frames received: 0"]
 
 
@@ -849,6 +993,11 @@ def test_status_waits_for_pictures_that_move(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Page, "cameras", lambda _: ([ROW | {"frames": next(later)}], ""))
     assert cli.main(["status", "--wait", "10"]) == 0
     assert cli.main(["status", "--wait", "0"]) == 0
+    monkeypatch.setattr(
+        Page, "cameras", lambda _: ([ROW | {"frames": count}] if (count := next(later)) % 9 else [], "")
+    )
+    later = itertools.count()  # at first it knows no camera
+    assert cli.main(["status", "--wait", "10"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -937,6 +1086,8 @@ def test_demo_takes_all_of_its_processes_down(tmp_path: Path, number: int) -> No
         assert run("status", "--hub", wall, "--wait", "20").returncode == 0
         children = children_of(demo.process.pid)
         assert len(children) == 4
+        # From a terminal, Ctrl-C reaches the demo alone, which ends them.
+        assert not {os.getpgid(child) for child in children} & {os.getpgid(demo.process.pid)}
         if number == signal.SIGKILL:
             demo.process.kill()
         else:
@@ -945,11 +1096,43 @@ def test_demo_takes_all_of_its_processes_down(tmp_path: Path, number: int) -> No
         until(lambda: not any(alive(child) for child in children))
 
 
+def test_port_of_a_demo_that_has_just_ended_is_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert not cli._is_free(port)
+        with socket.create_connection(("127.0.0.1", port)) as browser:
+            server.accept()[0].close()  # the hub's side first, so that the kernel remembers the connection
+            assert browser.recv(1) == b""
+    assert cli._is_free(port)
+
+
 def test_demo_goes_on_without_a_camera_that_dies(tmp_path: Path) -> None:
     with running(tmp_path, "demo", "--cameras", "2") as demo:
         wall = demo.said(r"The wall: (\S+)")
         assert run("status", "--hub", wall, "--wait", "20").returncode == 0
-        os.kill(children_of(demo.process.pid)[1], signal.SIGKILL)
+        _, *senders = children_of(demo.process.pid)
+        os.kill(senders[0], signal.SIGKILL)
         demo.said(r"'(send .*--name pi1 .*)' has ended with status -9")
         assert run("status", "--hub", wall, "--wait", "20", "pi2").returncode == 0
+        os.kill(senders[1], signal.SIGKILL)
+        demo.said(r"'(send .*--name pi2 .*)' has ended with status -9")
         assert demo.end() < 2 * ENDS_WITHIN_S
+        assert demo.out.count("has ended") == 2, "each is told once"
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "error"),
+    [
+        (signal.SIGTERM, 0, ""),  # as if somebody had pressed q in its windows
+        (signal.SIGKILL, 1, "streamer: the demo's hub ended with status -9; see above\n"),
+    ],
+)
+def test_demo_ends_with_its_hub(tmp_path: Path, number: int, status: int, error: str) -> None:
+    with running(tmp_path, "demo", "--cameras", "1") as demo:
+        demo.said(r"The wall: (\S+)")
+        children = children_of(demo.process.pid)
+        os.kill(children[0], number)
+        assert demo.process.wait(20) == status
+        assert demo.err.endswith(error)
+        assert "Traceback" not in demo.err
+        until(lambda: not any(alive(child) for child in children))

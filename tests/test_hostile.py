@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import gzip
 import os
@@ -25,6 +26,7 @@ import hypothesis
 import pytest
 import zmq
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 from hypothesis import strategies as st
 
 from streamer.hub import Hub
@@ -487,6 +489,15 @@ def test_a_page_without_descriptors_says_so(capfd: pytest.CaptureFixture[str]) -
 # -- the page
 
 
+def test_limits_are_those_that_are_promised() -> None:
+    promised = " ".join((Path(__file__).parent.parent / "SECURITY.md").read_text(encoding="utf-8").split())
+    limits = (door.CONNECTIONS_MAX, door.CONNECTIONS_OF_ADDRESS_MAX, door.ASK_WITHIN_S, door.READ_WITHIN_S)
+    connections, of_address, ask_s, read_s = (format(limit, ",g") for limit in limits)
+    assert f"page takes {connections}, of these {of_address} from one address" in promised
+    assert f"page without a request for {ask_s} s, or with unread data for {read_s} s, is closed" in promised
+    assert f"Of a request to the page at most {door.ASKED_MAX_BYTES // 1024} KiB are read" in promised
+
+
 @pytest.fixture
 def wall(hub: Hub, tmp_path: Path) -> Iterator[Wall]:
     with Wall(hub, "127.0.0.1", 0, access=access.Access("127.0.0.1", "cameras!"), socket=tmp_path / "hub.sock") as wall:
@@ -559,6 +570,32 @@ def test_who_is_served_stays_though_he_asks_nothing_more(
                 answer += viewer.recv(65536) or pytest.fail("he was let go")
 
 
+def test_only_what_peers_do_wrong_is_counted_instead_of_logged(caplog: pytest.LogCaptureFixture) -> None:
+    entrance = door.Door()
+    for error in (
+        BadHttpMessage("no HTTP"),
+        UnicodeEncodeError("utf-8", "\udcff", 0, 1, "the library has quoted a header"),
+        ConnectionResetError(),
+        KeyError("a bug"),
+    ):
+        entrance.logger.error("Error handling request from %s", STRANGER, exc_info=error)
+    entrance.logger.debug("chatter")
+    entrance._refusals.tell(time.monotonic() + 10)
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told == [
+        ("ERROR", f"Error handling request from {STRANGER}"),
+        ("WARNING", f"refused 2 from {STRANGER}: no HTTP request"),
+    ]
+    assert caplog.records[0].exc_info
+    loop = mock.Mock()
+    for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM):
+        entrance._tell_failure(loop, {"exception": OSError(number, "")})
+    entrance._tell_failure(loop, unknown := {"message": "a bug"})
+    (permission,), (other,) = (call.args for call in loop.default_exception_handler.call_args_list)
+    assert permission["exception"].errno == errno.EPERM
+    assert other is unknown
+
+
 class Wire(asyncio.Transport):
     """Has as much to write as a test says."""
 
@@ -578,6 +615,19 @@ async def watched() -> tuple[door.Door, door._Connection, Wire, float]:
     connection = door._Connection(entrance, mock.Mock(), None)
     connection.connection_made(wire)
     return entrance, connection, wire, asyncio.get_running_loop().time()
+
+
+def test_web_library_hears_of_a_connection_when_its_handshake_is_done() -> None:
+    early, brief = (door._Connection(door.Door(), mock.Mock(), None) for _ in range(2))
+    early.data_received(b"GET ")
+    brief.connection_lost(None)
+    assert early.inner.mock_calls == brief.inner.mock_calls == []
+    early._open(Wire())
+    early.data_received(b"/")
+    early.connection_lost(None)
+    assert [name for name, *_ in early.inner.mock_calls] == [
+        "connection_made", "data_received", "data_received", "connection_lost"
+    ]  # fmt: skip
 
 
 def test_who_has_read_all_between_two_looks_has_his_time_again() -> None:
@@ -708,6 +758,7 @@ def test_who_leaves_in_the_middle_of_a_form_is_worth_no_line(wall: Wall, caplog:
             stranger.sendall(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\npassword=")
             until(lambda: any(connection.is_answered for connection in wall._door._connections.values()))
     until(lambda: not wall._door._connections)
+    assert not wall._door._of_address, "who has gone is forgotten"
     assert is_let_in(wall)
     assert caplog.text == ""
 
@@ -735,8 +786,9 @@ def test_forms_of_a_megabyte_hold_up_nobody(wall: Wall) -> None:
         b"GET / HTTP/1.1\r\nHost: x\r\n",
         b"POST /login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;",
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n",
+        b"GET /stream/good.mjpg HTTP/1.1\r\nHost: x\r\nAuthorization: Basic OmNhbWVyYXMh\r\n\r\nGET /",
     ],
-    ids=["head", "extension of a chunk", "body of what has none"],
+    ids=["head", "extension of a chunk", "body of what has none", "request after a stream"],
 )
 def test_a_request_without_an_end_is_ended(
     wall: Wall, good: Good, caplog: pytest.LogCaptureFixture, head: bytes
@@ -748,6 +800,28 @@ def test_a_request_without_an_end_is_ended(
             stranger.sendall(b"x%d: y\r\n" % number if head.startswith(b"GET / ") else b"x" * 1000)
     assert resident_mb() < before + 20
     until(lambda: "refused 1 from 127.0.0.2: " in caplog.text)
+
+
+def test_a_request_is_given_so_much_and_the_next_one_as_much_again() -> None:
+    async def scene() -> None:
+        entrance, connection, wire, _ = await watched()
+        some = b"x" * door.ASKED_MAX_BYTES
+
+        async def answer(_: web.Request) -> web.Response:
+            connection.data_received(some + b"held")
+            return web.Response()
+
+        connection.data_received(some)
+        await entrance.middleware(mock.Mock(protocol=connection.inner, headers={}), answer)
+        given = [call.args[0] for call in connection.inner.data_received.call_args_list]
+        assert given == [some, some, b"held"]
+        for _ in range(8):
+            connection.data_received(some)
+        assert not wire.is_ended
+        connection.data_received(some)
+        assert wire.is_ended
+
+    asyncio.run(scene())
 
 
 def test_a_form_must_say_how_long_it_is_and_is_never_unpacked(wall: Wall) -> None:

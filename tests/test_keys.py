@@ -53,6 +53,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     for place in (tmp_path / "none", tmp_path / "file"):
         with pytest.raises(ConfigError, match=rf"^{place}/pi1.key: there is no directory {place}: make it first"):
             make_pair(place / "pi1.key")
+    long = tmp_path / ("a" * 300)
+    with pytest.raises(ConfigError, match=rf"^{long}: File name too long$"):
+        make_pair(long)
+
+
+def test_a_place_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}: Is a directory$"):
+        read_pair(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +74,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         (f"{SECRET[:-1]}ä", 0o600, "is not a key: it must be one line"),
         (SECRET, 0o640, "others can read this secret key, its mode is 0640: it must be 0600"),
         (SECRET, 0o604, "others can read this secret key, its mode is 0604: it must be 0600"),
+        (SECRET, 0o620, "others can read this secret key, its mode is 0620: it must be 0600"),
     ],
 )
 def test_what_is_no_pair_is_one_line_without_the_secret(
@@ -82,7 +91,7 @@ def test_what_is_no_pair_is_one_line_without_the_secret(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [SECRET, SECRET[:-1], "", A[:-1], A.upper(), A + "\n", None, 5])
+@pytest.mark.parametrize("text", [SECRET, SECRET[:-1], "", A[:-1], A.upper(), A[:-1] + "A", A + "\n", None, 5])
 def test_what_is_no_public_key_is_not_repeated(text: object) -> None:
     with pytest.raises(ConfigError, match=r"^is (not a public|a secret) key[:,] ") as caught:
         public_key(text)
@@ -94,6 +103,7 @@ def test_what_is_no_public_key_is_not_repeated(text: object) -> None:
     [
         (f"pi1 {A}\npi2 {A}\n", ":2: the key of pi2 is that of pi1 too: each camera has its own"),
         (f"pi1 {SECRET}\n", ":1: what follows pi1 is a secret key, which must never leave its host: "),
+        (f"pi1 {A} {B}\n", ":1: what follows pi1 is not a public key: "),
         ("# none\n\npi1\n", ":3: what follows pi1 is not a public key: "),
         (f"{A}\n", ":1: does not begin with a camera's name: it must be a line 'NAME curve-public:…'"),
         ("pi1 \udcff", ": is not UTF-8 text: "),
@@ -112,7 +122,7 @@ def test_wrong_allow_list_names_the_line(tmp_path: Path, content: str | None, co
 
 def test_a_key_sends_as_its_camera_and_no_key_as_no_camera_that_has_one(tmp_path: Path) -> None:
     path = tmp_path / "allowed"
-    path.write_text(f"\ufeff# a camera may have two\n  # as editors write\npi1 {A}\npi1\t{B}\n", encoding="utf-8")
+    path.write_text(f"\ufeff# a camera may have two\n  # as editors write\npi1 {A}\npi1\t{B} \n", encoding="utf-8")
     allowed = AllowList(path)
     assert allowed.count == 2
     for key in (A, B):
@@ -158,6 +168,11 @@ def test_a_changed_list_is_read_again_and_a_wrong_one_changes_nothing(
     assert caplog.messages == [f"pi2 may send now by the key {B}", f"pi1 may no longer send by the key {A}"]
 
     caplog.clear()
+    path.write_text(f"pi2 {B}\n" + "".join(f"pi{number} {A[:-1]}{number}\n" for number in (7, 4, 9, 3, 8)))
+    allowed.refresh()
+    assert [message.partition(" ")[0] for message in caplog.messages] == ["pi3", "pi4", "pi7", "pi8", "pi9"]
+
+    caplog.clear()
     path.write_text("rubbish\n")
     allowed.refresh()
     path.unlink()
@@ -165,3 +180,4 @@ def test_a_changed_list_is_read_again_and_a_wrong_one_changes_nothing(
     allowed.refresh()
     assert B in allowed
     assert [message.rpartition("; ")[2] for message in caplog.messages] == ["who may send stays as it was"] * 2
+    assert {record.levelname for record in caplog.records} == {"ERROR"}

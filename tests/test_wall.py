@@ -373,8 +373,10 @@ def test_what_is_no_address_is_named(hub: streamer.Hub, host: str, port: int) ->
 def test_wall_that_cannot_even_begin_says_why(hub: streamer.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamer.wall.Door", None)
     # As of one that fails later, so that a command ends with a line and not with a traceback.
-    with pytest.raises(streamer.TransportError, match=r"^the page has failed: 'NoneType' object is not callable$"):
+    failure = r"^the page has failed: 'NoneType' object is not callable$"
+    with pytest.raises(streamer.StreamerError, match=failure) as caught:
         Wall(hub, "127.0.0.1", 0)
+    assert not isinstance(caught.value, streamer.TransportError), "its address is right"
 
 
 def test_address_of_a_family_that_the_system_has_not_is_named(
@@ -447,6 +449,9 @@ def test_hub_that_closes_first_ends_the_streams() -> None:
         reader.join(10)
         assert ended == [b""]
         stream.close()
+        late = Stream(wall, "pi1")
+        late.rest()
+        late.close()
 
 
 def test_head_of_a_stream_is_an_answer_not_a_stream(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
@@ -612,6 +617,16 @@ def test_message_of_any_length(hub: streamer.Hub, wall: Wall, sender: streamer.S
     with_socket(wall, scene)
 
 
+def test_page_may_say_any_amount_in_time(wall: Wall) -> None:
+    async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
+        for _ in range(10):  # more than a request may have, and more than is held
+            await page.send_json({"shown": ["a" * 100_000]})
+        await page.send_json({"want": {"pi1": 1}})
+        until(lambda: viewers(wall)[0]["cameras"] == 1)
+
+    with_socket(wall, scene)
+
+
 def test_next_picture_comes_when_the_last_is_shown(hub: streamer.Hub, wall: Wall, sender: streamer.Sender) -> None:
     async def scene(page: aiohttp.ClientWebSocketResponse) -> None:
         await page.send_json({"want": {"pi1": 1000}})
@@ -681,7 +696,7 @@ def test_change_of_state_is_told_at_once(
     "command",
     [
         "nonsense", "[]", "{}", '{"want": 3}', '{"want": {"pi1": "often"}}', '{"want": {"pi1": 0}}',
-        '{"want": {"pi1": NaN}}',
+        '{"want": {"pi1": NaN}}', '{"want": {"pi1": 1001}}',
         '{"want": {"pi1": null}}', '{"shown": "pi1"}', '{"other": 1}', "[" * 5000, b"binary",
         '{"want": {"pi1": "%s"}}' % ("ö" * 99),
     ],

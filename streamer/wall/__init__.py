@@ -23,7 +23,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from streamer.config import Address
-from streamer.errors import CodecError, MissingExtraError, TransportError
+from streamer.errors import CodecError, MissingExtraError, StreamerError, TransportError
 from streamer.presence import State
 
 try:
@@ -75,7 +75,8 @@ class Wall:
         socket: path of a Unix socket to serve on as well, for everybody who may open it.
 
     Raises:
-        TransportError: it cannot listen there, or fails as soon as it does.
+        TransportError: it cannot listen there.
+        StreamerError: it fails as soon as it does.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Wall:
             self.close()
             if isinstance(self.failure, TransportError):
                 raise self.failure
-            raise TransportError(f"the page has failed: {self.failure}") from self.failure
+            raise StreamerError(f"the page has failed: {self.failure}") from self.failure
 
     def close(self) -> None:
         """Stop at once, whatever the viewers do."""

@@ -48,7 +48,7 @@ _FORM_WITHIN_S = 10.0
 _ASKED_AT_ONCE_MAX = 100  # browsers ask once, and wait
 _FIELDS_MAX = 16  # of the form, which has three
 # Without a password. By route, not by path, so that it applies to the handler that will run.
-_OPEN = {"/healthz", "/login", "/logout", "/static/{file}"}
+_OPEN = {"/login", "/logout", "/static/{file}"}
 _PICTURES = {"/snapshot/{name}.jpg", "/stream/{name}.mjpg"}
 _POLICY = (
     "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -62,7 +62,7 @@ _HEADERS = {
 _SERVER = {"Server": "streamer"}  # the web library would name its version and Python's
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 # Browsers take `//host` and `/\host` for another site, and ignore tabs and line ends in it.
-_LOCAL_PATH = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")
+_LOCAL_PATH = re.compile(r"/(?!/)[!-\[\]-~]{0,2000}")
 _log = logging.getLogger(__name__)
 
 
@@ -179,7 +179,7 @@ class Access:
             if wait_s:
                 text = f"too many wrong passwords: wait {wait_s} s\n"
                 raise web.HTTPTooManyRequests(text=text, headers={"Retry-After": str(wait_s)})
-        elif request.method in ("GET", "HEAD") and "text/html" in request.headers.get("Accept", ""):
+        elif "text/html" in request.headers.get("Accept", ""):
             raise _SeeOther("/login" if request.path_qs == "/" else f"/login?next={quote(request.path_qs, safe='/')}")
         # Not for scripts and pictures of a page whose cookie has expired: the browser would open a dialogue of its own.
         is_browser = given is None and request.headers.get("User-Agent", "").startswith("Mozilla/")
@@ -294,8 +294,8 @@ async def _form(request: web.Request) -> dict[str, str]:
             body = await request.read()
     except TimeoutError:
         raise web.HTTPRequestTimeout(text=f"no whole form within {_FORM_WITHIN_S:g} s\n") from None
-    with contextlib.suppress(ValueError):  # too many fields, which would take long to parse
-        return dict(parse_qsl(body.decode(errors="replace"), max_num_fields=_FIELDS_MAX))
+    with contextlib.suppress(ValueError):  # not UTF-8, or too many fields, which would take long to parse
+        return dict(parse_qsl(body.decode(), max_num_fields=_FIELDS_MAX))
     return {}
 
 
@@ -319,7 +319,7 @@ def _check_host(request: web.Request) -> None:
     """Refuse foreign host names: a page under a name that resolves to here would be same-origin (DNS rebinding)."""
     name, _ = _host_and_port(f"//{request.headers.get('Host', '')}", 80)
     try:
-        ipaddress.ip_address(name.partition("%")[0])
+        ipaddress.ip_address(name)
     except ValueError:
         if name != "localhost":
             raise web.HTTPForbidden(text=f"this is not {name!r}: open it as localhost, or by its address\n") from None

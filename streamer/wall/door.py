@@ -30,8 +30,8 @@ CONNECTIONS_MAX = 1024
 CONNECTIONS_OF_ADDRESS_MAX = 128  # many viewers share the address of a proxy or router
 ASK_WITHIN_S = 20.0  # from connecting, or the last response, to the end of the next request's head
 READ_WITHIN_S = 60.0  # for which a peer may leave data unread
-ASKED_MAX_BYTES = 64 * 1024  # read of a request until it is answered, except of a form and a page's WebSocket
-HELD_MAX_BYTES = 512 * 1024  # waiting to be read: more than arrives before the library has recognized a form
+ASKED_MAX_BYTES = 64 * 1024  # read of a request until it is answered, except of a page's WebSocket
+HELD_MAX_BYTES = 512 * 1024  # waiting to be read: more than arrives before the library has a request's head
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Door:
         try:
             if "Transfer-Encoding" in request.headers:  # the lines after its end would be read until memory is full
                 raise web.HTTPLengthRequired(text="a request must say how long it is: Content-Length\n")
-            connection.listen(to_all=request.method == "POST" or request.path == "/ws")
+            connection.listen(to_all=request.path == "/ws")
             return await handler(request)
         finally:
             connection.listen()
@@ -171,7 +171,7 @@ class _Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of a TCP server
         self.transport = transport
         peer = transport.get_extra_info("peername")
-        self.address = peer[0].removeprefix("::ffff:") if peer else "?"
+        self.address = peer[0] if peer else "?"
         loop = asyncio.get_running_loop()
         self.moved = loop.time()
         if not self._door.let_in(self):
