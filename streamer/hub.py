@@ -214,13 +214,15 @@ class Hub:
 
     def close_mailbox(self, mailbox: Mailbox[Frame]) -> None:
         """Close a mailbox that `open_mailbox` returned."""
+        if self._process != os.getpid():  # in a fork, a thread that is not there may hold a lock
+            return
         mailbox.close()
         with self._lock:
             self._mailboxes = [entry for entry in self._mailboxes if entry[0] is not mailbox]
 
     def close(self) -> None:
         """Stop at once, whatever the senders do."""
-        if self._closing:
+        if self._closing or self._process != os.getpid():
             return
         self._closing = True
         self._waker.wake()

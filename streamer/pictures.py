@@ -65,6 +65,7 @@ class Pictures:
         self._decode = decode or (lambda frame: decoded(frame, at_least))
         self._complaints: dict[str, str] = {}  # the last one by camera
         self._hub = hub
+        self._process = os.getpid()
         self._failure: Exception | None = None
         self._decoded: Mailbox[tuple[Frame, Image | None]] = Mailbox()
         self._frames = hub.open_mailbox(cameras)
@@ -84,8 +85,10 @@ class Pictures:
             3), BGR, or the raw array as sent; None if the frame is damaged, which is logged once per camera and reason.
 
         Raises:
-            TransportError: receiving has failed for good.
+            TransportError: receiving has failed for good; or these belong to a process that this one was forked from.
         """
+        if self._process != os.getpid():
+            raise TransportError("the pictures were made before this process was forked: make a hub and them in each")
         taken = self._decoded.take(timeout_s)
         if taken is None and self._failure:
             raise self._failure
@@ -97,7 +100,7 @@ class Pictures:
         """Yield (frame, picture) as they are decoded, skipping damaged frames, until the hub is closed.
 
         Raises:
-            TransportError: receiving has failed for good.
+            TransportError: receiving has failed for good; or these belong to a process that this one was forked from.
         """
         while (taken := self.take(None)) is not None:
             frame, image = taken

@@ -363,12 +363,11 @@ class Sender:
 
     def _leave(self) -> None:
         """Close a sender left open at the end of the program, while pyzmq can still lend and free large frames."""
-        if self._process == os.getpid():
-            self._end(_LEAVE_S)
+        self._end(_LEAVE_S)
 
     def _end(self, within_s: float | None) -> None:
         """Stop the thread, waiting at most `within_s` seconds."""
-        if self._closing:
+        if self._closing or self._process != os.getpid():  # in a fork, a thread that is not there may hold a lock
             return
         self._closing = True
         self._mailbox.close()

@@ -28,7 +28,18 @@ from streamer.refusals import Refusals
 from streamer.sender import Sender
 from streamer.transport import Replier
 from tests.conftest import HubClock, Keys, until
-from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, open_descriptors, picture, raw, said_after_fork
+from tests.peers import (
+    JPEG,
+    LOCAL,
+    WAIT_S,
+    Program,
+    header,
+    held_by_another_thread,
+    open_descriptors,
+    picture,
+    raw,
+    said_after_fork,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -726,6 +737,13 @@ def test_a_hub_of_another_process_says_so(hub: Hub) -> None:
     said = said_after_fork(lambda: next(iter(hub)), lambda: hub.latest("pi1"), hub.cameras, hub.open_mailbox, hub.close)
     assert said == 4 * ["the hub was made before this process was forked: make one in each"]
     assert hub.cameras() == []
+
+
+def test_closing_a_hub_of_another_process_waits_for_none_of_its_threads(hub: Hub) -> None:
+    mailbox = hub.open_mailbox()
+    with held_by_another_thread(hub._lock, mailbox._lock, hub._waker._lock):
+        assert said_after_fork(lambda: hub.close_mailbox(mailbox), hub.close) == []
+    assert not mailbox.closed
 
 
 # -- restart

@@ -17,6 +17,7 @@ from streamer import wire
 from streamer.codec import encode_jpeg
 from streamer.errors import ConfigError, StreamerError, TransportError
 from tests.conftest import until
+from tests.peers import held_by_another_thread, said_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -204,6 +205,19 @@ def test_closing_the_hub_ends_the_pictures(hub: streamer.Hub, cameras: Cameras) 
     closing.join()
     pictures.close()
     assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
+
+
+def test_pictures_of_another_process_say_so_and_closing_them_waits_for_none_of_its_threads(hub: streamer.Hub) -> None:
+    with streamer.Pictures(hub) as pictures:
+        with held_by_another_thread(hub._lock, pictures._frames._lock, pictures._decoded._lock):
+            calls = [
+                lambda: pictures.take(None),
+                lambda: next(iter(pictures)),
+                lambda: pictures._end(1),
+                pictures.close,
+            ]
+            said = said_after_fork(*calls)
+        assert said == 2 * ["the pictures were made before this process was forked: make a hub and them in each"]
 
 
 def test_error_in_a_thread_is_raised_where_pictures_are_taken(hub: streamer.Hub, cameras: Cameras) -> None:

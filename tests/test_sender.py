@@ -33,7 +33,19 @@ from streamer.transport import Poller, Requester
 from streamer.wall import Wall
 from tests.chaos.line import Line
 from tests.conftest import Keys, until
-from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, listener, open_descriptors, picture, raw, said_after_fork
+from tests.peers import (
+    JPEG,
+    LOCAL,
+    WAIT_S,
+    Program,
+    RawHub,
+    held_by_another_thread,
+    listener,
+    open_descriptors,
+    picture,
+    raw,
+    said_after_fork,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -728,6 +740,14 @@ def test_a_sender_of_another_process_says_so(hub: RawHub) -> None:
     with Sender(hub.endpoint, "pi1") as sender:
         said = said_after_fork(lambda: sender.send(JPEG), sender.close)
         assert said == ["the sender was made before this process was forked: make one in each"]
+        sender.send(JPEG)
+        hub.take()
+
+
+def test_closing_a_sender_of_another_process_waits_for_none_of_its_threads(hub: RawHub) -> None:
+    with Sender(hub.endpoint, "pi1") as sender:
+        with held_by_another_thread(sender._mailbox._lock, sender._waker._lock):
+            assert said_after_fork(sender.close, sender._leave) == []
         sender.send(JPEG)
         hub.take()
 
