@@ -31,6 +31,7 @@ _TICK_S = 0.25
 _SILENT_S = 3.0  # without a frame from a publisher before that is logged
 _REMIND_S = 60.0
 _LOOK_S = 0.05  # how long the socket waits for the next frame, and new peers are kept waiting while frames come
+_CLOSE_S = 2.0  # to wait for the thread, which may wait for one that a signal handler has interrupted
 _BATCH = 256  # messages received in a row before the clock is read and `close` is noticed
 _log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Hub:
                 raise ConfigError(f"{name!r} is not a camera name: {wire.NAME_RULE}")
         self.stale_after_s, self.gone_after_s = stale_after_s, gone_after_s
         self._presence = Presence(expected, stale_after_s=stale_after_s, gone_after_s=gone_after_s)
-        self._lock = threading.Lock()  # guards the presence table and the list of mailboxes
+        self._lock = threading.RLock()  # guards the presence table and the list of mailboxes
         self._mailboxes: list[tuple[Mailbox[Frame], frozenset[str] | None]] = []
         self._refusals = Refusals(_log)
         self._closing = False
@@ -154,8 +155,7 @@ class Hub:
             TransportError: the hub belongs to a process that this one was forked from.
         """
         check_process(self._process, "hub")
-        with self._lock:
-            return self._presence.latest(name)
+        return self._presence.latest(name)
 
     def cameras(self) -> list[Status]:
         """Return the status of every camera, sorted by name.
@@ -226,8 +226,7 @@ class Hub:
             return
         self._closing = True
         self._waker.wake()
-        self._thread.join()
-        self._waker.close()
+        self._thread.join(_CLOSE_S)
 
     def __enter__(self) -> Hub:
         return self
@@ -256,6 +255,7 @@ class Hub:
             for mailbox, _ in mailboxes:
                 mailbox.close()
             self._close_ends()
+            self._waker.close()
 
     def _receive(self) -> None:
         poller = Poller(self._waker)

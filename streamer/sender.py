@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _BACKOFF_FIRST_S = 0.25
 _LEAVE_S = 1.0
+_CLOSE_S = 2.0  # to wait for the thread, which may wait for `source`, or one that a signal handler has interrupted
 _BACKOFF_MAX_S = 4.0  # a hub that has recovered gets frames again within five seconds
 _PATIENCE_MAX_S = 30.0  # for a reply, over a slow line; a dead one is noticed by libzmq's heartbeats
 _IDLE_S = 1.0
@@ -359,13 +360,13 @@ class Sender:
     def close(self) -> None:
         """Stop at once, whatever the hub does; a picture not sent yet is discarded."""
         atexit.unregister(self._leave)
-        self._end(None)
+        self._end(_CLOSE_S)
 
     def _leave(self) -> None:
         """Close a sender left open at the end of the program, while pyzmq can still lend and free large frames."""
         self._end(_LEAVE_S)
 
-    def _end(self, within_s: float | None) -> None:
+    def _end(self, within_s: float) -> None:
         """Stop the thread, waiting at most `within_s` seconds."""
         if self._closing or self._process != os.getpid():  # in a fork, a thread that is not there may hold a lock
             return

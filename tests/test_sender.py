@@ -40,6 +40,7 @@ from tests.peers import (
     Program,
     RawHub,
     held_by_another_thread,
+    interrupt,
     listener,
     open_descriptors,
     picture,
@@ -1008,6 +1009,51 @@ def test_the_thread_that_fails_says_so_to_whoever_sends(
 
 
 # -- closing
+
+
+def test_a_signal_handler_may_do_what_its_thread_does() -> None:
+    with Hub(LOCAL) as hub, Sender(hub.endpoint or "", "pi1") as sender:
+        mailbox = hub.open_mailbox()
+        assert interrupt(lambda: sender.send(JPEG), lambda: sender.send(JPEG))
+        assert mailbox.take(WAIT_S)
+        for handle in (hub.open_mailbox, hub.cameras, lambda: hub.latest("pi1")):
+            assert interrupt(lambda: hub.close_mailbox(hub.open_mailbox()), handle)
+
+
+def test_a_signal_handler_may_close_while_its_thread_sends(hub: RawHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender's thread waits for a lock of the one that is interrupted, and that one for the sender's thread."""
+    write, closed = os.write, threading.Event()
+    monkeypatch.setattr(module, "_CLOSE_S", 0.2)
+    with Sender(hub.endpoint, "pi1") as sender:
+
+        def handle(descriptor: int, data: bytes) -> int:
+            if not closed.is_set():
+                closed.set()
+                sender.close()
+            return write(descriptor, data)
+
+        monkeypatch.setattr(os, "write", handle)
+        sender.send(JPEG)
+        assert closed.is_set()
+        sender._thread.join(WAIT_S)
+        assert not sender._thread.is_alive()
+
+
+def test_close_does_not_wait_for_a_source_that_blocks(hub: RawHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CLOSE_S", 0.2)
+    asked, release = threading.Event(), threading.Event()
+
+    def block() -> None:
+        asked.set()
+        release.wait(WAIT_S)
+
+    with Sender(hub.endpoint, "pi1", source=block) as sender:
+        assert asked.wait(WAIT_S)
+        sender.close()
+        assert sender._thread.is_alive()
+        release.set()
+    sender._thread.join(WAIT_S)
+    assert not sender._thread.is_alive()
 
 
 @pytest.mark.parametrize("situation", ["unused", "no hub", "silent hub", "hub closed first", "no ZMQ", "publish"])

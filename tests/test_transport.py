@@ -22,7 +22,7 @@ from streamer import wire
 from streamer.errors import TransportError
 from streamer.transport import Poller, Publisher, Replier, Requester, Subscriber, Waker
 from tests.conftest import Keys, until
-from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, header, listener, open_descriptors, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, header, interrupt, listener, open_descriptors, raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -969,6 +969,12 @@ def test_first_large_frames_of_several_threads_are_lent_to_one_collector(monkeyp
         for thread in threads:
             thread.join()
     assert len(made) == 1
+
+
+def test_a_signal_handler_may_lend_a_large_frame_while_its_thread_does() -> None:
+    large = bytes(1_000_000)
+    with closing(Publisher(LOCAL)) as one, closing(Publisher(LOCAL)) as other:
+        assert interrupt(lambda: one.send(HEADER, large), lambda: other.send(HEADER, large))
 
 
 def test_closing_waits_for_nobody(hub: RawHub) -> None:

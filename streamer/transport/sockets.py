@@ -33,8 +33,8 @@ EVENTS, POLLIN, POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
 # Above this size copying costs more than lending libzmq the buffer, which a Python thread of pyzmq takes back.
 _COPY_MAX_BYTES = 512 * 1024
 # If two threads lend their first buffer at once, each makes that thread's socket and pyzmq 27 loses one: a frame leaks,
-# and now and then the process hangs at exit.
-_lending = threading.Lock()
+# and now and then the process hangs at exit. Reentrant, for signal handlers.
+_lending = threading.RLock()
 os.register_at_fork(before=_lending.acquire, after_in_parent=_lending.release, after_in_child=_lending.release)
 _END_S = 0.5  # to wait for libzmq's thread
 _MEMORY_KEPT_BYTES = 8 * 1024 * 1024  # by the allocator, for the next frames
