@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamer import keys, wire
-from streamer.errors import ConfigError, TransportError, WireError, half_set
+from streamer.errors import ConfigError, TransportError, WireError, half_set, listed, seconds
 from streamer.mailbox import Mailbox
 from streamer.presence import Change, NameTakenError, OvertakenError, Presence, State
 from streamer.refusals import Refusals
@@ -78,12 +78,13 @@ class Hub:
             raise ConfigError("plain_bind is set and curve_key_file is not: without keys, senders need only bind")
         pair = keys.read_pair(Path(curve_key_file)) if curve_key_file else None
         self._allowed = keys.AllowList(Path(curve_allowed_file)) if curve_allowed_file else None
+        stale_after_s, gone_after_s = seconds("stale_after_s", stale_after_s), seconds("gone_after_s", gone_after_s)
         if not 0 < stale_after_s < gone_after_s:
             raise ConfigError(
                 f"stale_after_s is {stale_after_s:g} and gone_after_s {gone_after_s:g}: both must be positive, and the "
                 "second the greater"
             )
-        expected = [cameras] if isinstance(cameras, str) else list(cameras)
+        expected = listed(cameras)
         for name in expected:
             if not wire.is_camera_name(name):
                 raise ConfigError(f"{name!r} is not a camera name: {wire.NAME_RULE}")
@@ -100,7 +101,7 @@ class Hub:
         self._subscribers: list[Subscriber] = []
         self._silent: dict[Subscriber, tuple[str, float]] = {}  # no frame yet: the endpoint, and when to log that
         try:
-            for endpoint in [subscribe] if isinstance(subscribe, str) else subscribe:
+            for endpoint in listed(subscribe):
                 # A context each: libzmq resolves host names of one context in turn, and one may take long.
                 self._subscribers.append(Subscriber(guarded=True))
                 self._subscribers[-1].connect(endpoint)
@@ -200,7 +201,7 @@ class Hub:
             TransportError: the hub belongs to a process that this one was forked from.
         """
         check_process(self._process, "hub")
-        wanted = None if cameras is None else frozenset(cameras)
+        wanted = None if cameras is None else frozenset(listed(cameras))
         mailbox: Mailbox[Frame] = Mailbox(on_ready)
         with self._lock:
             if self._closing or self._failure:

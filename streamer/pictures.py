@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import operator
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -48,7 +49,7 @@ class Pictures:
         threads: how many threads decode; by default one per core, from two to four.
 
     Raises:
-        ConfigError: `at_least` is not such a pair.
+        ConfigError: `at_least` is not such a pair, or `threads` not positive.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class Pictures:
     ) -> None:
         if at_least is not None:
             _check_size(at_least)
+        if not isinstance(threads, int) or threads < 1:
+            raise ConfigError(f"threads is {threads!r}: it must be a number from 1")
         self._decode = decode or (lambda frame: decoded(frame, at_least))
         self._complaints: dict[str, str] = {}  # the last one by camera
         self._hub = hub
@@ -147,7 +150,7 @@ class Pictures:
 
 def _check_size(at_least: tuple[int, int]) -> None:
     try:
-        width, height = at_least
+        width, height = map(operator.index, at_least)
         if width > 0 and height > 0:
             return
     except (TypeError, ValueError):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from streamer import clock, codec, keys, wire
-from streamer.errors import CameraError, ConfigError, TransportError, WireError, half_set
+from streamer.errors import CameraError, ConfigError, TransportError, WireError, half_set, listed, seconds
 from streamer.mailbox import Mailbox
 from streamer.transport import Poller, Publisher, Requester, Waker, check_process, share_interpreter, with_reason
 from streamer.window import Window
@@ -254,8 +254,7 @@ class Sender:
         curve_key_file: Path | str | None = None,
         curve_hub_keys: str | Sequence[str] = (),
     ) -> None:
-        endpoints = [hubs] if isinstance(hubs, str) else list(hubs)
-        hub_keys = [curve_hub_keys] if isinstance(curve_hub_keys, str) else list(curve_hub_keys)
+        endpoints, hub_keys = listed(hubs), listed(curve_hub_keys)
         if bool(endpoints) == bool(publish):
             raise ConfigError("a sender needs either hubs or an address to publish on")
         if source and publish:
@@ -265,10 +264,11 @@ class Sender:
         if not wire.is_camera_name(self.name):
             raise ConfigError(f"{self.name!r} is not a camera name: {wire.NAME_RULE}")
         if in_flight_limit not in range(1, wire.IN_FLIGHT_MAX + 1):
-            raise ConfigError(f"in_flight_limit is {in_flight_limit}: it must be from 1 to {wire.IN_FLIGHT_MAX}")
+            raise ConfigError(f"in_flight_limit is {in_flight_limit!r}: it must be from 1 to {wire.IN_FLIGHT_MAX}")
+        reply_timeout_s = seconds("reply_timeout_s", reply_timeout_s)
         if not 0 < reply_timeout_s < math.inf:
             raise ConfigError(f"reply_timeout_s is {reply_timeout_s}: it must be a positive number of seconds")
-        every_s = every_s if every_s is None else float(every_s)
+        every_s = every_s if every_s is None else seconds("every_s", every_s)
         if every_s is not None and not wire.is_interval(every_s):
             raise ConfigError(f"every_s is {every_s}: it must be a positive number of seconds")
         if release is not None and not wire.is_release(release):
@@ -318,13 +318,15 @@ class Sender:
             captured_ns: when the sensor was read: wall clock, in ns since 1970; by default now.
 
         Raises:
-            WireError: the picture is neither, or too large.
+            WireError: the picture is neither, or too large; or `captured_ns` is no such time.
             TransportError: the sender is closed, has failed for good (out of file descriptors, say), or was made before
                 this process was forked: a fork does not copy its thread.
         """
         if self._closing or self._failure:
             raise TransportError(f"the sender has failed: {self._failure}" if self._failure else "the sender is closed")
         check_process(self._process, "sender")
+        if captured_ns:
+            captured_ns = wire.check_captured(captured_ns)
         self._mailbox.put(self.name, self._outgoing(picture, captured_ns))
 
     def _outgoing(self, picture: Buffer | npt.NDArray[Any], captured_ns: int | None) -> _Outgoing:

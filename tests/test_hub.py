@@ -662,6 +662,9 @@ def test_a_hub_that_cannot_be_opened_says_so_and_leaves_nothing_open(
         {"stale_after_s": -1},
         {"stale_after_s": 5, "gone_after_s": 5},
         {"gone_after_s": float("nan")},
+        {"stale_after_s": "soon"},
+        {"gone_after_s": None},
+        {"cameras": None},
     ],
 )
 def test_arguments_that_make_no_sense_are_told(arguments: dict[str, Any]) -> None:
@@ -669,9 +672,12 @@ def test_arguments_that_make_no_sense_are_told(arguments: dict[str, Any]) -> Non
         Hub(LOCAL, **arguments)
 
 
-def test_one_name_and_one_address_need_no_list() -> None:
-    with Hub(None, cameras="door", subscribe="tcp://127.0.0.1:1") as hub:
-        assert states(hub) == {"door": "WAITING"}
+def test_one_name_and_one_address_need_no_list(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    with Hub(None, cameras="door", subscribe="tcp://127.0.0.1:1") as other:
+        assert states(other) == {"door": "WAITING"}
+    mailbox = hub.open_mailbox("door")
+    send(peer, "door", 1)
+    assert mailbox.take(WAIT_S)
 
 
 def test_a_port_that_a_stock_hub_holds_is_in_use() -> None:

@@ -55,10 +55,16 @@ class Cameras:
         until(lambda: sender.statistics.answered > answered)
 
 
-@pytest.mark.parametrize("at_least", [320, (0, 0), (320, -1), (320,), ("a", "b")])
+@pytest.mark.parametrize("at_least", [320, (0, 0), (320, -1), (320,), ("a", "b"), (320.5, 240)])
 def test_a_size_that_is_none_is_told_at_once(hub: streamer.Hub, at_least: Any) -> None:
     with pytest.raises(ConfigError, match=r"at_least is .*: it must be \(width, height\) in pixels"):
         streamer.Pictures(hub, at_least)
+
+
+@pytest.mark.parametrize("threads", [0, -1, "2"])
+def test_a_number_of_threads_that_decodes_nothing_is_told_at_once(hub: streamer.Hub, threads: Any) -> None:
+    with pytest.raises(ConfigError, match=f"threads is {threads!r}: it must be a number from 1"):
+        streamer.Pictures(hub, threads=threads)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -962,6 +963,22 @@ def test_what_is_no_picture_is_refused_at_once(picture: Any) -> None:
         sender.send(picture)
 
 
+@pytest.mark.parametrize("captured_ns", [-1, 2**63, float("nan"), "soon", [1]])
+def test_a_time_that_is_none_is_refused_at_once_and_the_sender_goes_on(captured_ns: Any, hub: RawHub) -> None:
+    with Sender(hub.endpoint, "pi1") as sender:
+        with pytest.raises(WireError, match=rf"^captured_ns is {re.escape(repr(captured_ns))}: it must be wall clock"):
+            sender.send(JPEG, captured_ns=captured_ns)
+        sender.send(JPEG, captured_ns=np.int64(5))  # type: ignore[arg-type]
+        assert hub.take()[1]["captured"] == 5
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 3), (0, 8), (6, 8, 0)])
+def test_a_picture_without_pixels_is_refused_with_its_shape(shape: tuple[int, ...]) -> None:
+    with Sender("tcp://127.0.0.1:1", "pi1") as sender, pytest.raises(WireError, match="an empty array") as refused:
+        sender.send(np.zeros(shape, np.uint8))
+    assert str(shape) in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -980,7 +997,13 @@ def test_what_is_no_picture_is_refused_at_once(picture: Any) -> None:
         ({"hubs": "tcp://127.0.0.1:1", "every_s": float("inf")}, ConfigError),
         ({"hubs": "tcp://127.0.0.1:1", "release": "a/b"}, ConfigError),
         ({"hubs": "tcp://127.0.0.1:1", "release": ""}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "reply_timeout_s": None}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "every_s": "1/30"}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "every_s": [1]}, ConfigError),
         ({"hubs": "rubbish"}, TransportError),
+        ({"hubs": None}, TransportError),
+        ({"hubs": b"tcp://127.0.0.1:1"}, TransportError),
+        ({"hubs": Path("tcp://127.0.0.1:1")}, TransportError),
         ({"hubs": ["tcp://127.0.0.1:1", "rubbish"]}, TransportError),
         ({"publish": "rubbish"}, TransportError),
     ],

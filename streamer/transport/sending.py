@@ -134,7 +134,7 @@ class Requester:
         self._is_refused = self._met = False
         self._misses = 0
         self._replied: zmq.Frame | None = None
-        events = (_MET | ENDED if self._queues else ENDED) | (_MISSED if _NAMED.fullmatch(self.endpoint) else 0)
+        events = (_MET | ENDED if self._queues else ENDED) | (_MISSED if _NAMED.fullmatch(str(self.endpoint)) else 0)
         self.monitor = monitor_events(self.socket, events, f"inproc://left-{self._opened}")
         connect(self.socket, self.endpoint)
 
