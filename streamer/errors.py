@@ -57,6 +57,13 @@ class MissingExtraError(StreamerError):
             remedy = f", which is there but does not load: {' '.join(str(error).split())}"
         super().__init__(f"{purpose} needs the extra '{extra}'{remedy}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _with_text, (str(self),)  # a process pool pickles what its workers raise
+
+
+def _with_text(text: str) -> MissingExtraError:
+    return MissingExtraError.__new__(MissingExtraError, text)
+
 
 def one_line(text: str) -> str:
     """Make a text one line that a terminal and a journal show as it is, whatever is in it."""
