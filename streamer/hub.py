@@ -22,6 +22,7 @@ from streamer.transport import Poller, Replier, Subscriber, Waker, check_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Self
 
     from streamer.frame import Frame
     from streamer.presence import Notice, Status
@@ -39,8 +40,8 @@ _log = logging.getLogger(__name__)
 class Hub:
     """Receives from any number of senders, ours and stock imagezmq ones, on one port.
 
-    Starts a thread, and lowers the process's thread switch interval to 0.1 ms (`sys.setswitchinterval`), so that no
-    other thread holds it up.
+    Starts a thread, which runs until `close`, and lowers the process's thread switch interval to 0.1 ms
+    (`sys.setswitchinterval`), so that no other thread holds it up.
 
     Args:
         bind: where senders connect, `tcp://*:PORT`; None to subscribe only.
@@ -229,7 +230,7 @@ class Hub:
         self._waker.wake()
         self._thread.join(_CLOSE_S)
 
-    def __enter__(self) -> Hub:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -20,6 +20,7 @@ from streamer.errors import TransportError, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
     import numpy.typing as npt
     from typing_extensions import Buffer
@@ -125,7 +126,7 @@ class ImageSender:
         """Close at once, whatever is in flight."""
         self._end.close()
 
-    def __enter__(self) -> ImageSender:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,7 +174,7 @@ class ImageSender:
 
 
 class ImageHub:
-    """Receives pictures one by one, each to be answered before the next.
+    """Receives pictures one by one, each to be answered before the next. Not thread-safe, not even `close`.
 
     Args:
         open_port: the address to listen on; with `REQ_REP=False`, a publishing sender to connect to.
@@ -238,7 +239,7 @@ class ImageHub:
         label, payload, (dtype, shape) = self._next(_check_array)
         return label, np.frombuffer(bytearray(payload) if copy else payload, dtype).reshape(shape)
 
-    def recv_jpg(self, copy: bool = False) -> tuple[Any, Buffer]:  # noqa: FBT001, FBT002
+    def recv_jpg(self, copy: bool = False) -> tuple[Any, Any]:  # noqa: FBT001, FBT002
         """Wait for the next JPEG.
 
         Args:
@@ -270,7 +271,7 @@ class ImageHub:
         """Close at once, whatever is in flight."""
         self._end.close()
 
-    def __enter__(self) -> ImageHub:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

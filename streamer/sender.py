@@ -27,6 +27,7 @@ from streamer.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Self
 
     import numpy.typing as npt
     from typing_extensions import Buffer
@@ -214,8 +215,8 @@ class _Link:
 class Sender:
     """Sends pictures to a hub, newest first, without ever blocking the caller.
 
-    Starts a thread, and lowers the process's thread switch interval to 0.1 ms (`sys.setswitchinterval`), so that no
-    other thread holds it up.
+    Starts a thread, which runs until `close`, and lowers the process's thread switch interval to 0.1 ms
+    (`sys.setswitchinterval`), so that no other thread holds it up.
 
     Args:
         hubs: one endpoint or several, `tcp://HOST:PORT`; frames go to the first in the list that answers.
@@ -378,7 +379,7 @@ class Sender:
         if threading.current_thread() is not self._thread:  # `source` may call this
             self._thread.join(within_s)
 
-    def __enter__(self) -> Sender:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
