@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import zmq as zmq
+
     from streamer.errors import (
         CameraError,
         CodecError,
@@ -49,10 +51,17 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    # Imported when first used, so that a command starts without what it does not need.
-    if name == "zmq":  # which imagezmq exports: its users write imagezmq.zmq.RCVTIMEO
-        return importlib.import_module("zmq")
-    if name not in __all__:
-        raise AttributeError(f"module 'streamer' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"streamer.{_MODULES.get(name, 'errors')}"), name)
+if not TYPE_CHECKING:  # to a type checker, a module with this function has every name
+
+    def __getattr__(name: str) -> object:
+        # Imported when first used, so that a command starts without what it does not need.
+        if name == "zmq":  # which imagezmq exports: its users write imagezmq.zmq.RCVTIMEO
+            return importlib.import_module("zmq")
+        if name not in __all__:
+            raise AttributeError(f"module 'streamer' has no attribute '{name}'")
+        return getattr(importlib.import_module(f"streamer.{_MODULES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    # For help() and completion, which see only what was used already.
+    return sorted({*globals(), *__all__})

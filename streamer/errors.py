@@ -1,5 +1,12 @@
 """The errors this package raises; the text of each is one line, fit to be shown to a person."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class StreamerError(Exception):
     """The root: catch this to catch every error below."""
@@ -50,10 +57,36 @@ class MissingExtraError(StreamerError):
             remedy = f", which is there but does not load: {' '.join(str(error).split())}"
         super().__init__(f"{purpose} needs the extra '{extra}'{remedy}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _with_text, (str(self),)  # a process pool pickles what its workers raise
+
+
+def _with_text(text: str) -> MissingExtraError:
+    return MissingExtraError.__new__(MissingExtraError, text)
+
 
 def one_line(text: str) -> str:
     """Make a text one line that a terminal and a journal show as it is, whatever is in it."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def listed(given: str | Iterable[str]) -> list[str]:
+    """Make a list of one text or several; of whatever else was given too, for who reads it to refuse."""
+    if hasattr(given, "__iter__") and not isinstance(given, str | bytes):
+        return list(given)
+    return [cast("str", given)]
+
+
+def seconds(name: str, given: float) -> float:
+    """Return a time in seconds that was given by this name.
+
+    Raises:
+        ConfigError: it is not a number.
+    """
+    try:
+        return float(given)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} is {given!r}: it must be a number of seconds") from None
 
 
 def half_set(**pair: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ RAW_JPEG_QUALITY = 95
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture as the hub received it. Immutable.
+    """One picture as the hub received it. Immutable; pickling copies the payload.
 
     Attributes:
         camera: name of the camera, as its sender gave it; imagezmq programs send their host's name.
@@ -65,6 +65,9 @@ class Frame:
         frame = cls.__new__(cls)
         object.__setattr__(frame, "__dict__", attributes)
         return frame
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"payload": bytes(self.payload)}
 
     @property
     def is_jpeg(self) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamer import keys, wire
-from streamer.errors import ConfigError, TransportError, WireError, half_set
+from streamer.errors import ConfigError, TransportError, WireError, half_set, listed, seconds
 from streamer.mailbox import Mailbox
 from streamer.presence import Change, NameTakenError, OvertakenError, Presence, State
 from streamer.refusals import Refusals
@@ -22,6 +22,7 @@ from streamer.transport import Poller, Replier, Subscriber, Waker, check_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Self
 
     from streamer.frame import Frame
     from streamer.presence import Notice, Status
@@ -31,6 +32,7 @@ _TICK_S = 0.25
 _SILENT_S = 3.0  # without a frame from a publisher before that is logged
 _REMIND_S = 60.0
 _LOOK_S = 0.05  # how long the socket waits for the next frame, and new peers are kept waiting while frames come
+_CLOSE_S = 2.0  # to wait for the thread, which may wait for one that a signal handler has interrupted
 _BATCH = 256  # messages received in a row before the clock is read and `close` is noticed
 _log = logging.getLogger(__name__)
 
@@ -38,8 +40,8 @@ _log = logging.getLogger(__name__)
 class Hub:
     """Receives from any number of senders, ours and stock imagezmq ones, on one port.
 
-    Starts a thread, and lowers the process's thread switch interval to 0.1 ms (`sys.setswitchinterval`), so that no
-    other thread holds it up.
+    Starts a thread, which runs until `close`, and lowers the process's thread switch interval to 0.1 ms
+    (`sys.setswitchinterval`), so that no other thread holds it up.
 
     Args:
         bind: where senders connect, `tcp://*:PORT`; None to subscribe only.
@@ -77,18 +79,19 @@ class Hub:
             raise ConfigError("plain_bind is set and curve_key_file is not: without keys, senders need only bind")
         pair = keys.read_pair(Path(curve_key_file)) if curve_key_file else None
         self._allowed = keys.AllowList(Path(curve_allowed_file)) if curve_allowed_file else None
+        stale_after_s, gone_after_s = seconds("stale_after_s", stale_after_s), seconds("gone_after_s", gone_after_s)
         if not 0 < stale_after_s < gone_after_s:
             raise ConfigError(
                 f"stale_after_s is {stale_after_s:g} and gone_after_s {gone_after_s:g}: both must be positive, and the "
                 "second the greater"
             )
-        expected = [cameras] if isinstance(cameras, str) else list(cameras)
+        expected = listed(cameras)
         for name in expected:
             if not wire.is_camera_name(name):
                 raise ConfigError(f"{name!r} is not a camera name: {wire.NAME_RULE}")
         self.stale_after_s, self.gone_after_s = stale_after_s, gone_after_s
         self._presence = Presence(expected, stale_after_s=stale_after_s, gone_after_s=gone_after_s)
-        self._lock = threading.Lock()  # guards the presence table and the list of mailboxes
+        self._lock = threading.RLock()  # guards the presence table and the list of mailboxes
         self._mailboxes: list[tuple[Mailbox[Frame], frozenset[str] | None]] = []
         self._refusals = Refusals(_log)
         self._closing = False
@@ -99,7 +102,7 @@ class Hub:
         self._subscribers: list[Subscriber] = []
         self._silent: dict[Subscriber, tuple[str, float]] = {}  # no frame yet: the endpoint, and when to log that
         try:
-            for endpoint in [subscribe] if isinstance(subscribe, str) else subscribe:
+            for endpoint in listed(subscribe):
                 # A context each: libzmq resolves host names of one context in turn, and one may take long.
                 self._subscribers.append(Subscriber(guarded=True))
                 self._subscribers[-1].connect(endpoint)
@@ -154,8 +157,7 @@ class Hub:
             TransportError: the hub belongs to a process that this one was forked from.
         """
         check_process(self._process, "hub")
-        with self._lock:
-            return self._presence.latest(name)
+        return self._presence.latest(name)
 
     def cameras(self) -> list[Status]:
         """Return the status of every camera, sorted by name.
@@ -200,7 +202,7 @@ class Hub:
             TransportError: the hub belongs to a process that this one was forked from.
         """
         check_process(self._process, "hub")
-        wanted = None if cameras is None else frozenset(cameras)
+        wanted = None if cameras is None else frozenset(listed(cameras))
         mailbox: Mailbox[Frame] = Mailbox(on_ready)
         with self._lock:
             if self._closing or self._failure:
@@ -214,20 +216,21 @@ class Hub:
 
     def close_mailbox(self, mailbox: Mailbox[Frame]) -> None:
         """Close a mailbox that `open_mailbox` returned."""
+        if self._process != os.getpid():  # in a fork, a thread that is not there may hold a lock
+            return
         mailbox.close()
         with self._lock:
             self._mailboxes = [entry for entry in self._mailboxes if entry[0] is not mailbox]
 
     def close(self) -> None:
         """Stop at once, whatever the senders do."""
-        if self._closing:
+        if self._closing or self._process != os.getpid():
             return
         self._closing = True
         self._waker.wake()
-        self._thread.join()
-        self._waker.close()
+        self._thread.join(_CLOSE_S)
 
-    def __enter__(self) -> Hub:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -254,6 +257,7 @@ class Hub:
             for mailbox, _ in mailboxes:
                 mailbox.close()
             self._close_ends()
+            self._waker.close()
 
     def _receive(self) -> None:
         poller = Poller(self._waker)

@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from streamer import transport, wire
@@ -19,6 +20,7 @@ from streamer.errors import TransportError, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
     import numpy.typing as npt
     from typing_extensions import Buffer
@@ -69,6 +71,7 @@ class ImageSender:
         # Held for one picture and its reply: libzmq aborts the process if two threads use a socket at once. Reentrant,
         # as a signal handler may send while its thread does.
         self._turn = threading.RLock()
+        self._asking = False
         self._start = wire.make_start()
         self._complaints = _Complaints()
         self._counts: dict[str, int] = {}  # pictures sent by camera, the least recently used first
@@ -123,7 +126,7 @@ class ImageSender:
         """Close at once, whatever is in flight."""
         self._end.close()
 
-    def __enter__(self) -> ImageSender:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,7 +141,7 @@ class ImageSender:
             extras = {"seq": seq, "start": self._start, "captured": time.time_ns()}
             header = wire.make_header(msg, dtype=dtype, shape=shape, extras=extras)
             if isinstance(self._end, transport.Requester):
-                reply = self._end.ask(header, payload)
+                reply = self._ask(self._end, header, payload)
                 why = wire.refusal_reason(reply)
                 if why is not None:  # most programs do not look at the reply
                     self._complaints.tell("%s refuses the frames: %s", self._end.endpoint, why)
@@ -147,6 +150,17 @@ class ImageSender:
                 self._end.widen(2 * len(self._counts))
             self._end.send(header, payload)
             return None
+
+    def _ask(self, end: transport.Requester, header: bytes, payload: memoryview) -> bytes:
+        """Send a picture and wait for its reply."""
+        if self._asking:  # by what a signal handler has interrupted, which still waits for its own reply
+            with closing(end.another()) as other:
+                return other.ask(header, payload)
+        self._asking = True
+        try:
+            return end.ask(header, payload)
+        finally:
+            self._asking = False
 
     def _count(self, msg: object) -> int | None:
         """Return the next sequence number of a camera, or None for a label that is no camera's name."""
@@ -160,7 +174,7 @@ class ImageSender:
 
 
 class ImageHub:
-    """Receives pictures one by one, each to be answered before the next.
+    """Receives pictures one by one, each to be answered before the next. Not thread-safe, not even `close`.
 
     Args:
         open_port: the address to listen on; with `REQ_REP=False`, a publishing sender to connect to.
@@ -225,7 +239,7 @@ class ImageHub:
         label, payload, (dtype, shape) = self._next(_check_array)
         return label, np.frombuffer(bytearray(payload) if copy else payload, dtype).reshape(shape)
 
-    def recv_jpg(self, copy: bool = False) -> tuple[Any, Buffer]:  # noqa: FBT001, FBT002
+    def recv_jpg(self, copy: bool = False) -> tuple[Any, Any]:  # noqa: FBT001, FBT002
         """Wait for the next JPEG.
 
         Args:
@@ -257,7 +271,7 @@ class ImageHub:
         """Close at once, whatever is in flight."""
         self._end.close()
 
-    def __enter__(self) -> ImageHub:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

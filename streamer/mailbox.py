@@ -25,7 +25,7 @@ class Mailbox(Generic[Item]):
         self._on_ready = on_ready
         self._slots: dict[str, Item] = {}
         self._held: dict[str, Item | None] = {}  # by key that a taker holds: the newest item put since
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant, as a signal handler may put or close while its thread does
         self._changed = threading.Condition(self._lock)
         self._closed = False
         self.dropped = 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import operator
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -48,7 +49,7 @@ class Pictures:
         threads: how many threads decode; by default one per core, from two to four.
 
     Raises:
-        ConfigError: `at_least` is not such a pair.
+        ConfigError: `at_least` is not such a pair, or `threads` not positive.
     """
 
     def __init__(
@@ -62,9 +63,12 @@ class Pictures:
     ) -> None:
         if at_least is not None:
             _check_size(at_least)
+        if not isinstance(threads, int) or threads < 1:
+            raise ConfigError(f"threads is {threads!r}: it must be a number from 1")
         self._decode = decode or (lambda frame: decoded(frame, at_least))
         self._complaints: dict[str, str] = {}  # the last one by camera
         self._hub = hub
+        self._process = os.getpid()
         self._failure: Exception | None = None
         self._decoded: Mailbox[tuple[Frame, Image | None]] = Mailbox()
         self._frames = hub.open_mailbox(cameras)
@@ -84,8 +88,10 @@ class Pictures:
             3), BGR, or the raw array as sent; None if the frame is damaged, which is logged once per camera and reason.
 
         Raises:
-            TransportError: receiving has failed for good.
+            TransportError: receiving has failed for good; or these belong to a process that this one was forked from.
         """
+        if self._process != os.getpid():
+            raise TransportError("the pictures were made before this process was forked: make a hub and them in each")
         taken = self._decoded.take(timeout_s)
         if taken is None and self._failure:
             raise self._failure
@@ -97,7 +103,7 @@ class Pictures:
         """Yield (frame, picture) as they are decoded, skipping damaged frames, until the hub is closed.
 
         Raises:
-            TransportError: receiving has failed for good.
+            TransportError: receiving has failed for good; or these belong to a process that this one was forked from.
         """
         while (taken := self.take(None)) is not None:
             frame, image = taken
@@ -144,7 +150,7 @@ class Pictures:
 
 def _check_size(at_least: tuple[int, int]) -> None:
     try:
-        width, height = at_least
+        width, height = map(operator.index, at_least)
         if width > 0 and height > 0:
             return
     except (TypeError, ValueError):

@@ -429,7 +429,7 @@ class Presence:
         return changes
 
     def latest(self, name: str) -> Frame | None:
-        """Return the newest frame of a camera, or None."""
+        """Return the newest frame of a camera, or None. Needs no lock."""
         camera = self._cameras.get(name)
         return camera.frame if camera else None
 

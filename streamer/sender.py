@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from streamer import clock, codec, keys, wire
-from streamer.errors import CameraError, ConfigError, TransportError, WireError, half_set
+from streamer.errors import CameraError, ConfigError, TransportError, WireError, half_set, listed, seconds
 from streamer.mailbox import Mailbox
 from streamer.transport import Poller, Publisher, Requester, Waker, check_process, share_interpreter, with_reason
 from streamer.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Self
 
     import numpy.typing as npt
     from typing_extensions import Buffer
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _BACKOFF_FIRST_S = 0.25
 _LEAVE_S = 1.0
+_CLOSE_S = 2.0  # to wait for the thread, which may wait for `source`, or one that a signal handler has interrupted
 _BACKOFF_MAX_S = 4.0  # a hub that has recovered gets frames again within five seconds
 _PATIENCE_MAX_S = 30.0  # for a reply, over a slow line; a dead one is noticed by libzmq's heartbeats
 _IDLE_S = 1.0
@@ -213,8 +215,8 @@ class _Link:
 class Sender:
     """Sends pictures to a hub, newest first, without ever blocking the caller.
 
-    Starts a thread, and lowers the process's thread switch interval to 0.1 ms (`sys.setswitchinterval`), so that no
-    other thread holds it up.
+    Starts a thread, which runs until `close`, and lowers the process's thread switch interval to 0.1 ms
+    (`sys.setswitchinterval`), so that no other thread holds it up.
 
     Args:
         hubs: one endpoint or several, `tcp://HOST:PORT`; frames go to the first in the list that answers.
@@ -253,8 +255,7 @@ class Sender:
         curve_key_file: Path | str | None = None,
         curve_hub_keys: str | Sequence[str] = (),
     ) -> None:
-        endpoints = [hubs] if isinstance(hubs, str) else list(hubs)
-        hub_keys = [curve_hub_keys] if isinstance(curve_hub_keys, str) else list(curve_hub_keys)
+        endpoints, hub_keys = listed(hubs), listed(curve_hub_keys)
         if bool(endpoints) == bool(publish):
             raise ConfigError("a sender needs either hubs or an address to publish on")
         if source and publish:
@@ -264,10 +265,11 @@ class Sender:
         if not wire.is_camera_name(self.name):
             raise ConfigError(f"{self.name!r} is not a camera name: {wire.NAME_RULE}")
         if in_flight_limit not in range(1, wire.IN_FLIGHT_MAX + 1):
-            raise ConfigError(f"in_flight_limit is {in_flight_limit}: it must be from 1 to {wire.IN_FLIGHT_MAX}")
+            raise ConfigError(f"in_flight_limit is {in_flight_limit!r}: it must be from 1 to {wire.IN_FLIGHT_MAX}")
+        reply_timeout_s = seconds("reply_timeout_s", reply_timeout_s)
         if not 0 < reply_timeout_s < math.inf:
             raise ConfigError(f"reply_timeout_s is {reply_timeout_s}: it must be a positive number of seconds")
-        every_s = every_s if every_s is None else float(every_s)
+        every_s = every_s if every_s is None else seconds("every_s", every_s)
         if every_s is not None and not wire.is_interval(every_s):
             raise ConfigError(f"every_s is {every_s}: it must be a positive number of seconds")
         if release is not None and not wire.is_release(release):
@@ -317,13 +319,15 @@ class Sender:
             captured_ns: when the sensor was read: wall clock, in ns since 1970; by default now.
 
         Raises:
-            WireError: the picture is neither, or too large.
+            WireError: the picture is neither, or too large; or `captured_ns` is no such time.
             TransportError: the sender is closed, has failed for good (out of file descriptors, say), or was made before
                 this process was forked: a fork does not copy its thread.
         """
         if self._closing or self._failure:
             raise TransportError(f"the sender has failed: {self._failure}" if self._failure else "the sender is closed")
         check_process(self._process, "sender")
+        if captured_ns:
+            captured_ns = wire.check_captured(captured_ns)
         self._mailbox.put(self.name, self._outgoing(picture, captured_ns))
 
     def _outgoing(self, picture: Buffer | npt.NDArray[Any], captured_ns: int | None) -> _Outgoing:
@@ -359,16 +363,15 @@ class Sender:
     def close(self) -> None:
         """Stop at once, whatever the hub does; a picture not sent yet is discarded."""
         atexit.unregister(self._leave)
-        self._end(None)
+        self._end(_CLOSE_S)
 
     def _leave(self) -> None:
         """Close a sender left open at the end of the program, while pyzmq can still lend and free large frames."""
-        if self._process == os.getpid():
-            self._end(_LEAVE_S)
+        self._end(_LEAVE_S)
 
-    def _end(self, within_s: float | None) -> None:
+    def _end(self, within_s: float) -> None:
         """Stop the thread, waiting at most `within_s` seconds."""
-        if self._closing:
+        if self._closing or self._process != os.getpid():  # in a fork, a thread that is not there may hold a lock
             return
         self._closing = True
         self._mailbox.close()
@@ -376,7 +379,7 @@ class Sender:
         if threading.current_thread() is not self._thread:  # `source` may call this
             self._thread.join(within_s)
 
-    def __enter__(self) -> Sender:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -236,6 +236,21 @@ def check_jpeg(payload: bytes | memoryview, read_size: _ReadSize = codec.jpeg_si
     return width, height
 
 
+def check_captured(captured_ns: object) -> int:
+    """Return when a sensor was read, by the wall clock in ns since 1970, as an int.
+
+    Raises:
+        WireError: it is no such time.
+    """
+    try:
+        stamp_ns = int(cast("int", captured_ns))
+    except (TypeError, ValueError, OverflowError):
+        stamp_ns = -1
+    if not 0 <= stamp_ns <= _INT_MAX:
+        raise WireError(f"captured_ns is {captured_ns!r}: it must be wall clock time as time.time_ns() returns it")
+    return stamp_ns
+
+
 def check_length(length: int) -> None:
     """Check the length of a payload, in bytes.
 
@@ -261,6 +276,8 @@ def array_to_send(array: npt.NDArray[Any]) -> tuple[memoryview, str, tuple[int, 
         raise WireError(f"no array: {type(array).__name__}") from None
     if not is_contiguous:
         array = array.copy()
+    if not array.size:
+        raise WireError(f"an empty array, its shape is {array.shape}")
     dtype, shape = _form(array.dtype, array.shape)
     return memoryview(cast("Buffer", array)), dtype, shape
 

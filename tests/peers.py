@@ -121,6 +121,50 @@ def said_after_fork(*calls: Callable[[], object]) -> list[str]:
     return lines
 
 
+def interrupt(call: Callable[[], object], handle: Callable[[], object]) -> bool:
+    """Make a call during which `handle` is called at each line, as a signal handler may be; return whether it ends."""
+    handling = False
+
+    def trace(frame: object, event: str, _: object) -> Any:
+        nonlocal handling
+        if event == "line" and not handling:
+            handling = True
+            handle()
+            handling = False
+        return trace
+
+    def run() -> None:
+        sys.settrace(trace)
+        call()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(WAIT_S)
+    return not thread.is_alive()
+
+
+@contextlib.contextmanager
+def held_by_another_thread(*locks: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+    """Hold locks as a thread in the middle of its work does, of which a fork copies the locks but not the thread."""
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with contextlib.ExitStack() as stack:
+            for lock in locks:
+                stack.enter_context(lock)
+            held.set()
+            release.wait(2 * WAIT_S)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(WAIT_S)
+    try:
+        yield
+    finally:
+        release.set()
+        holder.join()
+
+
 def compute(for_s: float) -> None:
     """Compute in Python for so many seconds, as a program that gives no other thread of its process a chance."""
     end = time.monotonic() + for_s

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +125,19 @@ def test_array_that_no_jpeg_can_show(array: np.ndarray[Any, Any]) -> None:
     with pytest.raises(CodecError, match="only uint8 arrays"):
         frame.jpeg  # noqa: B018 - asking is the test
     assert frame.image.shape == array.shape
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda frame: pickle.loads(pickle.dumps(frame))])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_frame_can_be_given_to_another_process(copied: Callable[[Frame], Frame], used: bool) -> None:
+    array = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    frame = Frame("pi1", memoryview(array.tobytes()), 4, 2, 5, dtype="uint8", shape=(2, 4, 3), seq=7)
+    if used:
+        assert frame.jpeg is not None
+    other = copied(frame)
+    assert np.array_equal(other.image, array)
+    assert (other.camera, other.seq, other.received_ns, other.jpeg) == ("pi1", 7, 5, frame.jpeg)
+    assert set(vars(other)) == set(vars(frame)) | {"image", "jpeg"}
 
 
 def test_damaged_jpeg_still_goes_on_as_it_came() -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import importlib
+import pickle
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_type
 
 import pytest
+import zmq
 from flit_core import buildapi  # type: ignore[import-untyped]
 
 import streamer
@@ -241,7 +245,35 @@ def test_public_name_is_there(name: str) -> None:
 
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="module 'streamer' has no attribute 'Nothing'"):
-        streamer.Nothing  # noqa: B018 - asking is the test
+        streamer.Nothing  # type: ignore[attr-defined]  # noqa: B018 - asking is the test
+
+
+def test_public_names_are_offered_before_they_are_used() -> None:
+    program = "import streamer; print(set(streamer.__all__) <= set(dir(streamer)), 'Sender' in vars(streamer))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"
+
+
+class OwnHub(streamer.Hub):
+    """A program's."""
+
+
+class OwnSender(streamer.Sender):
+    """A program's."""
+
+
+def test_types_are_those_that_programs_need() -> None:
+    """Checked by mypy."""
+    assert_type(streamer.zmq.RCVTIMEO, zmq.SocketOption)
+    with OwnHub("tcp://127.0.0.1:*") as hub, OwnSender("tcp://127.0.0.1:1", "pi1") as sender:
+        assert_type(hub, OwnHub)
+        assert_type(sender, OwnSender)
+
+
+def test_an_error_of_a_worker_process_reaches_its_pool() -> None:
+    error = streamer.MissingExtraError("decoding", "opencv", "python3-opencv", by_pip=False)
+    copied = pickle.loads(pickle.dumps(error))
+    assert (type(copied), str(copied)) == (streamer.MissingExtraError, str(error))
 
 
 def test_version_of_the_wheel_is_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

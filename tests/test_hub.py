@@ -28,7 +28,18 @@ from streamer.refusals import Refusals
 from streamer.sender import Sender
 from streamer.transport import Replier
 from tests.conftest import HubClock, Keys, until
-from tests.peers import JPEG, LOCAL, WAIT_S, Program, header, open_descriptors, picture, raw, said_after_fork
+from tests.peers import (
+    JPEG,
+    LOCAL,
+    WAIT_S,
+    Program,
+    header,
+    held_by_another_thread,
+    open_descriptors,
+    picture,
+    raw,
+    said_after_fork,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -651,6 +662,9 @@ def test_a_hub_that_cannot_be_opened_says_so_and_leaves_nothing_open(
         {"stale_after_s": -1},
         {"stale_after_s": 5, "gone_after_s": 5},
         {"gone_after_s": float("nan")},
+        {"stale_after_s": "soon"},
+        {"gone_after_s": None},
+        {"cameras": None},
     ],
 )
 def test_arguments_that_make_no_sense_are_told(arguments: dict[str, Any]) -> None:
@@ -658,9 +672,12 @@ def test_arguments_that_make_no_sense_are_told(arguments: dict[str, Any]) -> Non
         Hub(LOCAL, **arguments)
 
 
-def test_one_name_and_one_address_need_no_list() -> None:
-    with Hub(None, cameras="door", subscribe="tcp://127.0.0.1:1") as hub:
-        assert states(hub) == {"door": "WAITING"}
+def test_one_name_and_one_address_need_no_list(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    with Hub(None, cameras="door", subscribe="tcp://127.0.0.1:1") as other:
+        assert states(other) == {"door": "WAITING"}
+    mailbox = hub.open_mailbox("door")
+    send(peer, "door", 1)
+    assert mailbox.take(WAIT_S)
 
 
 def test_a_port_that_a_stock_hub_holds_is_in_use() -> None:
@@ -726,6 +743,13 @@ def test_a_hub_of_another_process_says_so(hub: Hub) -> None:
     said = said_after_fork(lambda: next(iter(hub)), lambda: hub.latest("pi1"), hub.cameras, hub.open_mailbox, hub.close)
     assert said == 4 * ["the hub was made before this process was forked: make one in each"]
     assert hub.cameras() == []
+
+
+def test_closing_a_hub_of_another_process_waits_for_none_of_its_threads(hub: Hub) -> None:
+    mailbox = hub.open_mailbox()
+    with held_by_another_thread(hub._lock, mailbox._lock, hub._waker._lock):
+        assert said_after_fork(lambda: hub.close_mailbox(mailbox), hub.close) == []
+    assert not mailbox.closed
 
 
 # -- restart

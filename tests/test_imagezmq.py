@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import signal
 import threading
 import time
 from concurrent.futures import wait
@@ -501,6 +502,44 @@ def test_a_hub_subscribes_to_more_senders_by_connect(pool: ThreadPoolExecutor) -
 def test_connect_of_a_replying_hub_says_that_it_does_nothing(hub: ImageHub, caplog: pytest.LogCaptureFixture) -> None:
     hub.connect("tcp://127.0.0.1:1")
     assert caplog.messages == ["connect('tcp://127.0.0.1:1') does nothing: this hub was not made with REQ_REP=False"]
+
+
+def test_a_signal_handler_may_send_while_its_thread_waits_for_a_reply(
+    address: str, sender: ImageSender, pool: ThreadPoolExecutor
+) -> None:
+    """Nothing of what it interrupts is lost, or sent twice."""
+    replies: list[bytes | None] = []
+    wanted = threading.Semaphore(0)
+
+    def handle(*_: object) -> None:
+        if wanted.acquire(blocking=False):
+            replies.append(sender.send_jpg("handler", JPEG))
+
+    def answer(hub: RawHub) -> list[str]:
+        labels = []
+        for number in range(3):
+            waiting, fields, _ = hub.take()
+            wanted.release()
+            while not hub.waits(0.05):  # a signal just before a system call that waits does not end it
+                signal.pthread_kill(main, signal.SIGUSR1)
+            route, handlers, _ = hub.take()
+            hub.reply(route, b"handler's")
+            until(lambda number=number: len(replies) > number)  # type: ignore[misc]
+            hub.reply(waiting, b"program's")
+            labels += [fields["msg"], handlers["msg"]]
+        return labels
+
+    main = threading.get_ident()
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with RawHub(address) as hub:
+            labels = pool.submit(answer, hub)
+            assert [sender.send_jpg("program", JPEG) for _ in range(3)] == 3 * [b"program's"]
+            assert labels.result(WAIT_S) == 3 * ["program", "handler"]
+            assert not hub.waits()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert replies == 3 * [b"handler's"]
 
 
 # -- opening and closing

@@ -17,6 +17,7 @@ from streamer import wire
 from streamer.codec import encode_jpeg
 from streamer.errors import ConfigError, StreamerError, TransportError
 from tests.conftest import until
+from tests.peers import held_by_another_thread, said_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,10 +55,16 @@ class Cameras:
         until(lambda: sender.statistics.answered > answered)
 
 
-@pytest.mark.parametrize("at_least", [320, (0, 0), (320, -1), (320,), ("a", "b")])
+@pytest.mark.parametrize("at_least", [320, (0, 0), (320, -1), (320,), ("a", "b"), (320.5, 240)])
 def test_a_size_that_is_none_is_told_at_once(hub: streamer.Hub, at_least: Any) -> None:
     with pytest.raises(ConfigError, match=r"at_least is .*: it must be \(width, height\) in pixels"):
         streamer.Pictures(hub, at_least)
+
+
+@pytest.mark.parametrize("threads", [0, -1, "2"])
+def test_a_number_of_threads_that_decodes_nothing_is_told_at_once(hub: streamer.Hub, threads: Any) -> None:
+    with pytest.raises(ConfigError, match=f"threads is {threads!r}: it must be a number from 1"):
+        streamer.Pictures(hub, threads=threads)
 
 
 @pytest.fixture
@@ -204,6 +211,19 @@ def test_closing_the_hub_ends_the_pictures(hub: streamer.Hub, cameras: Cameras) 
     closing.join()
     pictures.close()
     assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
+
+
+def test_pictures_of_another_process_say_so_and_closing_them_waits_for_none_of_its_threads(hub: streamer.Hub) -> None:
+    with streamer.Pictures(hub) as pictures:
+        with held_by_another_thread(hub._lock, pictures._frames._lock, pictures._decoded._lock):
+            calls = [
+                lambda: pictures.take(None),
+                lambda: next(iter(pictures)),
+                lambda: pictures._end(1),
+                pictures.close,
+            ]
+            said = said_after_fork(*calls)
+        assert said == 2 * ["the pictures were made before this process was forked: make a hub and them in each"]
 
 
 def test_error_in_a_thread_is_raised_where_pictures_are_taken(hub: streamer.Hub, cameras: Cameras) -> None:

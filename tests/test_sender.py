@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,20 @@ from streamer.transport import Poller, Requester
 from streamer.wall import Wall
 from tests.chaos.line import Line
 from tests.conftest import Keys, until
-from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, listener, open_descriptors, picture, raw, said_after_fork
+from tests.peers import (
+    JPEG,
+    LOCAL,
+    WAIT_S,
+    Program,
+    RawHub,
+    held_by_another_thread,
+    interrupt,
+    listener,
+    open_descriptors,
+    picture,
+    raw,
+    said_after_fork,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -732,6 +746,14 @@ def test_a_sender_of_another_process_says_so(hub: RawHub) -> None:
         hub.take()
 
 
+def test_closing_a_sender_of_another_process_waits_for_none_of_its_threads(hub: RawHub) -> None:
+    with Sender(hub.endpoint, "pi1") as sender:
+        with held_by_another_thread(sender._mailbox._lock, sender._waker._lock):
+            assert said_after_fork(sender.close, sender._leave) == []
+        sender.send(JPEG)
+        hub.take()
+
+
 def test_a_closed_sender_is_not_kept_until_the_program_ends(hub: RawHub) -> None:
     with Sender(hub.endpoint, "pi1") as sender:
         kept = weakref.ref(sender)
@@ -941,6 +963,22 @@ def test_what_is_no_picture_is_refused_at_once(picture: Any) -> None:
         sender.send(picture)
 
 
+@pytest.mark.parametrize("captured_ns", [-1, 2**63, float("nan"), "soon", [1]])
+def test_a_time_that_is_none_is_refused_at_once_and_the_sender_goes_on(captured_ns: Any, hub: RawHub) -> None:
+    with Sender(hub.endpoint, "pi1") as sender:
+        with pytest.raises(WireError, match=rf"^captured_ns is {re.escape(repr(captured_ns))}: it must be wall clock"):
+            sender.send(JPEG, captured_ns=captured_ns)
+        sender.send(JPEG, captured_ns=np.int64(5))  # type: ignore[arg-type]
+        assert hub.take()[1]["captured"] == 5
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 3), (0, 8), (6, 8, 0)])
+def test_a_picture_without_pixels_is_refused_with_its_shape(shape: tuple[int, ...]) -> None:
+    with Sender("tcp://127.0.0.1:1", "pi1") as sender, pytest.raises(WireError, match="an empty array") as refused:
+        sender.send(np.zeros(shape, np.uint8))
+    assert str(shape) in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -959,7 +997,13 @@ def test_what_is_no_picture_is_refused_at_once(picture: Any) -> None:
         ({"hubs": "tcp://127.0.0.1:1", "every_s": float("inf")}, ConfigError),
         ({"hubs": "tcp://127.0.0.1:1", "release": "a/b"}, ConfigError),
         ({"hubs": "tcp://127.0.0.1:1", "release": ""}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "reply_timeout_s": None}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "every_s": "1/30"}, ConfigError),
+        ({"hubs": "tcp://127.0.0.1:1", "every_s": [1]}, ConfigError),
         ({"hubs": "rubbish"}, TransportError),
+        ({"hubs": None}, TransportError),
+        ({"hubs": b"tcp://127.0.0.1:1"}, TransportError),
+        ({"hubs": Path("tcp://127.0.0.1:1")}, TransportError),
         ({"hubs": ["tcp://127.0.0.1:1", "rubbish"]}, TransportError),
         ({"publish": "rubbish"}, TransportError),
     ],
@@ -988,6 +1032,51 @@ def test_the_thread_that_fails_says_so_to_whoever_sends(
 
 
 # -- closing
+
+
+def test_a_signal_handler_may_do_what_its_thread_does() -> None:
+    with Hub(LOCAL) as hub, Sender(hub.endpoint or "", "pi1") as sender:
+        mailbox = hub.open_mailbox()
+        assert interrupt(lambda: sender.send(JPEG), lambda: sender.send(JPEG))
+        assert mailbox.take(WAIT_S)
+        for handle in (hub.open_mailbox, hub.cameras, lambda: hub.latest("pi1")):
+            assert interrupt(lambda: hub.close_mailbox(hub.open_mailbox()), handle)
+
+
+def test_a_signal_handler_may_close_while_its_thread_sends(hub: RawHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender's thread waits for a lock of the one that is interrupted, and that one for the sender's thread."""
+    write, closed = os.write, threading.Event()
+    monkeypatch.setattr(module, "_CLOSE_S", 0.2)
+    with Sender(hub.endpoint, "pi1") as sender:
+
+        def handle(descriptor: int, data: bytes) -> int:
+            if not closed.is_set():
+                closed.set()
+                sender.close()
+            return write(descriptor, data)
+
+        monkeypatch.setattr(os, "write", handle)
+        sender.send(JPEG)
+        assert closed.is_set()
+        sender._thread.join(WAIT_S)
+        assert not sender._thread.is_alive()
+
+
+def test_close_does_not_wait_for_a_source_that_blocks(hub: RawHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CLOSE_S", 0.2)
+    asked, release = threading.Event(), threading.Event()
+
+    def block() -> None:
+        asked.set()
+        release.wait(WAIT_S)
+
+    with Sender(hub.endpoint, "pi1", source=block) as sender:
+        assert asked.wait(WAIT_S)
+        sender.close()
+        assert sender._thread.is_alive()
+        release.set()
+    sender._thread.join(WAIT_S)
+    assert not sender._thread.is_alive()
 
 
 @pytest.mark.parametrize("situation", ["unused", "no hub", "silent hub", "hub closed first", "no ZMQ", "publish"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from streamer import wire
 from streamer.errors import TransportError
 from streamer.transport import Poller, Publisher, Replier, Requester, Subscriber, Waker
 from tests.conftest import Keys, until
-from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, header, listener, open_descriptors, raw
+from tests.peers import JPEG, LOCAL, WAIT_S, Program, RawHub, header, interrupt, listener, open_descriptors, raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -193,13 +194,28 @@ def test_port_in_use_is_told_in_one_line_and_leaks_nothing(
 @pytest.mark.parametrize("kind", [Requester, Replier, Publisher, Subscriber])
 @pytest.mark.parametrize(
     "endpoint",
-    ["", "rubbish", "tcp://", "tcp://127.0.0.1", "http://a:1"]
+    ["rubbish", "tcp://", "tcp://127.0.0.1", "http://a:1"]
     + [f"tcp://127.0.0.1:{port}" for port in ("x", "-1", "65536", "99999", "9" * 5000)],
 )
 def test_malformed_address_is_an_error_that_names_it(kind: type[End], endpoint: str, subscriber: Subscriber) -> None:
-    right = "an address is tcp://HOST:PORT, as in tcp://hub:5555"
-    with pytest.raises(TransportError, match=f"cannot (listen on|connect to) {endpoint}: .*: {right}"):
+    binds = kind in (Replier, Publisher)
+    what, example = ("listen on", r"tcp://\*:5555") if binds else ("connect to", "tcp://hub:5555")
+    right = f"an address is tcp://HOST:PORT, as in {example}"
+    with pytest.raises(TransportError, match=f"^cannot {what} {endpoint}: .*: {right}$"):
         subscriber.connect(endpoint) if kind is Subscriber else kind(endpoint)  # type: ignore[arg-type, call-arg]
+
+
+@pytest.mark.parametrize("kind", [Requester, Replier, Publisher, Subscriber])
+@pytest.mark.parametrize("endpoint", ["", " tcp://127.0.0.1:1", "rub\nbish", b"tcp://127.0.0.1:1", 5555, None])
+def test_an_address_that_is_none_or_hides_something_is_written_as_python_does(
+    kind: type[End], endpoint: Any, subscriber: Subscriber
+) -> None:
+    before = open_descriptors()
+    with pytest.raises(
+        TransportError, match=rf"^cannot [^\n]* {re.escape(repr(endpoint))}: [^\n]*: an address is [^\n]*$"
+    ):
+        subscriber.connect(endpoint) if kind is Subscriber else kind(endpoint)  # type: ignore[call-arg]
+    until(lambda: open_descriptors() <= before)
 
 
 def test_ipc_peers_have_no_address(tmp_path: Path) -> None:
@@ -969,6 +985,12 @@ def test_first_large_frames_of_several_threads_are_lent_to_one_collector(monkeyp
         for thread in threads:
             thread.join()
     assert len(made) == 1
+
+
+def test_a_signal_handler_may_lend_a_large_frame_while_its_thread_does() -> None:
+    large = bytes(1_000_000)
+    with closing(Publisher(LOCAL)) as one, closing(Publisher(LOCAL)) as other:
+        assert interrupt(lambda: one.send(HEADER, large), lambda: other.send(HEADER, large))
 
 
 def test_closing_waits_for_nobody(hub: RawHub) -> None:

@@ -32,7 +32,8 @@ class Waker:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
-        self._lock = threading.Lock()  # a late wake must not write to a descriptor that was closed and reused
+        # A late wake must not write to a descriptor that was closed and reused. Reentrant, for signal handlers.
+        self._lock = threading.RLock()
         self._closed = False
 
     def fileno(self) -> int:

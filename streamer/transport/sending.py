@@ -134,7 +134,7 @@ class Requester:
         self._is_refused = self._met = False
         self._misses = 0
         self._replied: zmq.Frame | None = None
-        events = (_MET | ENDED if self._queues else ENDED) | (_MISSED if _NAMED.fullmatch(self.endpoint) else 0)
+        events = (_MET | ENDED if self._queues else ENDED) | (_MISSED if _NAMED.fullmatch(str(self.endpoint)) else 0)
         self.monitor = monitor_events(self.socket, events, f"inproc://left-{self._opened}")
         connect(self.socket, self.endpoint)
 
@@ -146,12 +146,22 @@ class Requester:
         if self.refusal and self.refusal != self._refusal_told:
             _log.warning("%s %s", self.endpoint, self.refusal)
         self._refusal_told = self.refusal
-        own = [(option, get_option(self.socket, option)) for option in (zmq.SNDTIMEO, zmq.RCVTIMEO)]
+        own = self._timeouts()
         self.socket.close()
         self._unanswered = False
         self._fresh()
         for option, value in own:
             self.socket.setsockopt(option, value)
+
+    def another(self) -> Requester:
+        """Open another one to the same hub, with the same timeouts, but without keys."""
+        other = Requester(self.endpoint, queues=self._queues)
+        for option, value in self._timeouts():
+            other.socket.setsockopt(option, value)
+        return other
+
+    def _timeouts(self) -> list[tuple[int, int]]:
+        return [(option, get_option(self.socket, option)) for option in (zmq.SNDTIMEO, zmq.RCVTIMEO)]
 
     def left(self) -> bool:
         """Whether a connection has ended since the last call: all that was in flight on it is lost. If so, `reopen`.

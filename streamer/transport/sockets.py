@@ -33,8 +33,8 @@ EVENTS, POLLIN, POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
 # Above this size copying costs more than lending libzmq the buffer, which a Python thread of pyzmq takes back.
 _COPY_MAX_BYTES = 512 * 1024
 # If two threads lend their first buffer at once, each makes that thread's socket and pyzmq 27 loses one: a frame leaks,
-# and now and then the process hangs at exit.
-_lending = threading.Lock()
+# and now and then the process hangs at exit. Reentrant, for signal handlers.
+_lending = threading.RLock()
 os.register_at_fork(before=_lending.acquire, after_in_parent=_lending.release, after_in_child=_lending.release)
 _END_S = 0.5  # to wait for libzmq's thread
 _MEMORY_KEPT_BYTES = 8 * 1024 * 1024  # by the allocator, for the next frames
@@ -45,6 +45,7 @@ _HANDSHAKE_FAILED = (
 )
 ENDED = zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
 _MAPPED = re.compile(r"\[::ffff:([\d.]+)\]")  # an IPv4 address as an IPv6 socket writes it
+_PLAIN = re.compile(r"[!-~]+")  # an address in which nothing is hidden
 _OF_REQ = (zmq.REQ_RELAXED, zmq.REQ_CORRELATE)
 OPTIONS: dict[int, int] = {
     zmq.LINGER: 0,  # closing never waits for a peer
@@ -155,8 +156,10 @@ def open_socket(context: Context, kind: int, options: Mapping[Any, int | bytes])
     return socket
 
 
-def _check_port(endpoint: str) -> None:
-    """Reject a port over 65535, which libzmq would take modulo 65536."""
+def _check(endpoint: object) -> None:
+    """Reject what is no text, and a port over 65535, which libzmq would take modulo 65536."""
+    if not isinstance(endpoint, str):
+        raise zmq.ZMQError(errno.EINVAL)
     match = re.fullmatch(r"tcp://.*:(-?[0-9]+)", endpoint)
     if match and (len(match[1]) > 5 or not 0 <= int(match[1]) <= 65535):
         raise zmq.ZMQError(errno.EINVAL)
@@ -165,11 +168,11 @@ def _check_port(endpoint: str) -> None:
 def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
     """Bind, and return the actual address, with the port that 0 became."""
     try:
-        _check_port(endpoint)
+        _check(endpoint)
         socket.bind(endpoint)
     except zmq.ZMQError as error:
         socket.close()
-        raise _refused(f"cannot listen on {endpoint}", error) from error
+        raise _refused("listen on", endpoint, "tcp://*:5555", error) from error
     bound = _MAPPED.sub(r"\1", socket.getsockopt_string(zmq.LAST_ENDPOINT))
     return bound.replace("[::]", "*").replace("0.0.0.0", "*")  # noqa: S104 - it is written, not bound
 
@@ -177,16 +180,17 @@ def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
 def connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
     """Connect; libzmq does so in the background, as soon as there is a peer."""
     try:
-        _check_port(endpoint)
+        _check(endpoint)
         socket.connect(endpoint)
     except zmq.ZMQError as error:
-        raise _refused(f"cannot connect to {endpoint}", error) from error
+        raise _refused("connect to", endpoint, "tcp://hub:5555", error) from error
 
 
-def _refused(what: str, error: zmq.ZMQError) -> AddressError:
+def _refused(what: str, endpoint: object, example: str, error: zmq.ZMQError) -> AddressError:
     malformed = error.errno in (zmq.EINVAL, zmq.EPROTONOSUPPORT)
-    hint = ": an address is tcp://HOST:PORT, as in tcp://hub:5555 or tcp://*:5555" if malformed else ""
-    return AddressError(f"{what}: {zmq.strerror(error.errno or 0)}{hint}", error.errno)
+    hint = f": an address is tcp://HOST:PORT, as in {example}" if malformed else ""
+    place = endpoint if isinstance(endpoint, str) and _PLAIN.fullmatch(endpoint) else repr(endpoint)
+    return AddressError(f"cannot {what} {place}: {zmq.strerror(error.errno or 0)}{hint}", error.errno)
 
 
 def get_option(socket: zmq.Socket[bytes], option: int) -> int:
