@@ -848,8 +848,10 @@ def test_a_hub_without_encryption_gets_nothing_and_the_sender_says_why(
 ) -> None:
     with Hub(LOCAL) as plain, Sender(plain.endpoint or "", "pi1", **curve.sender()) as sender:
         sender.send(JPEG)
-        told = f"{plain.endpoint} has no encryption, and this sender sends with encryption only"
-        until(lambda: told in caplog.messages)
+        does = "has no encryption, and this sender sends with encryption only (give the hub keys, or this sender none)"
+        until(lambda: f"{plain.endpoint} {does}" in caplog.messages)
+        asks = "it ended the handshake, as senders that encrypt do: give this hub keys (--key, --allowed), or them none"
+        until(lambda: re.search(rf"refused \d+ from .*: {re.escape(asks)}", caplog.text))
         assert plain.cameras() == []
     curve.no_secret_in(caplog.text)
 

@@ -196,7 +196,7 @@ class Requester:
             self.refusal = "refuses this sender's key: the hub's list of allowed keys has not got it"
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
             self.refusal = (
-                "has no encryption, and this sender sends with encryption only"
+                "has no encryption, and this sender sends with encryption only (give the hub keys, or this sender none)"
                 if self._curve
                 else "takes encrypted frames only: this sender has no keys"
             )
