@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from jinja2 import Template
 
 from streamer import cli
 from streamer import config as streamer_config
@@ -1215,6 +1216,50 @@ def test_what_a_release_keeps_is_no_more_open_than_it_was(hub: Path) -> None:
     assert [path.name for path in ran.glob("wall*")] == ["wall_password"], "what it does not need any more goes"
     removed = load(ROOT / "roles/streamer/vars/main.yml")["_streamer_files"]["streamer-hub"]
     assert {path.name for path in ran.iterdir()} <= {Path(path).name for path in removed}, "and all with the hub"
+
+
+def rules(*ports: int, ssh: int = 22) -> str:
+    """What roles/node writes for a host with these ports open."""
+    template = (ROOT / "roles/node/templates/streamer-firewall.nft.j2").read_text()
+    said = {"node_name": "hub", "_node_ssh_ports": [ssh], "node_open_ports": list(ports)}
+    rendered: str = Template(template, trim_blocks=True, keep_trailing_newline=True).render(said)
+    return rendered
+
+
+def opened(text: str) -> list[str]:
+    return re.findall(r"^\t\tmeta l4proto { 6, 17 } th dport { (.*) } accept$", text, re.MULTILINE)
+
+
+def test_a_hub_that_goes_back_has_its_ports_open_again_and_closes_none(hub: Path) -> None:
+    file = hub / "etc/streamer-firewall.nft"
+    set_up(hub)
+    file.write_text(rules(5555, 8080))  # after the start, as at the end of a deploy
+    set_up(hub, release="2")
+    for now, then in (
+        (rules(5557, 9100, ssh=2222), ["5557, 9100", "5555, 8080"]),
+        (rules(ssh=2222), ["5555, 8080"]),
+        (rules(5555, 8080, ssh=2222), ["5555, 8080"]),
+    ):
+        file.write_text(now)
+        file.chmod(0o644)
+        went_back(hub, "1")
+        assert opened(file.read_text()) == then
+        assert "tcp dport { 2222 } accept" in file.read_text(), "sshd has moved since"
+        assert mode(file) == 0o644
+        assert not set(now.splitlines()) - set(file.read_text().splitlines())
+
+
+def test_a_hub_that_goes_back_says_that_no_rules_are_kept(hub: Path) -> None:
+    set_up(hub)
+    set_up(hub, release="2")
+    file = hub / "etc/streamer-firewall.nft"
+    file.write_text(rules(5557))  # it has a firewall only since
+    done = run_script(hub, "streamer/files/back.sh", "1", "streamer-hub")
+    assert (done.returncode, file.read_text()) == (0, rules(5557))
+    assert done.stdout.startswith("the firewall stays as it is, as no rules are kept with release 1")
+    file.unlink()
+    assert run_script(hub, "streamer/files/back.sh", "1", "streamer-hub").stdout == ""
+    assert not file.exists(), "who has none gets none"
 
 
 def test_a_hub_that_goes_back_to_another_user_can_read_its_key(hub: Path) -> None:
