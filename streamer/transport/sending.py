@@ -76,6 +76,7 @@ class Requester:
         hub_key: the hub's public key; required with `pair`.
         patience_s: how long `receive(wait=True)` waits, in seconds; by default for ever.
         queues: queue requests while there is no hub, as `ask` needs; by default `send` refuses them.
+        camera: the sender's, to name it in what is logged.
 
     Raises:
         TransportError: the endpoint is malformed.
@@ -89,8 +90,10 @@ class Requester:
         patience_s: float | None = None,
         *,
         queues: bool = False,
+        camera: str | None = None,
     ) -> None:
         self.endpoint = endpoint
+        self.told_as = f"{camera}: {endpoint}" if camera else endpoint
         self._queues = queues
         self._patience_ms = -1 if patience_s is None else round(patience_s * 1000)
         # Why the hub refuses this end, as words to follow its endpoint; libzmq does not report it.
@@ -144,7 +147,7 @@ class Requester:
         Logs why the handshake failed, if it did, once.
         """
         if self.refusal and self.refusal != self._refusal_told:
-            _log.warning("%s %s", self.endpoint, self.refusal)
+            _log.warning("%s %s", self.told_as, self.refusal)
         self._refusal_told = self.refusal
         own = [(option, get_option(self.socket, option)) for option in (zmq.SNDTIMEO, zmq.RCVTIMEO)]
         self.socket.close()
