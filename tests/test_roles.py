@@ -1236,7 +1236,7 @@ def test_a_hub_that_goes_back_has_its_ports_open_again_and_closes_none(hub: Path
     file.write_text(rules(5555, 8080))  # after the start, as at the end of a deploy
     set_up(hub, release="2")
     for now, then in (
-        (rules(5557, 9100, ssh=2222), ["5557, 9100", "5555, 8080"]),
+        (rules(5557, 9100, ssh=2222), ["5555, 8080", "5557, 9100"]),
         (rules(ssh=2222), ["5555, 8080"]),
         (rules(5555, 8080, ssh=2222), ["5555, 8080"]),
     ):
@@ -1246,7 +1246,7 @@ def test_a_hub_that_goes_back_has_its_ports_open_again_and_closes_none(hub: Path
         assert opened(file.read_text()) == then
         assert "tcp dport { 2222 } accept" in file.read_text(), "sshd has moved since"
         assert mode(file) == 0o644
-        assert not set(now.splitlines()) - set(file.read_text().splitlines())
+        assert [line for line in file.read_text().splitlines() if line in now.splitlines()] == now.splitlines()
 
 
 def test_a_hub_that_goes_back_says_that_no_rules_are_kept(hub: Path) -> None:

@@ -33,11 +33,11 @@ rules=/etc/streamer-firewall.nft
 case " $* " in *" streamer-hub "*)
   if [ -e current/ran/${rules##*/} ] && [ -e $rules ]; then
     awk '
-      FNR == NR { if (/ th dport /) opened[++ports] = $0; next }
-      / th dport / { is[$0] = 1 }
-      /pkttype != host drop/ { for (i = 1; i <= ports; i++) if (!is[opened[i]]) print opened[i] }
-      { print }
-    ' current/ran/${rules##*/} $rules >$rules.new
+      pass == 1 && / th dport / { opened[++ports] = $0 }
+      pass == 2 { is[$0] = 1 }
+      pass == 3 { print }
+      pass == 3 && /^[[:space:]]*tcp dport / { for (i = 1; i <= ports; i++) if (!(opened[i] in is)) print opened[i] }
+    ' pass=1 current/ran/${rules##*/} pass=2 $rules pass=3 $rules >$rules.new
     chmod 644 $rules.new
     mv $rules.new $rules
     systemctl try-reload-or-restart streamer-firewall.service
