@@ -723,6 +723,19 @@ def test_a_journal_is_told_without_what_a_terminal_obeys(tmp_path: Path, file: s
     assert evaluated(tmp_path, "said.splitlines()[-2:] == told", [variables]) == [True]
 
 
+def test_a_camera_whose_hub_has_no_release_is_told_so(tmp_path: Path) -> None:
+    said = load(ROOT / "playbooks/tasks/missing.yml")[-1]["ansible.builtin.fail"]["msg"]
+    variables: dict[str, Any] = {"said": said, "inventory_hostname": "pi1"}
+    variables |= {
+        "plan": {"hub": "hub"},
+        "answer": {"stderr": "", "rc": 2},
+        "state": "unknown",
+        "journal": {"stdout": ""},
+    }
+    told = "pi1 is unknown at hub, not LIVE. hub has no release: deploy without --limit"
+    assert evaluated(tmp_path, "said.splitlines()[0]", [variables]) == [told]
+
+
 def test_what_an_ini_inventory_gives_as_text_is_understood(tmp_path: Path) -> None:
     values = (False, "false", "no", True, "true")
     node = load(ROOT / "roles/node/vars/main.yml") | {"node_journal_max": "200M"}
@@ -1094,6 +1107,28 @@ def test_status_tells_of_a_pi_s_power_and_heat(tmp_path: Path, seen: str, said: 
         check=True,
     )
     assert done.stdout.splitlines() == ["streamer-sender active, release none", *said]
+
+
+def test_status_says_which_hub_has_what_cameras_or_why_it_does_not_say(tmp_path: Path) -> None:
+    told = load(ROOT / "playbooks/status.yml")[1]["tasks"][2]["vars"]["told"]
+    table: dict[str, Any] = {"rc": 0, "stdout_lines": ["camera  state", "pi1      LIVE"], "stderr_lines": []}
+    away: dict[str, Any] = {"rc": 1, "stdout_lines": [], "stderr_lines": ["streamer: no hub answers at unix:hub.sock"]}
+    new: dict[str, Any] = {"rc": 2, "msg": "Error executing command.", "stdout_lines": [], "stderr_lines": []}
+    locked: dict[str, Any] = {"failed": True, "msg": "Missing sudo password"}
+    lost: dict[str, Any] = {"unreachable": True}
+    cases = [
+        ([("hub", table)], table["stdout_lines"]),
+        ([("hub", table), ("spare", table)], ["hub:", *table["stdout_lines"], "spare:", *table["stdout_lines"]]),
+        ([("hub", away)], ["hub: no hub answers at unix:hub.sock"]),
+        ([("hub", new), ("spare", locked)], ["hub: no release", "spare: Missing sudo password"]),
+        ([("hub", lost), ("spare", away)], ["hub: no answer", "spare: no hub answers at unix:hub.sock"]),
+    ]
+    variables = [
+        {"told": told, "walls": {"results": [{"item": hub} | answer for hub, answer in answers]}}
+        for answers, _ in cases
+    ]
+    said = evaluated(tmp_path, "told[1:]", variables)  # but for this host's own line
+    assert said == [lines for _, lines in cases]
 
 
 def test_packages_wait_for_whoever_is_fetching_some(tmp_path: Path) -> None:
