@@ -828,7 +828,7 @@ def test_hub_that_goes_back_to_its_former_ports_is_reached_there(tmp_path: Path)
     ports = {"streamer_port": 5557, "streamer_http": "0.0.0.0:8081"}
     deploy("--limit", "hub,pi1", source=source, inventory=edited(tmp_path / "hosts.yml", hubs={"hub": ports}))
     assert [connect("hub", port) for port in (5557, 8081)] == ["done"] * 2
-    assert connect("hub", 5555) == "OSError: [Errno 113] No route to host"
+    assert connect("hub", 5555) != "done"
     told = deploy("--check", "--tags", "rollback", "--limit", "hub,pi1").output
     assert re.search(r"\[hub\].*\n.*99\.1\+\S+ -> \S+\.py\d+\n", told), told
     assert connect("hub", 8081) == "done", "it was only asked"
