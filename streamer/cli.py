@@ -51,6 +51,25 @@ _DEMO_PORTS = range(8080, 8100)
 _WAIT_MAX_S = 86400
 _UNKNOWN = "UNKNOWN"  # the state of a camera that the hub does not know
 _HUB_SOCKET = "/run/streamer/hub.sock"  # where the role puts it
+# The columns of `streamer status`, each with its place when a terminal has no room for all.
+_COLUMNS = {
+    "camera": 0,
+    "state": 1,
+    "fps": 2,
+    "age s": 3,
+    "latency ms": 4,
+    "frames": 12,
+    "dropped": 6,
+    "lost": 5,
+    "reconnects": 7,
+    "size": 10,
+    "kB/s": 11,
+    "address": 8,
+    "release": 9,
+}
+_NEEDED = 4  # of these, beside the camera, a long name makes room for
+_NAME_WIDTH = 20  # no name is made shorter
+_TERMINAL_WIDTH = 80  # of one that does not tell
 # argparse's messages, and ours instead.
 _PHRASES = {
     r"argument (\S+): expected one argument": r"\1 needs a value",
@@ -825,22 +844,7 @@ def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
-    head = (
-        "camera",
-        "state",
-        "fps",
-        "age s",
-        "latency ms",
-        "frames",
-        "dropped",
-        "lost",
-        "reconnects",
-        "size",
-        "kB/s",
-        "address",
-        "release",
-    )
-    table: list[tuple[str, ...]] = [head]
+    table: list[tuple[str, ...]] = [tuple(_COLUMNS)]
     for row in rows:
         size = f"{row['width']}x{row['height']}" if row["width"] else "-"
         wanted, latency_ms, error = row.get("wanted_fps"), row.get("latency_ms"), row.get("latency_error_ms")
@@ -851,7 +855,7 @@ def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:
                 row["name"],
                 row["state"],
                 f"{row['fps']:.1f}" + (f"/{wanted:g}" if wanted else ""),
-                number(row["age_s"], ".2f"),
+                number(row["age_s"], ".2f" if (row["age_s"] or 0) < 100 else ".0f"),
                 latency,
                 str(row["frames"]),
                 str(row["dropped"]),
@@ -863,7 +867,10 @@ def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:
                 version + plus + build[:8],  # enough to tell releases apart
             )
         )
-    _print_table(table)
+    columns, left_out = _fitted(table, _terminal_width())
+    _print_table([*zip(*columns, strict=True)])
+    if left_out:
+        _print(f"Left out here: {', '.join(left_out)}")
     if not rows:
         _print("No camera has come yet.")
     for row in rows:
@@ -871,6 +878,50 @@ def _print_cameras(rows: Sequence[dict[str, Any]]) -> None:
             _print(f"{row['name']}: another sender at {row['rival']} has this name too, and is refused")
         if row.get("still_s"):
             _print(f"{row['name']}: its picture has been the same for {row['still_s']:.0f} s")
+
+
+def _terminal_width() -> float:
+    """Return how many characters a line of the terminal holds; infinity where the output is none."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or _TERMINAL_WIDTH  # a serial line does not know
+    except (OSError, ValueError):
+        return math.inf
+
+
+def _fitted(table: Sequence[tuple[str, ...]], width: float) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Fit a table of cameras into a line's width: the least important columns go, and long names lose their middle.
+
+    Args:
+        table: its rows, the columns' heads first.
+        width: in characters.
+
+    Returns:
+        The columns kept; the heads of the others.
+    """
+    names, *others = zip(*table, strict=True)
+    widths = {column: 2 + max(len(cell) for cell in column) for column in others}
+    by_importance = sorted(others, key=lambda column: _COLUMNS[column[0]])
+    room = max(width - sum(widths[column] for column in by_importance[:_NEEDED]), _NAME_WIDTH)
+    names = _shortened(names, room)
+    room = width - max(len(name) for name in names)
+    kept = set()
+    for column in by_importance:
+        if widths[column] <= room:
+            room -= widths[column]
+            kept.add(column[0])
+    return [names, *(each for each in others if each[0] in kept)], [each[0] for each in others if each[0] not in kept]
+
+
+def _shortened(names: tuple[str, ...], width: float) -> tuple[str, ...]:
+    """Cut names down to a width in characters, in the middle or nearest to it where they still differ."""
+    if max(len(name) for name in names) <= width:
+        return names
+    width = int(width)
+    for end in sorted(range(1, width), key=lambda end: abs(end - width // 2)):
+        cut = tuple(name if len(name) <= width else f"{name[: width - 1 - end]}~{name[-end:]}" for name in names)
+        if len(set(cut)) == len(set(names)):
+            return cut
+    return names
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:

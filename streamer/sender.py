@@ -185,7 +185,7 @@ class _Link:
         if refused is not None:
             self.refused += 1
             if refused != self._refused:
-                _log.warning("%s refuses the frames: %s", self.end.endpoint, refused)
+                _log.warning("%s refuses the frames: %s", self.end.told_as, refused)
         self._refused = refused
 
     def due(self, now: float) -> bool:
@@ -295,7 +295,7 @@ class Sender:
         try:
             start = wire.make_start()
             for number, (endpoint, hub_key) in enumerate(zip_longest(endpoints, hub_keys)):
-                requester = Requester(endpoint, pair, hub_key, _LOOK_S)
+                requester = Requester(endpoint, pair, hub_key, _LOOK_S, camera=self.name)
                 extras = {"start": f"{start}.{number}" if number else start, "clock": True, **self._extras}
                 self._links.append(_Link(requester, _Headers(self.name, extras), in_flight_limit, reply_timeout_s))
             if publish:

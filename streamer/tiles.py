@@ -74,7 +74,7 @@ class Tile:
         picture = self._picture if is_shown else None
         words = silence(status) or oddity(status)
         if not words and picture is None and frame is not None:
-            words = "no picture that can be shown"
+            words = "damaged picture" if frame.is_jpeg else "no picture that can be shown"
         drawn, captioned = (picture, status.state, words), (status.state, _numbers(status))
         is_new = self._drawn is None or picture is not self._drawn[0] or drawn[1:] != self._drawn[1:]
         if is_new:
@@ -101,13 +101,13 @@ class Tile:
 
 
 def silence(status: Status) -> str:
-    """Return how long a camera has been silent, as in "no picture for 6 s"; empty if it is LIVE."""
+    """Return how long a camera has been silent, in the words of the wall's wall.js; empty if it is LIVE."""
     if status.state == State.LIVE:
         return ""
     if status.state == State.WAITING or status.age_s is None:
-        return f"waiting for {status.name}"
-    words = f"no picture for {_span(status.age_s)}"
-    return f"gone: {words}" if status.state == State.GONE else words
+        return "waiting for its first picture"
+    span = _span(status.age_s)
+    return f"gone, last seen {span} ago" if status.state == State.GONE else f"no picture for {span}"
 
 
 def picture_for(frame: Frame, width: int, height: int) -> Image:

@@ -382,16 +382,20 @@ def test_wall_without_a_camera_says_how_to_send_one(browser: Browser) -> None:
     look(None, "No camera has come yet.")
 
 
-def test_page_takes_a_newer_one_by_itself(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("path", "file"), [("", "index.html"), ("numbers", "numbers.html")])
+def test_page_takes_a_newer_one_by_itself(
+    browser: Browser, path: str, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = _static_files()
-    newer = {**files, "index.html": files["index.html"].replace(b">Cameras</a>", b">Newer</a>")}
+    newer = {**files, file: files[file].replace(b">Cameras</a>", b">Newer</a>")}
     with streamer.Hub("tcp://127.0.0.1:*") as hub, contextlib.ExitStack() as stack:
         with Wall(hub, "127.0.0.1", 0) as wall:
-            page = stack.enter_context(looking(browser, f"http://127.0.0.1:{wall.port}/"))
+            page = stack.enter_context(looking(browser, f"http://127.0.0.1:{wall.port}/{path}"))
             page.get_by_text("No camera has come yet.").wait_for()
             page.evaluate("window.isTheSame = true")
         page.get_by_text("The hub does not answer.").wait_for()
         with Wall(hub, "127.0.0.1", wall.port):
+            page.get_by_text("The hub does not answer.").wait_for(state="hidden")
             page.get_by_text("No camera has come yet.").wait_for()
             assert page.evaluate("window.isTheSame")
         page.get_by_text("The hub does not answer.").wait_for()

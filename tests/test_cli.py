@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import logging
 import os
 import re
 import resource
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from contextlib import contextmanager
@@ -617,16 +621,17 @@ def test_what_a_screen_is_waited_for_is_told_once(
     answers = ["there is none", "there is none", "it lets nobody in", "it lets nobody in"]
     done = threading.Event()
 
-    def find(_: object) -> None:
+    def find(_: object) -> screen.Screen:
         if answers:
             raise TransportError(answers.pop(0))
         assert done.wait(10)
+        return screen.Screen(640, 480, is_managed=True)
 
     monkeypatch.setattr(cli, "_SCREEN_EVERY_S", 0.01)
     monkeypatch.setattr(screen, "find", find)
-    assert cli._wait_for_screen(lambda _: not answers) is False, "it is time to end, and there is still none"
+    assert cli._wait_for_screen(lambda _: not answers) is None, "it is time to end, and there is still none"
     done.set()
-    assert cli._wait_for_screen(lambda _: False) is True
+    assert cli._wait_for_screen(lambda _: False) == (640, 480)
     told = "the windows open when there is one, the page is there meanwhile"
     assert caplog.messages == [f"there is none: {told}", f"it lets nobody in: {told}"]
 
@@ -966,6 +971,65 @@ def test_status_tells_what_is_known(
     monkeypatch.setattr(Page, "cameras", lambda _: ([ROW | told], ""))
     assert cli.main(["status"]) == 0
     assert " ".join(" ".join(capsys.readouterr().out.splitlines()[1:]).split()) == line
+
+
+def status_on_a_terminal(width: int, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of `streamer status` where standard output is a terminal of this width."""
+    monkeypatch.setattr(Page, "cameras", lambda _: (rows, ""))
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    with os.fdopen(ours, "rb", buffering=0) as reader, os.fdopen(its, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert cli.main(["status"]) == 0
+        monkeypatch.undo()
+        said = b""
+        while select.select([reader], [], [], 0)[0]:
+            said += reader.read(65536)
+    return said.decode().splitlines()
+
+
+def fleet_of(count: int, name: str = "pi{}") -> list[dict[str, Any]]:
+    """Rows of cameras in every state, after some time."""
+    odd: dict[str, dict[str, Any]] = {
+        "STALE": {"age_s": 7.4, "latency_ms": None},
+        "GONE": {"age_s": 98213.5, "latency_ms": None, "still_s": 12.3},
+        "WAITING": {"age_s": None, "latency_ms": None, "width": 0, "frames": 0, "address": None, "rival": "192.0.2.9"},
+    }
+    told: dict[str, Any] = {
+        "latency_error_ms": 0.4,
+        "wanted_fps": 30.0,
+        "reconnects": 3,
+        "release": "0.1.0+a968bc91298f.py313",
+    }
+    long: dict[str, Any] = {"frames": 12_345_678, "dropped": 12_345, "address": "192.168.100.100"}
+    states = ["LIVE", *odd, "LIVE"]
+    return [
+        ROW | told | long | {"name": name.format(i), "state": states[i % 5]} | odd.get(states[i % 5], {})
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [8, 40])
+@pytest.mark.parametrize("name", ["pi{}", "x" * 43 + "-{:02d}-" + "y" * 16, "a{:02d}" + "x" * 60, "x" * 61 + "{:02d}"])
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_status_fits_the_terminal(count: int, name: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, *lines = status_on_a_terminal(width, fleet_of(count, name), monkeypatch)
+    assert max(len(line) for line in (head, *lines[:count])) <= width
+    assert re.match("camera +state +fps +age s +latency ms", head)
+    assert len({line.split()[0] for line in lines[:count]}) == count, "each can be told from the others"
+    assert re.fullmatch("Left out here: (.+, )?frames(, .+)?", lines[count])
+    assert lines[count + 1] == f"{name.format(2)}: its picture has been the same for 12 s", "with its whole name"
+
+
+def test_status_shows_all_that_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, *_ = status_on_a_terminal(200, fleet_of(8), monkeypatch)
+    assert wide.endswith("reconnects     size  kB/s          address         release")
+    narrow = status_on_a_terminal(80, fleet_of(8), monkeypatch)
+    assert narrow[0] == "camera    state      fps  age s  latency ms  dropped  lost  reconnects     size"
+    assert narrow[3] == "pi2        GONE  29.9/30  98214           -    12345     1           3  640x480"
+    assert narrow[9] == "Left out here: frames, kB/s, address, release"
+    unknown = status_on_a_terminal(0, fleet_of(8), monkeypatch)  # as a serial line says
+    assert unknown == narrow
 
 
 @pytest.mark.parametrize(

@@ -551,7 +551,7 @@ def test_two_senders_of_one_name_are_told_and_neither_flaps_the_other(
     assert len(values) > 20
     assert changes <= 3  # each had its first frame shown at most, whoever came first
     assert hub.refused == 0
-    refusal = f"{hub.endpoint} refuses the frames: another sender at 127.0.0.1 has this name"
+    refusal = f"pi1: {hub.endpoint} refuses the frames: another sender at 127.0.0.1 has this name"
     assert caplog.messages.count(refusal) == 2  # of the first, for a second, and of the other from then on
     assert sum("has this name too" in message for message in caplog.messages) == 1
     assert len(caplog.messages) == 3
@@ -831,7 +831,7 @@ def test_a_stranger_is_kept_out_and_both_ends_say_why(
     told = curve.sender(**whose) if whose else {}
     with Hub(LOCAL, **curve.hub) as hub, Sender(hub.endpoint or "", "pi1", **told) as sender:
         sender.send(JPEG)
-        until(lambda: f"{hub.endpoint} {sender_says}" in caplog.messages)
+        until(lambda: f"pi1: {hub.endpoint} {sender_says}" in caplog.messages)
         until(lambda: any(re.match(hub_says, message) for message in caplog.messages))
         assert hub.refused > 0
         assert (sender.statistics.frames, hub.cameras()) == (0, [])
@@ -846,7 +846,7 @@ def test_a_key_sends_under_its_own_name_only(curve: Keys, caplog: pytest.LogCapt
         with Sender(hub.endpoint or "", "pi2", **curve.sender()) as sender:
             sender.send(JPEG)
             why = "its key is that of pi1, so it may not send as pi2"
-            until(lambda: f"{hub.endpoint} refuses the frames: {why}" in caplog.messages)
+            until(lambda: f"pi2: {hub.endpoint} refuses the frames: {why}" in caplog.messages)
             until(lambda: f"refused 1 from 127.0.0.1: {why}" in caplog.messages)
         assert (hub.refused, states(hub)) == (1, {"pi1": "LIVE"})
 
@@ -877,7 +877,7 @@ def test_a_key_that_is_revoked_is_refused_at_once_and_one_that_is_added_let_in(
         send_all_until(streams("pi1"))
         assert {status.name: status.reconnects for status in hub.cameras()} == {"pi1": 0, "stranger": 0}
         curve.allowed.write_text(f"stranger {curve.pairs['stranger'].public}\n")
-        refused = f"{hub.endpoint} refuses the frames: its key is no longer allowed"
+        refused = f"pi1: {hub.endpoint} refuses the frames: its key is no longer allowed"
         send_all_until(lambda: refused in caplog.messages)
         send_all_until(streams("stranger"))
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from jinja2 import Template
 
 from streamer import cli
 from streamer import config as streamer_config
@@ -722,6 +723,19 @@ def test_a_journal_is_told_without_what_a_terminal_obeys(tmp_path: Path, file: s
     assert evaluated(tmp_path, "said.splitlines()[-2:] == told", [variables]) == [True]
 
 
+def test_a_camera_whose_hub_has_no_release_is_told_so(tmp_path: Path) -> None:
+    said = load(ROOT / "playbooks/tasks/missing.yml")[-1]["ansible.builtin.fail"]["msg"]
+    variables: dict[str, Any] = {"said": said, "inventory_hostname": "pi1"}
+    variables |= {
+        "plan": {"hub": "hub"},
+        "answer": {"stderr": "", "rc": 2},
+        "state": "unknown",
+        "journal": {"stdout": ""},
+    }
+    told = "pi1 is unknown at hub, not LIVE. hub has no release: deploy without --limit"
+    assert evaluated(tmp_path, "said.splitlines()[0]", [variables]) == [told]
+
+
 def test_what_an_ini_inventory_gives_as_text_is_understood(tmp_path: Path) -> None:
     values = (False, "false", "no", True, "true")
     node = load(ROOT / "roles/node/vars/main.yml") | {"node_journal_max": "200M"}
@@ -1095,6 +1109,28 @@ def test_status_tells_of_a_pi_s_power_and_heat(tmp_path: Path, seen: str, said: 
     assert done.stdout.splitlines() == ["streamer-sender active, release none", *said]
 
 
+def test_status_says_which_hub_has_what_cameras_or_why_it_does_not_say(tmp_path: Path) -> None:
+    told = load(ROOT / "playbooks/status.yml")[1]["tasks"][2]["vars"]["told"]
+    table: dict[str, Any] = {"rc": 0, "stdout_lines": ["camera  state", "pi1      LIVE"], "stderr_lines": []}
+    away: dict[str, Any] = {"rc": 1, "stdout_lines": [], "stderr_lines": ["streamer: no hub answers at unix:hub.sock"]}
+    new: dict[str, Any] = {"rc": 2, "msg": "Error executing command.", "stdout_lines": [], "stderr_lines": []}
+    locked: dict[str, Any] = {"failed": True, "msg": "Missing sudo password"}
+    lost: dict[str, Any] = {"unreachable": True}
+    cases = [
+        ([("hub", table)], table["stdout_lines"]),
+        ([("hub", table), ("spare", table)], ["hub:", *table["stdout_lines"], "spare:", *table["stdout_lines"]]),
+        ([("hub", away)], ["hub: no hub answers at unix:hub.sock"]),
+        ([("hub", new), ("spare", locked)], ["hub: no release", "spare: Missing sudo password"]),
+        ([("hub", lost), ("spare", away)], ["hub: no answer", "spare: no hub answers at unix:hub.sock"]),
+    ]
+    variables = [
+        {"told": told, "walls": {"results": [{"item": hub} | answer for hub, answer in answers]}}
+        for answers, _ in cases
+    ]
+    said = evaluated(tmp_path, "told[1:]", variables)  # but for this host's own line
+    assert said == [lines for _, lines in cases]
+
+
 def test_packages_wait_for_whoever_is_fetching_some(tmp_path: Path) -> None:
     *_, last = load(ROOT / "roles/node/tasks/packages.yml")[0]["rescue"]
     locked = "'/usr/bin/apt-get -y install' failed: E: Could not get lock /var/cache/apt/archives/lock. It is held by"
@@ -1215,6 +1251,50 @@ def test_what_a_release_keeps_is_no_more_open_than_it_was(hub: Path) -> None:
     assert [path.name for path in ran.glob("wall*")] == ["wall_password"], "what it does not need any more goes"
     removed = load(ROOT / "roles/streamer/vars/main.yml")["_streamer_files"]["streamer-hub"]
     assert {path.name for path in ran.iterdir()} <= {Path(path).name for path in removed}, "and all with the hub"
+
+
+def rules(*ports: int, ssh: int = 22) -> str:
+    """What roles/node writes for a host with these ports open."""
+    template = (ROOT / "roles/node/templates/streamer-firewall.nft.j2").read_text()
+    said = {"node_name": "hub", "_node_ssh_ports": [ssh], "node_open_ports": list(ports)}
+    rendered: str = Template(template, trim_blocks=True, keep_trailing_newline=True).render(said)
+    return rendered
+
+
+def opened(text: str) -> list[str]:
+    return re.findall(r"^\t\tmeta l4proto { 6, 17 } th dport { (.*) } accept$", text, re.MULTILINE)
+
+
+def test_a_hub_that_goes_back_has_its_ports_open_again_and_closes_none(hub: Path) -> None:
+    file = hub / "etc/streamer-firewall.nft"
+    set_up(hub)
+    file.write_text(rules(5555, 8080))  # after the start, as at the end of a deploy
+    set_up(hub, release="2")
+    for now, then in (
+        (rules(5557, 9100, ssh=2222), ["5555, 8080", "5557, 9100"]),
+        (rules(ssh=2222), ["5555, 8080"]),
+        (rules(5555, 8080, ssh=2222), ["5555, 8080"]),
+    ):
+        file.write_text(now)
+        file.chmod(0o644)
+        went_back(hub, "1")
+        assert opened(file.read_text()) == then
+        assert "tcp dport { 2222 } accept" in file.read_text(), "sshd has moved since"
+        assert mode(file) == 0o644
+        assert [line for line in file.read_text().splitlines() if line in now.splitlines()] == now.splitlines()
+
+
+def test_a_hub_that_goes_back_says_that_no_rules_are_kept(hub: Path) -> None:
+    set_up(hub)
+    set_up(hub, release="2")
+    file = hub / "etc/streamer-firewall.nft"
+    file.write_text(rules(5557))  # it has a firewall only since
+    done = run_script(hub, "streamer/files/back.sh", "1", "streamer-hub")
+    assert (done.returncode, file.read_text()) == (0, rules(5557))
+    assert done.stdout.startswith("the firewall stays as it is, as no rules are kept with release 1")
+    file.unlink()
+    assert run_script(hub, "streamer/files/back.sh", "1", "streamer-hub").stdout == ""
+    assert not file.exists(), "who has none gets none"
 
 
 def test_a_hub_that_goes_back_to_another_user_can_read_its_key(hub: Path) -> None:

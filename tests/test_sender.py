@@ -598,7 +598,7 @@ def test_want_of_a_hub_is_told_with_why_none_takes_the_frames(
     ):
         until(lambda: any("waiting for one" in message for message in caplog.messages))
     why = "refuses this sender's key: the hub's list of allowed keys has not got it"
-    assert f"{hub.endpoint} {why}" in caplog.messages
+    assert f"pi1: {hub.endpoint} {why}" in caplog.messages
     assert f"pi1: no hub takes the frames at {hub.endpoint}, which {why}; waiting for one" in caplog.messages
     assert "no hub answers" not in caplog.text
 
@@ -610,14 +610,14 @@ def test_refusal_is_told_once_and_is_a_credit(hub: RawHub, caplog: pytest.LogCap
             route, _, _ = hub.take()
             hub.reply(route, b"ERR camera \xff is not wanted")
             until_sent(sender, number + 1)
-    assert caplog.messages == [f"{hub.endpoint} refuses the frames: camera \ufffd is not wanted"]
+    assert caplog.messages == [f"pi1: {hub.endpoint} refuses the frames: camera \ufffd is not wanted"]
 
 
 def test_refusal_is_told_in_one_short_line_whatever_is_in_it(hub: RawHub, caplog: pytest.LogCaptureFixture) -> None:
     with Sender(hub.endpoint, "pi1", reply_timeout_s=PATIENT_S) as sender:
         exchange(sender, hub, b"ERR \x1b[2J\nERROR: all is well" + b"x" * 60_000)
     (told,) = caplog.messages
-    assert told.startswith(rf"{hub.endpoint} refuses the frames: \x1b[2J\nERROR: all is wellxxx")
+    assert told.startswith(rf"pi1: {hub.endpoint} refuses the frames: \x1b[2J\nERROR: all is wellxxx")
     assert len(told) < 400
 
 
@@ -628,7 +628,7 @@ def test_refusal_that_comes_again_after_a_frame_was_taken_is_told_again(
         for reply in (b"ERR no", b"OK", b"ERR no"):
             exchange(sender, hub, reply)
     assert (sender.statistics.answered, sender.statistics.refused) == (3, 2)
-    assert caplog.messages == [f"{hub.endpoint} refuses the frames: no"] * 2
+    assert caplog.messages == [f"pi1: {hub.endpoint} refuses the frames: no"] * 2
 
 
 def test_a_frame_that_a_leaving_hub_did_not_take_is_counted_as_dropped(
@@ -731,7 +731,7 @@ def test_a_page_is_no_hub_and_that_is_told_once(
             send_until(sender, lambda: len(reopened) > began + 10)
             assert sender.statistics.answered == 0
     said = [message for message in caplog.messages if "no HTTP request" not in message]
-    assert f"{endpoint} is not a hub (is this the port of a page?)" in said
+    assert f"pi1: {endpoint} is not a hub (is this the port of a page?)" in said
     assert len(said) == len(set(said)) <= 3, "before it answers it looks like a hub"
 
 
@@ -870,8 +870,10 @@ def test_a_hub_without_encryption_gets_nothing_and_the_sender_says_why(
 ) -> None:
     with Hub(LOCAL) as plain, Sender(plain.endpoint or "", "pi1", **curve.sender()) as sender:
         sender.send(JPEG)
-        told = f"{plain.endpoint} has no encryption, and this sender sends with encryption only"
-        until(lambda: told in caplog.messages)
+        does = "has no encryption, and this sender sends with encryption only (give the hub keys, or this sender none)"
+        until(lambda: f"pi1: {plain.endpoint} {does}" in caplog.messages)
+        asks = "it ended the handshake, as senders that encrypt do: give this hub keys (--key, --allowed), or them none"
+        until(lambda: re.search(rf"refused \d+ from .*: {re.escape(asks)}", caplog.text))
         assert plain.cameras() == []
     curve.no_secret_in(caplog.text)
 
@@ -881,7 +883,7 @@ def test_a_handshake_that_fails_again_after_a_hub_that_took_the_frames_is_told_a
 ) -> None:
     with Hub(LOCAL, **curve.hub) as encrypting:
         endpoint = encrypting.endpoint or ""
-    told = f"{endpoint} takes encrypted frames only: this sender has no keys"
+    told = f"pi1: {endpoint} takes encrypted frames only: this sender has no keys"
     with Sender(endpoint, "pi1", reply_timeout_s=PATIENT_S) as sender:
         for times in (1, 2):
             with Hub(endpoint, **curve.hub):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,13 +57,13 @@ def is_dark(pixels: Image) -> bool:
     [
         (LIVE, ""),
         (STALE, "no picture for 6 s"),
-        (GONE, "gone: no picture for 45 s"),
-        (dataclasses.replace(GONE, age_s=99.9), "gone: no picture for 99 s"),
-        (dataclasses.replace(GONE, age_s=100), "gone: no picture for 1 min"),
-        (dataclasses.replace(GONE, age_s=5999), "gone: no picture for 99 min"),
-        (dataclasses.replace(GONE, age_s=86400), "gone: no picture for 24 h"),
-        (dataclasses.replace(GONE, age_s=172800), "gone: no picture for 2 days"),
-        (WAITING, "waiting for pi1"),
+        (GONE, "gone, last seen 45 s ago"),
+        (dataclasses.replace(GONE, age_s=99.9), "gone, last seen 99 s ago"),
+        (dataclasses.replace(GONE, age_s=100), "gone, last seen 1 min ago"),
+        (dataclasses.replace(GONE, age_s=5999), "gone, last seen 99 min ago"),
+        (dataclasses.replace(GONE, age_s=86400), "gone, last seen 24 h ago"),
+        (dataclasses.replace(GONE, age_s=172800), "gone, last seen 2 days ago"),
+        (WAITING, "waiting for its first picture"),
     ],
 )
 def test_silence(status: Status, words: str) -> None:
@@ -79,6 +81,15 @@ def test_silence(status: Status, words: str) -> None:
 )
 def test_oddity(status: Status, words: str) -> None:
     assert tiles.oddity(status) == words
+
+
+def test_words_are_those_of_the_wall() -> None:
+    static = Path(tiles.__file__).with_name("wall") / "static"
+    wall = re.sub(r"\${.*?}", "…", "".join((static / name).read_text("utf-8") for name in ("wall.js", "states.js")))
+    for state in (STALE, GONE, WAITING):
+        assert re.sub("[0-9]+ s", "…", tiles.silence(state)) in wall
+    for odd in (dataclasses.replace(LIVE, rival="192.0.2.7"), dataclasses.replace(LIVE, still_s=12.3)):
+        assert re.sub(r"192\.0\.2\.7|12 s", "…", tiles.oddity(odd)) in wall
 
 
 # -- pictures

@@ -854,7 +854,7 @@ def test_last_minutes_are_kept(hub: streamer.Hub, wall: Wall, sender: streamer.S
     send_one(hub, sender, picture())
     past = until(lambda: json.loads(get(wall, "/api/history")[2])["cameras"].get("pi1") and get(wall, "/api/history"))
     table = json.loads(past[2])
-    assert (table["every_s"], table["points"]) == (2.0, 150)
+    assert (table["page"], table["every_s"], table["points"]) == (wall._page_digest, 2.0, 150)
     assert set(table["cameras"]) == {"pi1", "pi9"}
     assert set(table["cameras"]["pi1"]) == {"fps", "latency_ms", "bytes_per_s"}
     assert table["cameras"]["pi9"]["latency_ms"][0] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import zmq
@@ -25,6 +26,11 @@ _ANSWERED_AT_ONCE = 8  # handshakes and events that a door handles while frames 
 # ZAP domains (RFC 27): they tell a replier's two listeners apart.
 ENCRYPTED, PLAIN = b"streamer", b"plain"
 NO_KEY = "-"  # ZAP's user id of a peer without encryption
+# What a monitor says where only one end encrypts; the second, also where a peer just leaves.
+_ONE_ENCRYPTS = (
+    (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH),
+    (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, errno.EPIPE),
+)
 
 
 class Door:
@@ -82,14 +88,19 @@ class Door:
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
                 self._failed = "it expects another key of this hub"
             elif event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # that one was counted above
-                self._failed = (
-                    "it ended the handshake, as senders without encryption do"
-                    if self._allowed
-                    else "it did not complete ZMTP's handshake"
-                )
+                self._failed = self._guess(event, value)
         self.crowded = not left
         self._at_once = self._at_once + _ANSWERED_AT_ONCE if self.crowded else _ANSWERED_AT_ONCE
         return refused
+
+    def _guess(self, event: int, value: int) -> str:
+        """Return why a handshake may have failed: where only one end encrypts, either may end it first."""
+        if self._allowed:
+            return "it ended the handshake, as senders without encryption do"
+        if (event, value) in _ONE_ENCRYPTS:
+            remedy = "give this hub keys (--key, --allowed), or them none"
+            return f"it ended the handshake, as senders that encrypt do: {remedy}"
+        return "it did not complete ZMTP's handshake"
 
     def close(self) -> None:
         """Close at once."""

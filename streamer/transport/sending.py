@@ -76,6 +76,7 @@ class Requester:
         hub_key: the hub's public key; required with `pair`.
         patience_s: how long `receive(wait=True)` waits, in seconds; by default for ever.
         queues: queue requests while there is no hub, as `ask` needs; by default `send` refuses them.
+        camera: the sender's, to name it in what is logged.
 
     Raises:
         TransportError: the endpoint is malformed.
@@ -89,8 +90,10 @@ class Requester:
         patience_s: float | None = None,
         *,
         queues: bool = False,
+        camera: str | None = None,
     ) -> None:
         self.endpoint = endpoint
+        self.told_as = f"{camera}: {endpoint}" if camera else endpoint
         self._queues = queues
         self._patience_ms = -1 if patience_s is None else round(patience_s * 1000)
         # Why the hub refuses this end, as words to follow its endpoint; libzmq does not report it.
@@ -144,7 +147,7 @@ class Requester:
         Logs why the handshake failed, if it did, once.
         """
         if self.refusal and self.refusal != self._refusal_told:
-            _log.warning("%s %s", self.endpoint, self.refusal)
+            _log.warning("%s %s", self.told_as, self.refusal)
         self._refusal_told = self.refusal
         own = self._timeouts()
         self.socket.close()
@@ -206,7 +209,7 @@ class Requester:
             self.refusal = "refuses this sender's key: the hub's list of allowed keys has not got it"
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
             self.refusal = (
-                "has no encryption, and this sender sends with encryption only"
+                "has no encryption, and this sender sends with encryption only (give the hub keys, or this sender none)"
                 if self._curve
                 else "takes encrypted frames only: this sender has no keys"
             )

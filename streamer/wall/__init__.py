@@ -257,7 +257,7 @@ class Wall:
         return _json([dataclasses.asdict(status) for status in self._fan_out.viewers()])
 
     async def _past(self, _: web.Request) -> web.Response:
-        return _json(self._history.table())
+        return _json({"page": self._page_digest, **self._history.table()})
 
     async def _health(self, _: web.Request) -> web.Response:
         """Respond 200 while the hub can receive frames, else 503."""

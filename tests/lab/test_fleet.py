@@ -823,6 +823,22 @@ def test_new_release_and_the_way_back(tmp_path: Path) -> None:
     all_live()
 
 
+def test_hub_that_goes_back_to_its_former_ports_is_reached_there(tmp_path: Path) -> None:
+    source = later_source(tmp_path, "99.1")
+    ports = {"streamer_port": 5557, "streamer_http": "0.0.0.0:8081"}
+    deploy("--limit", "hub,pi1", source=source, inventory=edited(tmp_path / "hosts.yml", hubs={"hub": ports}))
+    assert [connect("hub", port) for port in (5557, 8081)] == ["done"] * 2
+    assert connect("hub", 5555) != "done"
+    told = deploy("--check", "--tags", "rollback", "--limit", "hub,pi1").output
+    assert re.search(r"\[hub\].*\n.*99\.1\+\S+ -> \S+\.py\d+\n", told), told
+    assert connect("hub", 8081) == "done", "it was only asked"
+    deploy("--tags", "rollback", "--limit", "hub,pi1")
+    all_live()
+    assert has_firewall("hub")
+    on("hub", "systemctl restart streamer-firewall")  # as the next boot does
+    assert [connect("hub", port) for port in (5555, 8080)] == ["done"] * 2
+
+
 def test_hub_moves_to_another_host(tmp_path: Path) -> None:
     inventory = yaml.safe_load(INVENTORY.read_text())
     old, new = inventory["hubs"]["hosts"]["hub"], inventory["cameras"]["hosts"]["pi1"]

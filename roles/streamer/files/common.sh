@@ -10,6 +10,17 @@ point_current_at() {
   mv -T current.new current
 }
 
+# Keeps a file's copy with the current release, or forgets it with the file.
+keep() {
+  if [ -e "$1" ]; then
+    # With its mode and owner: some are secrets.
+    cp -p "$1" current/ran/new
+    mv current/ran/new "current/ran/${1##*/}"
+  else
+    rm -f "current/ran/${1##*/}"
+  fi
+}
+
 # What a service runs on besides its release and its key.
 files_of() {
   echo "/etc/streamer/${1#streamer-}.yml" "/etc/systemd/system/$1.service"

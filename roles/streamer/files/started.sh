@@ -3,14 +3,7 @@
 unit=$1 state=$2 history=$3
 mkdir -p current/ran
 for file in $(files_of "$unit"); do
-  kept=current/ran/${file##*/}
-  if [ -e "$file" ]; then
-    # With its mode and owner: some are secrets.
-    cp -p "$file" current/ran/new
-    mv current/ran/new "$kept"
-  else
-    rm -f "$kept"
-  fi
+  keep "$file"
 done
 # By rename, so that a disk that is full leaves what was there.
 echo "$history" >new

@@ -8,6 +8,7 @@ const CURVE = { width: 80, height: 22 };
 const SVG = "http://www.w3.org/2000/svg";
 
 const notice = document.getElementById("notice");
+let page = null; // which one the hub has
 let history = { every_s: 2, points: 150, cameras: {} };
 
 const size = (bytes) => {
@@ -140,6 +141,9 @@ async function watch() {
     if (!document.hidden) {
       try {
         const [rows, viewers, past] = await Promise.all(["/api/cameras", "/api/viewers", "/api/history"].map(ask));
+        // A hub that has another page, since it was upgraded.
+        if (page !== null && page !== past.page) location.reload();
+        page = past.page;
         history = past;
         fill(document.getElementById("cameras"), CAMERA_HEADS, rows.map(cameraRow), "No camera has come yet.");
         fill(document.getElementById("viewers"), VIEWER_HEADS, viewers.map(viewerRow), "No viewers now.");
