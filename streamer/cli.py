@@ -46,6 +46,7 @@ _SCREEN_EVERY_S = 5.0  # between two looks for a screen
 _SCREEN_ELSEWHERE = 1920, 1080  # where it cannot be asked for its size, in pixels
 _MANAGER_EVERY_S = 0.5  # between two looks for its window manager
 _MANAGER_WITHIN_S = 15.0  # after which a screen is taken to have none
+_MANAGER_STARTS_S = 2.0  # from when it says that it is there until it has its hands free for windows
 _DESCRIPTORS = 8192
 _DEMO_PORTS = range(8080, 8100)
 _WAIT_MAX_S = 86400
@@ -542,14 +543,17 @@ def _wait_for_screen(ended: Callable[[float], bool]) -> tuple[int, int] | None:
     found: list[tuple[int, int]] = []
 
     def look() -> None:
-        told, since = "", None
+        told, since, is_starting = "", None, False
         while True:
             try:
                 width, height, is_managed = screen.find(os.environ)
                 now = time.monotonic()
                 if is_managed or (since is not None and now - since >= _MANAGER_WITHIN_S):
+                    if is_managed and is_starting:
+                        time.sleep(_MANAGER_STARTS_S)
                     found.append((width, height))
                     return
+                is_starting = True
                 if since is None:
                     _log.info(
                         "no window manager at %s: the windows open when there is one, in %.0f s at the latest",
@@ -561,7 +565,7 @@ def _wait_for_screen(ended: Callable[[float], bool]) -> tuple[int, int] | None:
             except TransportError as error:
                 if str(error) != told:
                     _log.warning("%s: the windows open when there is one, the page is there meanwhile", error)
-                told, since = str(error), None
+                told, since, is_starting = str(error), None, True
                 time.sleep(_SCREEN_EVERY_S)
 
     # In a thread: a screen may answer slowly, and signals and the watchdog must not wait for it.

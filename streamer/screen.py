@@ -6,6 +6,7 @@ It has to be found before OpenCV is used, since without one Qt ends the whole pr
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess  # nosec B404
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,22 +21,37 @@ _WITHIN_S = 5.0
 # In a child process: libxcb writes to standard error itself, and may wait for a server that hangs.
 # A window manager names itself in a property of the root window:
 # https://specifications.freedesktop.org/wm-spec/latest/ (Root Window Properties).
-_ASK = """
-from ctypes import CDLL, byref, c_char_p, c_int, c_long, c_ulong, c_void_p
+_OPEN = """
+import sys
+from ctypes import CDLL, POINTER, byref, c_char_p, c_int, c_long, c_ulong, c_void_p
 x11 = CDLL("libX11.so.6")
 x11.XOpenDisplay.restype = c_void_p
-display = x11.XOpenDisplay(None)
+x11.XDefaultRootWindow.restype = x11.XInternAtom.restype = c_ulong
+display = c_void_p(x11.XOpenDisplay(None))
 if not display:
     raise SystemExit(1)
-display = c_void_p(display)
-x11.XDefaultRootWindow.restype = x11.XInternAtom.restype = c_ulong
-root, name = x11.XDefaultRootWindow(display), x11.XInternAtom(display, c_char_p(b"_NET_SUPPORTING_WM_CHECK"), 0)
-kind, width, count, left, value = c_ulong(), c_int(), c_ulong(), c_ulong(), c_void_p()
-x11.XGetWindowProperty(
-    display, c_ulong(root), c_ulong(name), c_long(0), c_long(1), 0, c_ulong(0),
-    byref(kind), byref(width), byref(count), byref(left), byref(value),
-)
-print(x11.XDisplayWidth(display, 0), x11.XDisplayHeight(display, 0), int(bool(kind.value)))
+root = x11.XDefaultRootWindow(display)
+def values(window, name):
+    atom = x11.XInternAtom(display, c_char_p(name), 0)
+    kind, width, count, left, value = c_ulong(), c_int(), c_ulong(), c_ulong(), POINTER(c_ulong)()
+    x11.XGetWindowProperty(
+        display, c_ulong(window), c_ulong(atom), c_long(0), c_long(4096), 0, c_ulong(0),
+        byref(kind), byref(width), byref(count), byref(left), byref(value),
+    )
+    return value[: count.value] if width.value == 32 else []
+"""
+_LOOK = """
+managed = int(bool(values(root, b"_NET_SUPPORTING_WM_CHECK")))
+print(x11.XDisplayWidth(display, 0), x11.XDisplayHeight(display, 0), managed)
+"""
+# An XMapEvent, padded as an XEvent: type, serial, send_event, display, event, window, override_redirect. To whom
+# exposures go (1 << 15), which is the program alone; the window manager need not hear of it.
+_SHOW = """
+for window in values(root, b"_NET_CLIENT_LIST"):
+    if values(window, b"_NET_WM_PID") == [int(sys.argv[1])]:
+        event = (c_long * 24)(19, 0, 1, 0, window, window)
+        x11.XSendEvent(display, c_ulong(window), 0, c_long(1 << 15), byref(event))
+x11.XCloseDisplay(display)
 """
 
 
@@ -81,10 +97,20 @@ class _RefusedError(Exception):
     """No window can be opened; its text says why, empty if unknown."""
 
 
+def show_windows() -> None:
+    """Have each window of this process painted that Qt takes for one that is not on the screen.
+
+    When much happens at once, Qt 5 now and then loses the X server's message that a window is there, and never paints
+    it. So each is told again, which does no harm to the others. This takes a moment, up to five seconds.
+    """
+    with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+        _run([sys.executable, "-I", "-c", _OPEN + _SHOW, str(os.getpid())], os.environ)
+
+
 def _look_at(environment: Mapping[str, str]) -> Screen:
     """Look at a screen; raise _RefusedError where no window can be opened."""
     try:
-        done = _run([sys.executable, "-I", "-c", _ASK], environment)
+        done = _run([sys.executable, "-I", "-c", _OPEN + _LOOK], environment)
     except subprocess.TimeoutExpired:
         raise _RefusedError("it does not answer") from None
     except OSError as error:

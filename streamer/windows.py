@@ -10,6 +10,8 @@ libjpeg is fast only at a half, a quarter and an eighth); checking less often wh
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ from streamer.errors import MissingExtraError, TransportError
 from streamer.grid import Grid
 from streamer.pictures import Pictures
 from streamer.presence import State, patience_s
+from streamer.screen import show_windows
 from streamer.tiles import greyed, marked, oddity, picture_for, silence
 
 try:
@@ -38,6 +41,7 @@ _TITLE_BAR = 40  # pixels above each row for the title bars
 _LOOK_S = 0.25
 _CLOSED_S = 1.0
 _FRAMED_S = 2.0
+_SHOWN_AFTER_S = (1.0, 10.0)  # after the last window was opened: as soon as it should be there, and on a busy machine
 _OPEN_EVERY_S = 0.05  # if several windows open at once, Qt now and then never paints one
 _KEY_QUIT, _KEY_ESCAPE, _KEY_FULL_SCREEN = ord("q"), 27, ord("f")
 _TITLE = "streamer"
@@ -50,6 +54,7 @@ class _Display:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self._show_at: list[float] = []
 
     def run(self, ended: Callable[[], bool]) -> None:
         """Show the cameras until `ended` returns true, or somebody presses q in a window.
@@ -71,6 +76,7 @@ class _Display:
                 if began - looked >= _LOOK_S:
                     looked = began
                     self._look_after(self._hub.cameras())
+                    self._show_lost(began)
                 self._draw()
                 # Puts on the screen what was shown, and handles keys and the mouse; it needs a window to exist.
                 if self._has_window():
@@ -86,6 +92,17 @@ class _Display:
         finally:
             pictures.close()
             cv2.destroyAllWindows()
+
+    def _note_opened(self) -> None:
+        """Note that a window was opened just now."""
+        self._show_at = [time.monotonic() + after_s for after_s in _SHOWN_AFTER_S]
+
+    def _show_lost(self, now: float) -> None:
+        """Some time after windows were opened, have those painted that Qt has lost."""
+        if self._show_at and now >= self._show_at[0]:
+            del self._show_at[0]
+            if sys.platform == "linux":
+                threading.Thread(target=show_windows, name="showing", daemon=True).start()
 
     def _decode(self, frame: Frame) -> Image | None:
         """Decode a frame at the size it is shown at; None if it is not shown. Called by any thread."""
@@ -188,27 +205,29 @@ class Windows(_Display):
         self._pictures[name] = image
         cv2.namedWindow(name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         cv2.imshow(name, image)
-        height, width = image.shape[:2]
-        scale = min(self._width / width, self._cell_height / height)
-        cv2.resizeWindow(name, max(1, int(width * scale)), max(1, int(height * scale)))
         self._place(name)
         self._opened[name] = time.monotonic()
+        self._note_opened()
 
     def _columns(self) -> int:
         return -(-max(_EIGHT, len(self._places)) // self._rows)
 
     def _place(self, name: str) -> None:
-        """Move a window to its cell of the grid, row by row."""
+        """Fit a window into its cell of the grid, row by row."""
+        height, width = self._pictures[name].shape[:2]
+        scale = min(self._width / width, self._cell_height / height)
+        cv2.resizeWindow(name, max(1, int(width * scale)), max(1, int(height * scale)))
         row, column = divmod(self._places.index(name), self._columns())
         cv2.moveWindow(name, column * self._width, row * (self._cell_height + _TITLE_BAR) + _TITLE_BAR)
 
     def _look_after(self, statuses: list[Status]) -> None:
         """Keep new windows in their places, grey those of STALE cameras, close those of GONE ones."""
-        # A window manager puts a new window where it likes, and ignores moves until it has framed it.
+        # A window manager puts a new window where it likes, and ignores moves and sizes until it has framed it.
         now = time.monotonic()
         self._opened = {name: opened for name, opened in self._opened.items() if now - opened < _FRAMED_S}
         for name in self._opened.keys() & self._pictures.keys():
-            self._place(name)
+            if not self._closing.is_away(name):  # else it would be opened again
+                self._place(name)
         for name in self._pictures:
             if self._closing.was_seen(name) and not self._closing.is_away(name):
                 self._boxes[name] = _size(name) or self._boxes.get(name, (self._width, self._cell_height))
@@ -283,6 +302,7 @@ class GridWindow(_Display):
             cv2.setMouseCallback(_TITLE, self._click)
             self._grid.resize(*self._size)
             self._is_open = True
+            self._note_opened()
         elif self._closing.is_away(_TITLE):
             return
         elif self._closing.was_seen(_TITLE):

@@ -7,14 +7,16 @@ import subprocess
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from tests.conftest import until
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 @contextmanager
-def virtual_screen(width: int, height: int, display: str = "", *flags: str) -> Iterator[str]:
+def virtual_screen(width: int, height: int, display: str = "") -> Iterator[str]:
     """Run an X server with a window manager, as on every desktop; yields its display's name, by default a free one."""
-    with bare_screen(width, height, display, *flags) as found, window_manager(found):
+    with bare_screen(width, height, display) as found, window_manager(found):
         yield found
 
 
@@ -47,9 +49,14 @@ def bare_screen(width: int, height: int, display: str = "", *flags: str) -> Iter
 
 @contextmanager
 def window_manager(display: str) -> Iterator[None]:
-    """Run a window manager on a screen."""
-    with subprocess.Popen(["openbox"], env={**os.environ, "DISPLAY": display}) as manager:
+    """Run a window manager on a screen, and wait until it minds windows."""
+    environment = {**os.environ, "DISPLAY": display}
+    asked = ["xdotool", "get_num_desktops"]  # which it sets up last
+    with subprocess.Popen(["openbox"], env=environment) as manager:
         try:
+            until(
+                lambda: subprocess.run(asked, env=environment, check=False, capture_output=True).stdout.strip() > b"0"
+            )
             yield
         finally:
             manager.terminate()

@@ -20,6 +20,7 @@ from PIL import Image, ImageGrab
 
 import streamer
 from streamer import cli, tiles, windows
+from streamer import screen as screens
 from streamer.codec import encode_jpeg
 from streamer.errors import TransportError
 from streamer.screen import find
@@ -130,10 +131,13 @@ class Source:
 
     def __init__(self, endpoint: str, name: str, image: tuple[int, int, int] | np.ndarray) -> None:
         self._sender = streamer.Sender(endpoint, name=name)
+        self._sent = 0
+        self.paint(image)
+
+    def paint(self, image: tuple[int, int, int] | np.ndarray) -> None:
         if isinstance(image, tuple):
             image = np.full((HEIGHT, WIDTH, 3), image[::-1], np.uint8)
         self._jpeg = encode_jpeg(image, 95)
-        self._sent = 0
 
     def send(self) -> None:
         self._sent += 1
@@ -329,6 +333,24 @@ def test_windows_fit_a_small_screen(
         until(sending([one], lambda: looks() == size), 10)
 
 
+@pytest.mark.parametrize("layout", [[], ["--layout", "2x3"]], ids=["windows", "grid"])
+def test_window_that_qt_takes_for_one_that_is_not_on_the_screen_is_painted(layout: list[str], tmp_path: Path) -> None:
+    lose = screens._OPEN + screens._SHOW.replace("(19,", "(18,")  # UnmapNotify, which Qt believes just so
+    with virtual_screen(800, 600) as display, showing(display, tmp_path, *layout) as (shown, one):
+
+        def shows(colour: tuple[int, int, int]) -> bool:
+            return bool(
+                np.count_nonzero(np.abs(np.subtract(np.asarray(shown.screenshot()), colour)).max(axis=2) < 12) > 1000
+            )
+
+        until(sending([one], lambda: shows(RED)), 20)
+        subprocess.run(
+            [sys.executable, "-c", lose, str(shown.process.pid)], env={**os.environ, "DISPLAY": display}, check=True
+        )
+        one.paint(GREEN)
+        until(sending([one], lambda: shows(GREEN)), 20)
+
+
 def test_windows_wait_for_the_window_manager(tmp_path: Path) -> None:
     with bare_screen(800, 600) as display, showing(display, tmp_path) as (shown, one):
         until(sending([one], lambda: f"no window manager at {display}: " in shown.log.read_text()), 20)
@@ -447,7 +469,7 @@ def test_screen_that_keeps_strangers_out_is_opened_with_the_desktop_s_key(free: 
     environment = {"DISPLAY": free, "PATH": str(tmp_path)}  # without systemctl
     with pytest.raises(TransportError, match=f"^no screen at {free}$"):
         find(environment)
-    with virtual_screen(800, 600, free, "-auth", str(keys)):
+    with bare_screen(800, 600, free, "-auth", str(keys)):
         with pytest.raises(TransportError, match=rf"^no screen at {free} \(.*[Aa]uthori.*\)$"):
             find(environment)
         environment["PATH"] = manager(tmp_path, f"DISPLAY={free}", f"XAUTHORITY={keys}")
