@@ -104,7 +104,7 @@ def show_windows() -> None:
     it. So each is told again, which does no harm to the others. This takes a moment, up to five seconds.
     """
     with contextlib.suppress(subprocess.TimeoutExpired, OSError):
-        _run([sys.executable, "-I", "-c", _OPEN + _SHOW, str(os.getpid())], os.environ)
+        _run([sys.executable, "-I", "-c", _OPEN + _SHOW, str(os.getpid())], None)
 
 
 def _look_at(environment: Mapping[str, str]) -> Screen:
@@ -131,7 +131,7 @@ def _told(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs if name in _NAMES}
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def _run(command: Sequence[str], environment: Mapping[str, str] | None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # nosec B603 # no shell, and nothing in it is anybody's
         command, env=environment, capture_output=True, text=True, errors="replace", timeout=_WITHIN_S, check=False
     )
