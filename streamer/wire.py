@@ -276,8 +276,6 @@ def array_to_send(array: npt.NDArray[Any]) -> tuple[memoryview, str, tuple[int, 
         raise WireError(f"no array: {type(array).__name__}") from None
     if not is_contiguous:
         array = array.copy()
-    if not array.size:
-        raise WireError(f"an empty array, its shape is {array.shape}")
     dtype, shape = _form(array.dtype, array.shape)
     return memoryview(cast("Buffer", array)), dtype, shape
 
@@ -295,6 +293,8 @@ def _check_dimensions(shape: tuple[int, ...]) -> None:
 
 @lru_cache  # a camera's pictures are alike, and numpy is slow to name a dtype
 def _form(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    if 0 in shape:
+        raise WireError(f"an empty array, its shape is {shape}")
     return check_array({"dtype": str(dtype), "shape": list(shape)}, math.prod(shape) * dtype.itemsize)
 
 
