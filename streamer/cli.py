@@ -520,11 +520,11 @@ def _hub(options: argparse.Namespace) -> int:
                 pass
         elif screen := _wait_for_screen(ended):
             _skip_destructors()
-            look: dict[str, Any] = {"cameras": config.cameras, "width": config.window_width, "screen": screen}
+            shared: dict[str, Any] = {"cameras": config.cameras, "width": config.window_width, "screen": screen}
             if config.layout:
-                GridWindow(hub, **look, layout=config.layout, full_screen=config.full_screen).run(ended)
+                GridWindow(hub, **shared, layout=config.layout, full_screen=config.full_screen).run(ended)
             else:
-                Windows(hub, **look, rows=config.window_rows).run(ended)
+                Windows(hub, **shared, rows=config.window_rows).run(ended)
         notifier.stopping()
     _summarise_hub(hub)
     return 0
@@ -543,17 +543,16 @@ def _wait_for_screen(ended: Callable[[float], bool]) -> tuple[int, int] | None:
     found: list[tuple[int, int]] = []
 
     def look() -> None:
-        told, since, is_starting = "", None, False
+        told, since = "", None
         while True:
             try:
                 width, height, is_managed = screen.find(os.environ)
                 now = time.monotonic()
                 if is_managed or (since is not None and now - since >= _MANAGER_WITHIN_S):
-                    if is_managed and is_starting:
+                    if is_managed and (told or since is not None):  # it was not there at first
                         time.sleep(_MANAGER_STARTS_S)
                     found.append((width, height))
                     return
-                is_starting = True
                 if since is None:
                     _log.info(
                         "no window manager at %s: the windows open when there is one, in %.0f s at the latest",
@@ -565,7 +564,7 @@ def _wait_for_screen(ended: Callable[[float], bool]) -> tuple[int, int] | None:
             except TransportError as error:
                 if str(error) != told:
                     _log.warning("%s: the windows open when there is one, the page is there meanwhile", error)
-                told, since, is_starting = str(error), None, True
+                told, since = str(error), None
                 time.sleep(_SCREEN_EVERY_S)
 
     # In a thread: a screen may answer slowly, and signals and the watchdog must not wait for it.
