@@ -1185,7 +1185,8 @@ def hub(tmp_path: Path) -> Path:
     (tmp_path / "etc/streamer/hub.key").write_text("")
     # As the real one: it does not start without what its configuration names.
     needed = f"sed -n 's,^.*: /etc,{tmp_path}/etc,p' {tmp_path}/etc/streamer/hub.yml"
-    write_program(tmp_path, "systemctl", f"for file in $({needed}); do [ -e $file ] || exit 1; done")
+    log = f"echo systemctl $* >>{tmp_path}/called"
+    write_program(tmp_path, "systemctl", f"{log}; for file in $({needed}); do [ -e $file ] || exit 1; done")
     assert run_script(tmp_path, "streamer/files/switch.sh", "1").returncode == 0
     return tmp_path
 
@@ -1292,6 +1293,8 @@ def test_a_hub_that_goes_back_says_that_no_rules_are_kept(hub: Path) -> None:
     done = run_script(hub, "streamer/files/back.sh", "1", "streamer-hub")
     assert (done.returncode, file.read_text()) == (0, rules(5557))
     assert done.stdout.startswith("the firewall stays as it is, as no rules are kept with release 1")
+    reload = "systemctl try-reload-or-restart streamer-firewall.service"
+    assert reload in (hub / "called").read_text(), "a deploy that failed may have opened more"
     file.unlink()
     assert run_script(hub, "streamer/files/back.sh", "1", "streamer-hub").stdout == ""
     assert not file.exists(), "who has none gets none"

@@ -6,6 +6,7 @@ The tests go through one fleet's life in the order in which they stand here.
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import re
@@ -281,12 +282,27 @@ def test_wall_asks_for_the_password_but_not_at_the_socket() -> None:
 
 def python(host: str, code: str) -> str:
     """Run some Python on a host, and return the last line of what it says."""
-    said = on(host, f"python3 -c {shlex.quote('from socket import *; ' + code)} 2>&1 || true")
+    program = f"from socket import *\n{code}"
+    said = on(host, f"python3 -c {shlex.quote(program)} 2>&1 || true")
     return (said.splitlines() or ["done"])[-1]
 
 
 def connect(host: str, port: int, *, source: str = "pi2") -> str:
     return python(source, f"create_connection(('{lab.HOSTS[host]}', {port}), 5).close()")
+
+
+def answers(host: str, port: int, *, source: str = "pi2") -> str:
+    """What connecting there leads to until it succeeds, each once: numbers of errors, and 0."""
+    code = """if 1:
+        import time
+        seen, end = [], time.monotonic() + 120
+        while 0 not in seen and time.monotonic() < end:
+            with socket() as knock:
+                knock.settimeout(5)
+                seen += {knock.connect_ex((%r, %d))} - set(seen)
+            time.sleep(0.01)
+        print(seen)"""
+    return python(source, code % (lab.HOSTS[host], port))
 
 
 def has_firewall(host: str) -> bool:
@@ -824,10 +840,12 @@ def test_new_release_and_the_way_back(tmp_path: Path) -> None:
     all_live()
 
 
-def test_hub_that_goes_back_to_its_former_ports_is_reached_there(tmp_path: Path) -> None:
+def test_hub_that_goes_to_other_ports_and_back_is_reached_there(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     source = later_source(tmp_path, "99.1")
     ports = {"streamer_port": 5557, "streamer_http": "0.0.0.0:8081"}
+    answered = pool.submit(answers, "hub", 5557)
     deploy("--limit", "hub,pi1", source=source, inventory=edited(tmp_path / "hosts.yml", hubs={"hub": ports}))
+    assert answered.result() == f"{[errno.EHOSTUNREACH, errno.ECONNREFUSED, 0]}", "open before the hub goes there"
     assert [connect("hub", port) for port in (5557, 8081)] == ["done"] * 2
     assert connect("hub", 5555) != "done"
     told = deploy("--check", "--tags", "rollback", "--limit", "hub,pi1").output

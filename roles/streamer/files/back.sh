@@ -31,18 +31,21 @@ done
 # A hub needs the ports open that it had there. None is closed: SSH, and other programs, may have moved since.
 rules=/etc/streamer-firewall.nft
 case " $* " in *" streamer-hub "*)
-  if [ -e current/ran/${rules##*/} ] && [ -e $rules ]; then
-    awk '
-      pass == 1 && / th dport / { opened[++ports] = $0 }
-      pass == 2 { is[$0] = 1 }
-      pass == 3 { print }
-      pass == 3 && /^[[:space:]]*tcp dport / { for (i = 1; i <= ports; i++) if (!(opened[i] in is)) print opened[i] }
-    ' pass=1 current/ran/${rules##*/} pass=2 $rules pass=3 $rules >$rules.new
-    chmod 644 $rules.new
-    mv $rules.new $rules
+  if [ -e $rules ]; then
+    if [ -e current/ran/${rules##*/} ]; then
+      awk '
+        pass == 1 && / th dport / { opened[++ports] = $0 }
+        pass == 2 { is[$0] = 1 }
+        pass == 3 { print }
+        pass == 3 && /^[[:space:]]*tcp dport / { for (i = 1; i <= ports; i++) if (!(opened[i] in is)) print opened[i] }
+      ' pass=1 current/ran/${rules##*/} pass=2 $rules pass=3 $rules >$rules.new
+      chmod 644 $rules.new
+      mv $rules.new $rules
+    else
+      echo "the firewall stays as it is, as no rules are kept with release $release: if a port has changed, deploy instead"
+    fi
+    # Even if they are as before: a deploy that failed may have opened more.
     systemctl try-reload-or-restart streamer-firewall.service
-  elif [ -e $rules ]; then
-    echo "the firewall stays as it is, as no rules are kept with release $release: if a port has changed, deploy instead"
   fi
 esac
 sync -f /opt/streamer /etc/streamer
