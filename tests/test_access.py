@@ -907,7 +907,7 @@ def test_status_of_a_later_hub_may_tell_more(opened: Wall, monkeypatch: pytest.M
 def test_status_of_a_hub_whose_answer_never_ends(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(page, "_WITHIN_S", 0.5)
+    monkeypatch.setattr(page, "_WITHIN_S", 2.0)
     with listener() as (server, endpoint):
         ended = threading.Event()
 

@@ -401,6 +401,7 @@ def test_the_want_of_a_hub_is_told_once_it_has_lasted(
         with ImageHub(address) as hub:
             hub.recv_jpg()
             until(lambda: sender._end._met)  # type: ignore[union-attr]
+            until(lambda: not any(thread.name == "telling" for thread in threading.enumerate()))
             told = caplog.messages.count(want)
             assert not wait([reply], 0.3).done, "it may take its time to reply"
             hub.send_reply()
@@ -467,7 +468,7 @@ def test_however_many_cameras_a_program_publishes_each_has_room(library: Any, ad
                 seen.add(json.loads(subscriber.recv_multipart()[0])["msg"])
             return seen.issuperset(names)
 
-        until(all_come)
+        until(all_come, 60)
 
 
 def test_labels_that_never_come_again_make_no_room_for_old_pictures(address: str) -> None:
