@@ -20,18 +20,17 @@ import socket
 import subprocess  # nosec B404 # the demo is real processes
 import sys
 import tempfile
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import streamer
-from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError, TransportError, one_line
+from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError, one_line
 from streamer.systemd import Notifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from types import FrameType
 
     from streamer.config import Given
@@ -42,11 +41,6 @@ if TYPE_CHECKING:
 _USAGE = 2  # exit status for what the user can put right
 _FAILED = 1
 _LOOK_S = 1.0
-_SCREEN_EVERY_S = 5.0  # between two looks for a screen
-_SCREEN_ELSEWHERE = 1920, 1080  # where it cannot be asked for its size, in pixels
-_MANAGER_EVERY_S = 0.5  # between two looks for its window manager
-_MANAGER_WITHIN_S = 15.0  # after which a screen is taken to have none
-_MANAGER_STARTS_S = 2.0  # from when it says that it is there until it has its hands free for windows
 _DESCRIPTORS = 8192
 _DEMO_PORTS = range(8080, 8100)
 _WAIT_MAX_S = 86400
@@ -467,6 +461,7 @@ def _hub(options: argparse.Namespace) -> int:
         from streamer.windows import GridWindow, Windows  # reports a missing extra before anything is started
 
     from streamer.hub import Hub
+    from streamer.screen import wait_for_screen
     from streamer.wall import Wall
     from streamer.wall.access import Access, tls_context
 
@@ -518,7 +513,7 @@ def _hub(options: argparse.Namespace) -> int:
         if config.display != "windows":
             while not ended(_LOOK_S):
                 pass
-        elif screen := _wait_for_screen(ended):
+        elif screen := wait_for_screen(os.environ, ended):
             _skip_destructors()
             shared: dict[str, Any] = {"cameras": config.cameras, "width": config.window_width, "screen": screen}
             if config.layout:
@@ -528,51 +523,6 @@ def _hub(options: argparse.Namespace) -> int:
         notifier.stopping()
     _summarise_hub(hub)
     return 0
-
-
-def _wait_for_screen(ended: Callable[[float], bool]) -> tuple[int, int] | None:
-    """Wait until there is a screen, while the hub does everything else.
-
-    Returns:
-        (width, height) in pixels; None when it is time to end.
-    """
-    from streamer import screen
-
-    if platform.system() != "Linux":
-        return _SCREEN_ELSEWHERE
-    found: list[tuple[int, int]] = []
-
-    def look() -> None:
-        told, since = "", None
-        while True:
-            try:
-                width, height, is_managed = screen.find(os.environ)
-                now = time.monotonic()
-                if is_managed or (since is not None and now - since >= _MANAGER_WITHIN_S):
-                    if is_managed and (told or since is not None):  # it was not there at first
-                        time.sleep(_MANAGER_STARTS_S)
-                    found.append((width, height))
-                    return
-                if since is None:
-                    _log.info(
-                        "no window manager at %s: the windows open when there is one, in %.0f s at the latest",
-                        os.environ["DISPLAY"],
-                        _MANAGER_WITHIN_S,
-                    )
-                    since = now
-                time.sleep(_MANAGER_EVERY_S)
-            except TransportError as error:
-                if str(error) != told:
-                    _log.warning("%s: the windows open when there is one, the page is there meanwhile", error)
-                told, since = str(error), None
-                time.sleep(_SCREEN_EVERY_S)
-
-    # In a thread: a screen may answer slowly, and signals and the watchdog must not wait for it.
-    threading.Thread(target=look, name="screen", daemon=True).start()
-    while not found:
-        if ended(0.05):
-            return None
-    return found[0]
 
 
 def _skip_destructors() -> None:

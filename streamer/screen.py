@@ -6,18 +6,28 @@ It has to be found before OpenCV is used, since without one Qt ends the whole pr
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import platform
 import subprocess  # nosec B404
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from streamer.errors import TransportError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping, Sequence
+    from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
+_log = logging.getLogger(__name__)
 _NAMES = ("DISPLAY", "XAUTHORITY")
 _WITHIN_S = 5.0
+_EVERY_S = 5.0  # between two looks for a screen
+_MANAGER_EVERY_S = 0.5  # between two looks for its window manager
+_MANAGER_WITHIN_S = 15.0  # after which a screen is taken to have none
+_MANAGER_STARTS_S = 2.0  # from when it says that it is there until it has its hands free for windows
+_ELSEWHERE = 1920, 1080  # on other systems, which always have a screen, in pixels
 # In a child process: libxcb writes to standard error itself, and may wait for a server that hangs.
 # A window manager names itself in a property of the root window:
 # https://specifications.freedesktop.org/wm-spec/latest/ (Root Window Properties).
@@ -68,6 +78,58 @@ class Screen(NamedTuple):
     width: int
     height: int
     is_managed: bool
+
+
+def wait_for_screen(environment: MutableMapping[str, str], ended: Callable[[float], bool]) -> tuple[int, int] | None:
+    """Wait until there is a screen for windows, with its window manager if it has one, and say what is waited for.
+
+    Args:
+        environment: should be `os.environ`; the variables for the screen are set in it.
+        ended: waits for so many seconds at most, and returns whether it is time to end.
+
+    Returns:
+        (width, height) in pixels; None when it is time to end.
+    """
+    if platform.system() != "Linux":
+        return _ELSEWHERE
+    found: list[tuple[int, int]] = []
+    given_up = threading.Event()
+
+    def look() -> None:
+        told, since = "", None
+        while not given_up.is_set():
+            try:
+                width, height, is_managed = find(environment)
+            except TransportError as error:
+                if str(error) != told:
+                    _log.warning("%s: the windows open when there is one, the page is there meanwhile", error)
+                told, since = str(error), None
+                given_up.wait(_EVERY_S)
+                continue
+            now = time.monotonic()
+            if is_managed or (since is not None and now - since >= _MANAGER_WITHIN_S):
+                if is_managed and (told or since is not None):  # it was not there at first
+                    given_up.wait(_MANAGER_STARTS_S)
+                found.append((width, height))
+                return
+            if since is None:
+                since = now
+                _log.info(
+                    "no window manager at %s: the windows open when there is one, in %.0f s at the latest",
+                    environment["DISPLAY"],
+                    _MANAGER_WITHIN_S,
+                )
+            given_up.wait(_MANAGER_EVERY_S)
+
+    # In a thread: a screen may answer slowly, and signals and the watchdog must not wait for it.
+    threading.Thread(target=look, name="screen", daemon=True).start()
+    try:
+        while not found:
+            if ended(0.05):
+                return None
+        return found[0]
+    finally:
+        given_up.set()
 
 
 def find(environment: MutableMapping[str, str]) -> Screen:

@@ -627,13 +627,23 @@ def test_what_a_screen_is_waited_for_is_told_once(
         assert done.wait(10)
         return screen.Screen(640, 480, is_managed=True)
 
-    monkeypatch.setattr(cli, "_SCREEN_EVERY_S", 0.01)
+    monkeypatch.setattr(screen, "_EVERY_S", 0.01)
     monkeypatch.setattr(screen, "find", find)
-    assert cli._wait_for_screen(lambda _: not answers) is None, "it is time to end, and there is still none"
+    assert screen.wait_for_screen({}, lambda _: not answers) is None, "it is time to end, and there is still none"
     done.set()
-    assert cli._wait_for_screen(lambda _: False) == (640, 480)
+    assert screen.wait_for_screen({}, lambda _: False) == (640, 480)
     told = "the windows open when there is one, the page is there meanwhile"
     assert caplog.messages == [f"there is none: {told}", f"it lets nobody in: {told}"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a screen is always there")
+def test_nobody_looks_for_a_screen_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(_: object) -> screen.Screen:
+        raise TransportError("there is none")
+
+    monkeypatch.setattr(screen, "find", find)
+    assert screen.wait_for_screen({}, lambda _: True) is None
+    until(lambda: not any(thread.name == "screen" for thread in threading.enumerate()), 4)
 
 
 # -- starting and dying in every order

@@ -19,8 +19,8 @@ import pytest
 from PIL import Image, ImageGrab
 
 import streamer
-from streamer import cli, tiles, windows
 from streamer import screen as screens
+from streamer import tiles, windows
 from streamer.codec import encode_jpeg
 from streamer.errors import TransportError
 from streamer.screen import find
@@ -365,13 +365,13 @@ def test_windows_wait_for_the_window_manager(tmp_path: Path) -> None:
 def test_screen_that_never_gets_a_window_manager_is_used_without(
     free: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cli, "_MANAGER_WITHIN_S", 0.8)
+    monkeypatch.setattr(screens, "_MANAGER_WITHIN_S", 0.8)
     caplog.set_level("INFO")
     with bare_screen(800, 600, free) as display:
         monkeypatch.setenv("DISPLAY", display)
         monkeypatch.setenv("PATH", str(tmp_path))
         began = time.monotonic()
-        assert cli._wait_for_screen(threading.Event().wait) == (800, 600)
+        assert screens.wait_for_screen(os.environ, threading.Event().wait) == (800, 600)
         assert time.monotonic() - began > 0.8
     assert caplog.messages == [
         f"no window manager at {display}: the windows open when there is one, in 1 s at the latest"
