@@ -350,6 +350,14 @@ def test_no_host_but_a_hub_can_be_one_that_ansible_does_not_manage() -> None:
     assert problem.startswith("localhost: every machine calls itself so")
 
 
+def test_options_of_a_hub_that_ansible_does_not_manage_are_refused() -> None:
+    hub = {**UNMANAGED, "hub_options": {"plain_bind": "tcp://*:5556"}}
+    assert plan(FLEET, hub={**hub, "streamer_address": "192.0.2.9"})["problems"] == [
+        "hub: hub_options is for a hub that Ansible manages: leave it empty, and give this hub its own hub.yml with "
+        "these keys"
+    ]
+
+
 def test_a_certificate_that_the_operator_cannot_read_is_told() -> None:
     who = os.geteuid()
     plan(FLEET)  # reads what a clone in root's own home lets nobody else read

@@ -318,6 +318,11 @@ class Fleet:
                 f"{name}: hub_key is {str(hub['hub_key'])[:13]!r}…: on this hub, which Ansible does not manage, run "
                 "'streamer keys make hub.key' and set hub_key to what it prints, or set streamer_curve: false"
             )
+        if hub["hub_options"] and not hub.managed:
+            yield (
+                f"{name}: hub_options is for a hub that Ansible manages: leave it empty, and give this hub its own "
+                "hub.yml with these keys"
+            )
         yield from _tls_problems(hub)
         if hub["streamer_display"] == "windows" and hub.managed and not hub["hub_display_user"]:
             yield f"{name}: windows need a screen: set hub_display_user to the user who is logged in at it"
