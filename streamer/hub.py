@@ -48,7 +48,8 @@ class Hub:
         subscribe: publishing senders to connect to, `tcp://HOST:PORT`.
         cameras: names of expected cameras, WAITING until their first frame.
         stale_after_s: a camera is STALE after this many seconds without a frame, or two of its intervals if longer.
-        gone_after_s: a camera is GONE after this many seconds without a frame, or four of its intervals if longer.
+        gone_after_s: a camera is GONE after this many seconds without a frame, or four of its intervals if longer. An
+            interval counts as a minute at most.
         curve_key_file: the hub's key pair, made by `streamer keys make`. Senders must then encrypt (CURVE), with an
             allowed key. By default nothing is encrypted and anybody may send.
         curve_allowed_file: required with `curve_key_file`: which key may send as which camera. Changes take effect

@@ -99,6 +99,7 @@ class ImageSender:
         Raises:
             WireError: the array or the label cannot be sent.
             TransportError: the sender belongs to a process that this one was forked from.
+            zmq.Again: a SNDTIMEO or RCVTIMEO set on `zmq_socket` is over.
         """
         return self._send(msg, *wire.array_to_send(image))
 
@@ -115,6 +116,7 @@ class ImageSender:
         Raises:
             WireError: the label cannot be sent, or the buffer is not a JPEG.
             TransportError: the sender belongs to a process that this one was forked from.
+            zmq.Again: a SNDTIMEO or RCVTIMEO set on `zmq_socket` is over.
         """
         return self._send(msg, wire.jpeg_to_send(jpg_buffer))
 

@@ -363,7 +363,8 @@ class Presence:
     Args:
         expected: names of expected cameras, WAITING until their first frame.
         stale_after_s: a camera is STALE after this many seconds without a frame, or two of its intervals if longer.
-        gone_after_s: a camera is GONE after this many seconds without a frame, or four of its intervals if longer.
+        gone_after_s: a camera is GONE after this many seconds without a frame, or four of its intervals if longer. An
+            interval counts as a minute at most.
     """
 
     def __init__(self, expected: Iterable[str] = (), *, stale_after_s: float, gone_after_s: float) -> None:
@@ -462,7 +463,10 @@ class Presence:
 
 
 def patience_s(frame: Frame | None, stale_after_s: float, gone_after_s: float) -> tuple[float, float]:
-    """Return the seconds from a frame until its camera is STALE and GONE: at least two and four of its intervals."""
+    """Return the seconds from a frame until its camera is STALE and GONE: at least two and four of its intervals.
+
+    An interval counts as a minute at most.
+    """
     every_s = min(_EVERY_MAX_S, (frame.every_s if frame else None) or 0.0)
     return max(stale_after_s, 2 * every_s), max(gone_after_s, 4 * every_s)
 

@@ -5,7 +5,7 @@ shown at, so that none delays another.
 
 Of the CPU time for a frame of 640x480, half goes into the JPEG and a fifth into Qt, which converts, scales and
 paints. Measured and rejected: scaling each picture to its window before Qt does (cv2.resize takes what Qt saves, and
-libjpeg is fast only at a half, a quarter and an eighth); checking less often whether a window is still open (1 us).
+libjpeg is fast only at a half and below); checking less often whether a window is still open (1 us).
 """
 
 from __future__ import annotations

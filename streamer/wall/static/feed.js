@@ -2,8 +2,9 @@
 // else in the page itself.
 //
 // A binary message is a picture: version (u8), length of the name (u8), when the hub had it (f64, ms since 1970; all
-// little-endian), the name, the JPEG. A text message is JSON: `hello` once, then `cameras`, the table. The page says
-// what it wants, and which pictures it has shown: of each camera the hub sends the next one only then.
+// little-endian), the name, the JPEG. A text message is JSON: `hello` once, then `cameras`, the table, at least once a
+// second. The page sends JSON: `{"want": {camera: frames per second}}`, or `{"want": null}` while nobody sees it; and
+// `{"shown": [camera, …]}`: of each camera the hub sends the next picture only then.
 
 const VERSION = 1;
 const HEAD_BYTES = 10;
