@@ -92,6 +92,7 @@ class Frame:
 
         Raises:
             CodecError: the raw array cannot be a JPEG (not uint8, or not 1, 3 or 4 channels).
+            MissingExtraError: no JPEG library is installed.
         """
         return self.payload if self.is_jpeg else codec.encode_jpeg(self.image, RAW_JPEG_QUALITY)
 
@@ -104,6 +105,7 @@ class Frame:
 
         Raises:
             CodecError: the JPEG is damaged.
+            MissingExtraError: no JPEG library is installed.
         """
         if self.is_jpeg:
             return codec.decode_jpeg(self.payload)

@@ -89,6 +89,7 @@ class Pictures:
 
         Raises:
             TransportError: receiving has failed for good; or these belong to a process that this one was forked from.
+            MissingExtraError: no JPEG library is installed.
         """
         if self._process != os.getpid():
             raise TransportError("the pictures were made before this process was forked: make a hub and them in each")
@@ -104,6 +105,7 @@ class Pictures:
 
         Raises:
             TransportError: receiving has failed for good; or these belong to a process that this one was forked from.
+            MissingExtraError: no JPEG library is installed.
         """
         while (taken := self.take(None)) is not None:
             frame, image = taken
@@ -163,5 +165,6 @@ def decoded(frame: Frame, at_least: tuple[int, int] | None) -> Image:
 
     Raises:
         CodecError: the JPEG is damaged.
+        MissingExtraError: no JPEG library is installed.
     """
     return decode_jpeg(frame.payload, at_least) if frame.is_jpeg and at_least else frame.image
