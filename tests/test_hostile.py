@@ -29,6 +29,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 from hypothesis import strategies as st
 
+from streamer import presence, wire
 from streamer.hub import Hub
 from streamer.sender import Sender
 from streamer.transport import connections, sockets
@@ -492,10 +493,19 @@ def test_a_page_without_descriptors_says_so(capfd: pytest.CaptureFixture[str]) -
 def test_limits_are_those_that_are_promised() -> None:
     promised = " ".join((Path(__file__).parent.parent / "SECURITY.md").read_text(encoding="utf-8").split())
     limits = (door.CONNECTIONS_MAX, door.CONNECTIONS_OF_ADDRESS_MAX, door.ASK_WITHIN_S, door.READ_WITHIN_S)
-    connections, of_address, ask_s, read_s = (format(limit, ",g") for limit in limits)
-    assert f"page takes {connections}, of these {of_address} from one address" in promised
+    in_all, of_address, ask_s, read_s = (format(limit, ",g") for limit in limits)
+    assert f"page takes {in_all}, of these {of_address} from one address" in promised
     assert f"page without a request for {ask_s} s, or with unread data for {read_s} s, is closed" in promised
-    assert f"Of a request to the page at most {door.ASKED_MAX_BYTES // 1024} KiB are read" in promised
+    assert f"Of a request to the page at most {door.ASKED_MAX_BYTES // 1024} KiB are parsed" in promised
+    assert f"There may be {connections.CONNECTIONS_MAX:,} connections of senders" in promised
+    unfinished, stored = connections.UNFINISHED_MAX_BYTES // 2**20, presence.STORED_MAX_BYTES // 2**20
+    assert f"A message of up to {unfinished} MiB is read to its end and answered" in promised
+    assert f"Unfinished messages may hold {unfinished} MiB for all peers together" in promised
+    assert f"The newest pictures of all cameras may hold {stored} MiB" in promised
+    header_kib, payload_mib = wire.HEADER_MAX_BYTES // 2**10, wire.PAYLOAD_MAX_BYTES // 2**20
+    megapixels = wire.PIXELS_MAX // 1_000_000
+    assert f"header up to {header_kib} KiB, payload up to {payload_mib} MiB, names of" in promised
+    assert f"a JPEG of at most {megapixels} megapixels" in promised
 
 
 @pytest.fixture
