@@ -17,7 +17,13 @@ class ConfigError(StreamerError):
 
 
 class WireError(StreamerError):
-    """A message breaks the wire format or one of its limits."""
+    """A message breaks the wire format or one of its limits.
+
+    Attributes:
+        label: the message's label as a log shows it, if that is what is wrong; else None.
+    """
+
+    label: str | None = None
 
 
 class CodecError(StreamerError):

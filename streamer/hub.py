@@ -322,7 +322,7 @@ class Hub:
             if self._replier and received.route:
                 self._replier.reply(received.route, wire.error_reply(error))
             if not isinstance(error, NameTakenError | OvertakenError):  # these show in the table
-                self._refusals.add(received.address, str(error))
+                self._refusals.add(received.address, str(error), error.label)
             return
         if self._replier and received.route:
             self._replier.reply(received.route, wire.reply_to(frame))

@@ -30,10 +30,11 @@ class Refusals:
         # without.
         self._counts: Counter[tuple[str, str]] = Counter()
         self._due: dict[tuple[str, str], float] = {}
+        self._labels: dict[tuple[str, str], str] = {}  # the last, if labels are the reason
         self._told = time.monotonic()
 
-    def add(self, address: str | None, why: str) -> None:
-        """Count one."""
+    def add(self, address: str | None, why: str, label: str | None = None) -> None:
+        """Count one; `label` may differ each time and only the last is logged."""
         self.total += 1
         kind = address or "an unknown address", why
         if kind not in self._counts:
@@ -42,6 +43,8 @@ class Refusals:
             elif len(self._counts) >= _KINDS_MAX:
                 kind = "other addresses", "various reasons"
         self._counts[kind] += 1
+        if label and kind[1] == why:
+            self._labels[kind] = label
 
     def tell(self, now: float) -> None:
         """Log what is due; `now` in monotonic seconds."""
@@ -53,6 +56,8 @@ class Refusals:
                 continue
             if not count:
                 del self._counts[kind], self._due[kind]
+                self._labels.pop(kind, None)
                 continue
-            self._log.warning("refused %d from %s: %s", count, *kind)
+            label = self._labels.get(kind)
+            self._log.warning("refused %d from %s: %s%s", count, *kind, f"; last label: {label}" if label else "")
             self._counts[kind], self._due[kind] = 0, now + _REMIND_S

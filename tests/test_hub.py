@@ -333,6 +333,44 @@ def test_refusals_are_told_at_once_then_each_minute(caplog: pytest.LogCaptureFix
     assert refusals.total == 63
 
 
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        ("Images from Sender", "'Images from Sender'"),
+        ("two\nlines\x1b[31m", r"'two\nlines\x1b[31m'"),
+        ("é" * 65, f"'{'é' * 64}…'"),
+        ({"camera": "pi1"}, "no text but of type dict"),
+        (json.loads("[" * 500 + "]" * 500), "no text but of type list"),
+    ],
+    ids=["spaces", "control characters", "long", "object", "deep"],
+)
+def test_which_label_is_refused_is_told(
+    label: object, told: str, peer: zmq.Socket[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    why = f"camera name must be {wire.NAME_RULE}"
+    peer.send_multipart([header(label), JPEG])
+    assert peer.recv() == f"ERR {why}".encode()
+    until(lambda: caplog.records)
+    assert caplog.messages == [f"refused 1 from 127.0.0.1: {why}; last label: {told}"]
+
+
+def test_labels_that_change_are_one_reason(caplog: pytest.LogCaptureFixture) -> None:
+    refusals, began = Refusals(logging.getLogger(__name__)), time.monotonic()
+    for number in range(30):
+        refusals.add("192.0.2.1", "rubbish", f"'view|{number}'")
+    refusals.tell(began + 1)
+    assert caplog.messages == ["refused 30 from 192.0.2.1: rubbish; last label: 'view|29'"]
+
+
+def test_a_label_is_told_with_its_own_reason_only(caplog: pytest.LogCaptureFixture) -> None:
+    refusals, began = Refusals(logging.getLogger(__name__)), time.monotonic()
+    for number in range(11):
+        refusals.add("192.0.2.1", f"rubbish {number}", "'a'")
+    refusals.tell(began + 1)
+    assert caplog.messages[9] == "refused 1 from 192.0.2.1: rubbish 9; last label: 'a'"
+    assert caplog.messages[10] == "refused 1 from 192.0.2.1: other reasons"
+
+
 def test_beyond_some_reasons_of_an_address_and_some_addresses_only_the_number_is_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
