@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+_LABEL_SHOWN = 64  # characters
+
+
 class StreamerError(Exception):
     """The root: catch this to catch every error below."""
 
@@ -74,6 +77,13 @@ def _with_text(text: str) -> MissingExtraError:
 def one_line(text: str) -> str:
     """Make a text one line that a terminal and a journal show as it is, whatever is in it."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def describe_label(label: object) -> str:
+    """Return a label as a log shows it: one short line, whatever is in it."""
+    if not isinstance(label, str):  # not written out: it may be too deep for that
+        return f"no text but of type {type(label).__name__}"
+    return repr(label if len(label) <= _LABEL_SHOWN else f"{label[:_LABEL_SHOWN]}…")
 
 
 def listed(given: str | Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamer.errors import WireError
+from streamer.errors import WireError, describe_label
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 CAMERAS_MAX = 1024
 STORED_MAX_BYTES = 512 * 1024 * 1024  # of the newest pictures of all cameras; only large ones are refused for it
+# Cameras of a connection (of a publisher's address) that have sent one picture so far. With more, every picture has
+# another label, a counter or a time: each would be LIVE, STALE and GONE, in the log and on the wall.
+ONCE_MAX = 64
 _RATE_WINDOW_S = 2.0
 _CONTEST_S = 1.0  # how long two senders must share a name before that is reported
 # After a sender restarts, frames of its earlier start may still arrive for so long, as after a lost packet: they do not
@@ -389,8 +392,8 @@ class Presence:
         Raises:
             NameTakenError: another sender owns the camera's name.
             OvertakenError: it is older than the newest frame.
-            WireError: it is of a new camera, and the table is full of cameras that are not GONE; or it is large, and
-                the memory for their pictures is used up.
+            WireError: it is of a new camera, and its connection has too many that sent one picture, or the table is
+                full of cameras that are not GONE; or it is large, and the memory for their pictures is used up.
         """
         camera = self._cameras.get(frame.camera)
         more = len(frame.payload) - (camera.bytes_stored if camera else 0)
@@ -398,6 +401,7 @@ class Presence:
             while self._stored_bytes + more > STORED_MAX_BYTES:
                 self._make_room(f"the hub already holds {self._stored_bytes // 1_000_000} MB of pictures", frame.camera)
         if camera is None:
+            self._check_once(frame.camera, connection or address)
             if len(self._cameras) >= CAMERAS_MAX:
                 self._make_room(f"the hub already has {CAMERAS_MAX} cameras")
             camera = self._cameras[frame.camera] = _Camera(frame.camera)
@@ -445,6 +449,17 @@ class Presence:
     def _by_name(self) -> list[_Camera]:
         # Atomic: `sorted` copies the values before it calls any Python code.
         return sorted(self._cameras.values(), key=lambda camera: camera.order)
+
+    def _check_once(self, name: str, source: bytes | str | None) -> None:
+        """Refuse a new camera of a connection whose others never send again; it is let in as soon as they do."""
+        cameras = self._cameras.values()
+        once = sum(1 for each in cameras if each.frames == 1 and (each.connection or each.address) == source)
+        if source and once >= ONCE_MAX:
+            error = WireError(
+                f"{ONCE_MAX} labels came with one picture each: a label must be the camera's name, always the same"
+            )
+            error.label = describe_label(name)
+            raise error
 
     def _make_room(self, why: str, for_camera: str = "") -> None:
         """Forget the camera that is GONE longest; if there is none, raise WireError(why)."""

@@ -28,7 +28,7 @@ from json.scanner import make_scanner
 from typing import TYPE_CHECKING, Any, cast
 
 from streamer import codec
-from streamer.errors import CodecError, WireError, one_line
+from streamer.errors import CodecError, WireError, describe_label, one_line
 from streamer.frame import Frame
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ IN_FLIGHT_MAX = 16  # unanswered requests of a sender; well below every queue on
 OK = b"OK"
 _ERROR_PREFIX = b"ERR "
 _REASON_MAX_BYTES = 300  # read of a refusal
-_LABEL_SHOWN = 64  # characters
 
 # The next two in words, for error messages.
 NAME_RULE = "1 to 64 of A-Z a-z 0-9 . _ -"
@@ -85,13 +84,6 @@ _COMMON_KEPT = 1024  # one for each camera that a hub can have
 def is_camera_name(text: object) -> bool:
     """Whether `text` is a valid camera name: 1 to 64 letters, digits, dots, underscores or hyphens."""
     return isinstance(text, str) and _NAME.fullmatch(text) is not None
-
-
-def describe_label(label: object) -> str:
-    """Return a label as a log shows it: one short line, whatever is in it."""
-    if not isinstance(label, str):  # not written out: it may be too deep for that
-        return f"no text but of type {type(label).__name__}"
-    return repr(label if len(label) <= _LABEL_SHOWN else f"{label[:_LABEL_SHOWN]}…")
 
 
 def is_release(text: object) -> bool:

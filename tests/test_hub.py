@@ -23,7 +23,7 @@ from streamer import sender as sender_module
 from streamer import wire
 from streamer.errors import ConfigError, TransportError
 from streamer.hub import Hub
-from streamer.presence import CAMERAS_MAX
+from streamer.presence import CAMERAS_MAX, ONCE_MAX
 from streamer.refusals import Refusals
 from streamer.sender import Sender
 from streamer.transport import Replier
@@ -417,10 +417,23 @@ def test_a_peer_that_never_reads_its_replies_holds_nobody_up(hub: Hub, peer: zmq
 def test_the_table_of_cameras_has_a_limit(peer: zmq.Socket[bytes], hub: Hub) -> None:
     for number in range(CAMERAS_MAX):
         send(peer, f"pi{number}", 1)
+        send(peer, f"pi{number}", 1)  # one picture each would be a counter, no names
     peer.send_multipart([header("one-more"), JPEG])
     assert peer.recv() == b"ERR the hub already has 1024 cameras"
     send(peer, "pi7", 2)
     assert len(hub.cameras()) == CAMERAS_MAX
+
+
+def test_labels_that_count_the_pictures_are_refused_and_told(
+    peer: zmq.Socket[bytes], hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(ONCE_MAX):
+        send(peer, f"{number}", 1)
+    peer.send_multipart([header(f"{ONCE_MAX}"), JPEG])
+    why = "64 labels came with one picture each: a label must be the camera's name, always the same"
+    assert peer.recv() == f"ERR {why}".encode()
+    until(lambda: f"refused 1 from 127.0.0.1: {why}; last label: '64'" in caplog.messages)
+    assert len(hub.cameras()) == ONCE_MAX
 
 
 # -- looking

@@ -10,6 +10,7 @@ from streamer.errors import WireError
 from streamer.frame import Frame
 from streamer.presence import (
     CAMERAS_MAX,
+    ONCE_MAX,
     TRANSITIONS,
     Change,
     Event,
@@ -583,6 +584,38 @@ def test_a_pause_is_not_averaged_into_the_rate(silent_s: float) -> None:
     assert row(presence, BEGIN + 10 + silent_s).fps == pytest.approx(10)
     send(presence, 30, 10.1 + silent_s, 14 + silent_s)
     assert row(presence, BEGIN + 14 + silent_s).fps == pytest.approx(30, rel=0.02)
+
+
+# -- labels that are no names
+
+
+@pytest.mark.parametrize(
+    ("address", "connection", "others"),
+    [("192.0.2.1", b"1", ("192.0.2.1", b"2")), ("192.0.2.1", b"", ("192.0.2.2", b""))],
+    ids=["connection", "publisher"],
+)
+def test_a_connection_may_not_have_a_new_label_for_each_picture(
+    address: str, connection: bytes, others: tuple[str, bytes]
+) -> None:
+    presence = table("expected")
+    for number in range(ONCE_MAX):
+        presence.add(picture(f"{number}"), address, BEGIN + number, connection)
+    with pytest.raises(WireError, match="64 labels came with one picture each") as refused:
+        presence.add(picture("new"), address, BEGIN + 2000, connection)
+    assert refused.value.label == "'new'"
+    assert len(presence.statuses(BEGIN)) == ONCE_MAX + 1
+    presence.add(picture("expected"), address, BEGIN + 2000, connection)
+    presence.add(picture("new"), others[0], BEGIN + 2000, others[1])
+
+
+def test_a_connection_with_many_cameras_has_all_in_the_end() -> None:
+    presence = table()
+    names = [f"pi{number}" for number in range(3 * ONCE_MAX)]
+    for turn in range(4):
+        for name in names:
+            with contextlib.suppress(WireError):
+                presence.add(picture(name), "192.0.2.1", BEGIN + turn, b"1")
+    assert [status.name for status in presence.statuses(BEGIN)] == names
 
 
 # -- the limit
