@@ -334,14 +334,23 @@ def parse(header: bytes, payload: bytes | memoryview, received_ns: int) -> Frame
     """
     attributes, read_size = _read_attributes(header)
     dtype, shape = attributes["dtype"], attributes["shape"]
+    if dtype is not None and _is_jpeg_array(dtype, shape, payload):
+        dtype = attributes["dtype"] = attributes["shape"] = None
     if dtype is None:
         attributes["width"], attributes["height"] = check_jpeg(payload, read_size)
     else:
+        _check_dimensions(shape)
         _check_form(dtype, shape, len(payload))
         attributes["height"], attributes["width"] = shape[:2]
     attributes["payload"] = payload
     attributes["received_ns"] = received_ns
     return Frame.of(attributes)
+
+
+def _is_jpeg_array(dtype: str, shape: tuple[int, ...], payload: bytes | memoryview) -> bool:
+    """Whether an array is what OpenCV's imencode returned: some imagezmq programs hand that to `send_image`."""
+    length = len(payload)
+    return dtype == "uint8" and shape in ((length,), (length, 1)) and payload[:3] == b"\xff\xd8\xff"
 
 
 def _read_attributes(header: bytes) -> tuple[dict[str, Any], _ReadSize]:
@@ -382,7 +391,6 @@ def _read_whole(header: bytes) -> dict[str, Any]:
     shape: tuple[int, ...] | None = None
     if "dtype" in fields:
         dtype, shape = _read_form(fields)
-        _check_dimensions(shape)
     start = fields.get("start")
     if start is not None and not is_camera_name(start):
         raise WireError(f"start must be {NAME_RULE}")

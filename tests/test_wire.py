@@ -284,6 +284,24 @@ def test_a_jpeg_of_nothing_but_markers_is_refused_at_once(filling: bytes) -> Non
     assert time.process_time() - began < 0.5
 
 
+@pytest.mark.parametrize("column", [(), (1,)], ids=["OpenCV", "OpenCV before 4.5.4"])
+@pytest.mark.parametrize("extras", [{}, {"seq": 1, "captured": 2, "dropped": 3}], ids=["stock", "ours"])
+def test_a_jpeg_that_was_sent_as_an_array_is_a_jpeg(column: tuple[int, ...], extras: dict[str, int]) -> None:
+    header = wire.make_header("pi1", dtype="uint8", shape=(len(JPEG), *column), extras=extras)
+    frame = wire.parse(header, memoryview(JPEG), RECEIVED_NS)
+    assert (frame.dtype, frame.shape, frame.width, frame.height) == (None, None, 24, 16)
+    assert frame.jpeg == JPEG
+    with pytest.raises(WireError, match="payload is not a whole JPEG"):
+        wire.parse(header, JPEG[:-1] + b"x", RECEIVED_NS)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"dtype": "int8", "shape": (len(JPEG), 1)}, {"dtype": "uint8", "shape": (1, len(JPEG))}]
+)
+def test_another_array_is_none(fields: dict[str, Any]) -> None:
+    assert wire.parse(wire.make_header("pi1", **fields), JPEG, RECEIVED_NS).shape == fields["shape"]
+
+
 def test_headers_without_end_fill_no_memory() -> None:
     for number in range(1100):
         wire.parse(wire.add_counts(wire.make_header(f"pi{number}"), 0, 0, 0, None), JPEG, RECEIVED_NS)
