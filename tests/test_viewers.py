@@ -17,6 +17,7 @@ import pytest
 
 from streamer.errors import CodecError
 from streamer.frame import Frame
+from streamer.wall import viewers
 from streamer.wall.viewers import FanOut, Picture, Viewer, ViewerStatus
 
 if TYPE_CHECKING:
@@ -563,6 +564,33 @@ def test_camera_s_arrays_are_encoded_one_at_a_time_and_one_that_is_no_picture_st
             await turned(last.begun.is_set)
             last.go_on.set()
         assert sent == arrays[:1]  # it has not said that it has shown this one
+
+    asyncio.run(scene())
+
+
+def test_why_arrays_are_not_shown_is_told_once_a_minute_by_camera(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def give_one(give: Callable[[Array], None], camera: str) -> None:
+        give(array := Array(camera, is_picture=False))
+        array.go_on.set()
+        await turned(lambda: array.begun.is_set() and len(asyncio.all_tasks()) == 1)
+
+    async def scene() -> None:
+        with fan_out(pi1=1000, pi2=1000) as (give, _):
+            for camera in ("pi1", "pi1", "pi2", "pi1"):
+                await give_one(give, camera)
+            assert caplog.messages == [
+                f"{name}: the page shows no picture of it: no picture" for name in ("pi1", "pi2")
+            ]
+            monkeypatch.setattr(viewers, "_REMIND_S", 0.0)
+            await give_one(give, "pi1")
+            assert len(caplog.messages) == 3
+            monkeypatch.setattr(viewers, "CAMERAS_MAX", 1)
+            await give_one(give, "pi2")
+            monkeypatch.setattr(viewers, "_REMIND_S", 60.0)
+            await give_one(give, "pi1")  # forgotten, as there is room for one
+            assert len(caplog.messages) == 5
 
     asyncio.run(scene())
 

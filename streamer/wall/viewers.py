@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import math
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from streamer.errors import CodecError, MissingExtraError
-from streamer.presence import State
+from streamer.presence import CAMERAS_MAX, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -38,7 +39,9 @@ _WINDOW_MAX = 1024
 _DELAY_HIGH_S = 0.1
 _DELAY_LOW_S = 0.05
 _LATE_S = 0.02  # by which a picture may be late without delaying the next
+_REMIND_S = 60.0
 _FORGET_S = 60.0  # after which the quickest round trip expires, since the path to a viewer may change
+_log = logging.getLogger(__name__)
 
 
 class Picture:
@@ -275,6 +278,7 @@ class FanOut:
         self._viewers: set[Viewer] = set()
         self._mailbox: Mailbox[Frame] | None = None
         self._encoding: dict[str, Frame | None] = {}  # cameras with a raw array being encoded, and the frame after it
+        self._told: dict[str, float] = {}  # cameras whose arrays are not shown: when that was logged, the oldest first
         self._tasks: set[asyncio.Task[None]] = set()
         self._left_frames = 0  # sent to viewers who have left
 
@@ -353,9 +357,23 @@ class FanOut:
         following: Frame | None = frame
         while following is not None:
             frame = following
-            with contextlib.suppress(CodecError, MissingExtraError):  # no picture: `/snapshot` says why
+            try:
                 await asyncio.to_thread(getattr, frame, "jpeg")
+            except (CodecError, MissingExtraError) as error:
+                self._complain(frame.camera, error)
+            else:
                 self._give(frame, self._viewers)
             following = self._encoding.pop(frame.camera)
             if following is not None:
                 self._encoding[frame.camera] = None
+
+    def _complain(self, camera: str, error: Exception) -> None:
+        """Log why a camera's arrays are not shown, at once and then once a minute."""
+        now = self._loop.time()
+        if now - self._told.get(camera, -math.inf) < _REMIND_S:
+            return
+        self._told.pop(camera, None)
+        self._told[camera] = now
+        if len(self._told) > CAMERAS_MAX:
+            del self._told[next(iter(self._told))]
+        _log.warning("%s: the page shows no picture of it: %s", camera, error)
