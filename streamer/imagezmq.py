@@ -264,7 +264,7 @@ class ImageHub:
             zmq.ZMQError: there is none, or it was answered already.
         """
         if self._owed is None or not isinstance(self._end, transport.Replier):
-            raise transport.out_of_step()
+            raise transport.out_of_step("there is no picture to reply to")
         text = reply_message.encode() if isinstance(reply_message, str) else reply_message
         self._end.reply(self._owed, text)
         self._owed = None
@@ -287,7 +287,7 @@ class ImageHub:
         """
         transport.check_process(self._process, "hub")
         if self._owed:
-            raise transport.out_of_step()
+            raise transport.out_of_step("no reply to the last picture: call send_reply, zmq_socket.send does not reply")
         while True:
             received = self._end.wait()
             try:

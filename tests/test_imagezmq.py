@@ -101,6 +101,15 @@ def test_receiving_and_replying_take_turns(library: Any, address: str) -> None:
             assert peer.recv_multipart() == [reply]
 
 
+def test_a_program_that_replies_through_the_socket_is_told_what_to_call(hub: ImageHub, address: str) -> None:
+    with raw(zmq.REQ, connect=address) as peer:
+        peer.send_multipart([header("pi1"), JPEG])
+        hub.recv_jpg()
+        hub.zmq_socket.send(b"OK")
+        with pytest.raises(zmq.ZMQError, match=r"call send_reply, zmq_socket\.send does not reply"):
+            hub.recv_jpg()
+
+
 @both
 @pytest.mark.parametrize("copy", [False, True])
 def test_what_is_received_can_be_used_as_with_stock(library: Any, copy: bool, address: str) -> None:

@@ -264,6 +264,6 @@ def remaining_ms(deadline: float) -> int | None:
     return None if deadline == math.inf else math.ceil(max(0.0, deadline - time.monotonic()) * 1000)
 
 
-def out_of_step() -> zmq.ZMQError:
+def out_of_step(why: str) -> zmq.ZMQError:
     """Return the error that REQ and REP sockets raise when sending and receiving do not alternate."""
-    return zmq.ZMQError(zmq.EFSM)
+    return zmq.ZMQError(zmq.EFSM, why)
