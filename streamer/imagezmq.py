@@ -15,8 +15,8 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from streamer import transport, wire
-from streamer.errors import TransportError, WireError
+from streamer import codec, transport, wire
+from streamer.errors import CodecError, MissingExtraError, TransportError, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -224,22 +224,20 @@ class ImageHub:
             _log.warning("connect(%r) does nothing: this hub was not made with REQ_REP=False", open_port)
 
     def recv_image(self, copy: bool = False) -> tuple[Any, AnyImage]:  # noqa: FBT001, FBT002
-        """Wait for the next array.
+        """Wait for the next array; a JPEG, as `streamer send` sends it, is decoded.
 
         Args:
             copy: False returns a view of the message's buffer, which nothing else uses; True a copy.
 
         Returns:
-            (label, array)
+            (label, array); of a JPEG uint8 of shape (height, width, 3), BGR.
 
         Raises:
             zmq.ZMQError: `send_reply` was not called for the last picture, or the socket's RCVTIMEO is over.
             TransportError: the hub belongs to a process that this one was forked from.
         """
-        import numpy as np
-
-        label, payload, (dtype, shape) = self._next(_check_array)
-        return label, np.frombuffer(bytearray(payload) if copy else payload, dtype).reshape(shape)
+        label, _, image = self._next(_read_image)
+        return label, image.copy() if copy else image
 
     def recv_jpg(self, copy: bool = False) -> tuple[Any, Any]:  # noqa: FBT001, FBT002
         """Wait for the next JPEG.
@@ -308,10 +306,18 @@ class ImageHub:
         self._complaints.tell("refused from %s: %s", received.address or "?", str(error))
 
 
-def _check_array(fields: dict[str, Any], payload: memoryview) -> tuple[str, tuple[int, ...]]:
-    if "dtype" not in fields:
-        raise WireError("recv_image was called, and this is a JPEG: send_image, or call recv_jpg")
-    return wire.check_array(fields, len(payload))
+def _read_image(fields: dict[str, Any], payload: memoryview) -> AnyImage:
+    if "dtype" in fields:
+        import numpy as np
+
+        dtype, shape = wire.check_array(fields, len(payload))
+        array: AnyImage = np.frombuffer(payload, dtype).reshape(shape)
+        return array
+    wire.check_jpeg(payload)
+    try:
+        return codec.decode_jpeg(payload)
+    except (CodecError, MissingExtraError) as error:
+        raise WireError(f"recv_image was called, and this is a JPEG: {error}") from None
 
 
 def _check_jpeg(fields: dict[str, Any], payload: memoryview) -> tuple[int, int]:

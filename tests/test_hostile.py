@@ -502,6 +502,8 @@ def test_limits_are_those_that_are_promised() -> None:
     assert f"A message of up to {unfinished} MiB is read to its end and answered" in promised
     assert f"Unfinished messages may hold {unfinished} MiB for all peers together" in promised
     assert f"The newest pictures of all cameras may hold {stored} MiB" in promised
+    assert f"There may be {presence.CAMERAS_MAX:,} cameras: a new one takes the place of" in promised
+    assert f"Of the cameras of one connection, {presence.ONCE_MAX} may have sent one picture only" in promised
     header_kib, payload_mib = wire.HEADER_MAX_BYTES // 2**10, wire.PAYLOAD_MAX_BYTES // 2**20
     megapixels = wire.PIXELS_MAX // 1_000_000
     assert f"header up to {header_kib} KiB, payload up to {payload_mib} MiB, names of" in promised

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import imagezmq as stock
 import numpy as np
@@ -17,9 +18,11 @@ import pytest
 import zmq
 
 import streamer
-from streamer import imagezmq, wire
-from streamer.errors import TransportError, WireError
+from streamer import codec, imagezmq, wire
+from streamer.codec import encode_jpeg
+from streamer.errors import MissingExtraError, TransportError, WireError
 from streamer.imagezmq import ImageHub, ImageSender
+from streamer.sender import Sender
 from streamer.transport import sending
 from tests.conftest import until
 from tests.peers import (
@@ -310,9 +313,31 @@ def test_of_several_kinds_of_rubbish_in_turn_one_is_told_a_second(
             assert [message.split()[3] for message in caplog.messages] == told
 
 
-def test_an_array_is_wanted_and_a_jpeg_comes(hub: ImageHub, sender: ImageSender, pool: ThreadPoolExecutor) -> None:
+def test_a_program_that_takes_arrays_gets_those_of_jpegs_too(address: str, pool: ThreadPoolExecutor) -> None:
+    image = np.full((16, 24, 3), (200, 40, 40), np.uint8)  # blue
+    with ImageHub(address) as hub, Sender(address, "pi1") as sender:
+        sender.send(encode_jpeg(image, 95))
+        for copy in (False, True):
+            label, shown = hub.recv_image(copy=copy)
+            assert (label, shown.shape, shown.dtype) == ("pi1", image.shape, image.dtype)
+            assert np.abs(shown.astype(int) - image).max() < 10
+            shown[0, 0] = 8  # programs draw on what they get
+            hub.send_reply()
+            sender.send(encode_jpeg(image, 95))
+
+
+def test_a_jpeg_that_cannot_be_decoded_is_refused_where_arrays_are_wanted(
+    hub: ImageHub, sender: ImageSender, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     received = pool.submit(hub.recv_image)
-    assert str(sender.send_jpg("pi1", JPEG)).startswith("b'ERR recv_image was called, and this is a JPEG")
+    refused = b"ERR recv_image was called, and this is a JPEG: "
+    headless = b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x08\x00\x08\x01\x01\x11\x00\xff\xd9"
+    reply = sender.send_jpg("pi1", headless)
+    assert reply is not None
+    assert reply.startswith(refused + b"JPEG decoder: ")
+    missing = MissingExtraError("to decode JPEGs", "hub", "python3-simplejpeg")
+    monkeypatch.setattr(codec, "_library", Mock(side_effect=missing))
+    assert sender.send_jpg("pi1", JPEG) == refused + str(missing).encode()
     sent = pool.submit(sender.send_image, "pi1", picture(3))
     label, image = received.result(WAIT_S)
     hub.send_reply()
