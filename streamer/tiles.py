@@ -249,7 +249,7 @@ def _write_in_the_middle(image: Image, text: str) -> None:
 
 
 def _draw_shape(square: Image, state: str) -> None:
-    """Draw a state's shape: a disc, a triangle, a cross or a ring."""
+    """Draw a state's shape, which is that of the page: a disc, a triangle, a square or a ring."""
     middle = square.shape[0] // 2
     radius = max(3, square.shape[0] // 4)
     colour, low, high = _COLOURS[state], middle - radius, middle + radius
@@ -259,9 +259,7 @@ def _draw_shape(square: Image, state: str) -> None:
         corners = np.array([[middle, low], [high + 1, high], [low - 1, high]], np.int32)
         cv2.fillPoly(square, [corners], colour, cv2.LINE_AA)
     elif state == State.GONE:
-        low, high = low + 1, high - 1
-        for start, end in (((low, low), (high, high)), ((low, high), (high, low))):
-            cv2.line(square, start, end, colour, 2, cv2.LINE_AA)
+        cv2.rectangle(square, (low + 1, low + 1), (high - 1, high - 1), colour, cv2.FILLED)
     else:
         cv2.circle(square, (middle, middle), radius, colour, 1, cv2.LINE_AA)
 

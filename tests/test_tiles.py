@@ -92,6 +92,24 @@ def test_words_are_those_of_the_wall() -> None:
         assert re.sub(r"192\.0\.2\.7|12 s", "…", tiles.oddity(odd)) in wall
 
 
+@pytest.mark.parametrize(
+    ("state", "shown", "has"),
+    [
+        (State.LIVE, "●", {"middle"}),
+        (State.STALE, "▲", {"middle", "bottom left"}),
+        (State.GONE, "■", {"middle", "bottom left", "top left"}),
+        (State.WAITING, "○", set()),
+    ],
+)
+def test_shapes_are_those_of_the_wall(state: State, shown: str, has: set[str]) -> None:
+    wall = (Path(tiles.__file__).with_name("wall") / "static/states.js").read_text("utf-8")
+    assert f'{state}: "{shown}"' in wall
+    square = np.zeros((40, 40, 3), np.uint8)
+    tiles._draw_shape(square, state)
+    places = {"middle": (20, 20), "bottom left": (28, 12), "top left": (12, 12)}  # row, column
+    assert {place for place, at in places.items() if square[at].any()} == has
+
+
 # -- pictures
 
 
