@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import io
 import itertools
 import json
 import logging
@@ -123,12 +124,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 for done, 1 for failed, 2 for what the user can put right.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it is None if it was closed
+        sys.stdout.reconfigure(errors="replace")  # not every locale has a ± or an ellipsis
     status = _run(arguments)
-    try:
-        print(end="", flush=True)
-    except OSError:
-        # Reported already, or the reader is gone. Keep Python from flushing again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            print(end="", file=stream, flush=True)
+        except OSError:
+            # Reported already, or the reader is gone. Keep Python from flushing again at exit: it would end with 120.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status
 
 
@@ -837,7 +841,7 @@ def _terminal_width() -> float:
     """Return how many characters a line of the terminal holds; infinity where the output is none."""
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or _TERMINAL_WIDTH  # a serial line does not know
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError):  # the first if it is closed
         return math.inf
 
 

@@ -293,6 +293,31 @@ def test_what_cannot_be_printed_is_said_in_one_line(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (1, "streamer: cannot print: No space left on device\n"), arguments
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_errors_that_nobody_can_read_leave_the_exit_status(tmp_path: Path) -> None:
+    for arguments, status in ((["--version"], 0), (["--no-such"], 2), (["keys", "show", str(tmp_path / "none")], 2)):
+        with Path("/dev/full").open("w") as full:
+            command = [sys.executable, "-m", "streamer", *arguments]
+            done = subprocess.run(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=full,
+                env={**os.environ, "PYTHONUNBUFFERED": ""},
+                timeout=30,
+                check=False,
+            )
+        assert done.returncode == status, arguments
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_a_locale_has_no_sign_for_is_replaced(encoding: str) -> None:
+    for arguments in (["send", "--help"], ["hub", "--help"], ["send", "--print-config"], ["hub", "--print-config"]):
+        printed = run(*arguments, PYTHONIOENCODING=f"{encoding}:strict", COLUMNS="200")
+        whole = run(*arguments, PYTHONIOENCODING="utf-8", COLUMNS="200").stdout
+        assert (printed.returncode, printed.stderr) == (0, "")
+        assert printed.stdout.encode(encoding) == whole.encode(encoding, errors="replace")
+
+
 def test_who_reads_no_more_is_told_nothing(tmp_path: Path) -> None:
     for arguments in (["--help"], ["hub", "--print-config"]):
         reader, writer = os.pipe()
@@ -911,6 +936,14 @@ def test_status_shows_what_the_hub_knows(tmp_path: Path) -> None:
             assert stranger.returncode == 1
             assert [row["state"] for row in json.loads(stranger.stdout)] == ["LIVE", "UNKNOWN"]
             assert stranger.stderr == "streamer: the hub knows no camera pi7; its cameras are: pi1, pi2\n"
+
+
+def test_status_where_the_output_is_closed_ends_well(tmp_path: Path) -> None:
+    with running_hub(tmp_path) as (_, _, wall):
+        closed = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+        command = [sys.executable, "-c", closed, "-m", "streamer", "status", "--hub", wall]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_status_of_a_hub_without_cameras_says_so(tmp_path: Path) -> None:
