@@ -342,7 +342,8 @@ class _Closing:
         if _is_visible(name):
             self._seen.add(name)
             self._away.pop(name, None)
-        elif name in self._seen and now - self._away.setdefault(name, now) > _CLOSED_S:
+        # On macOS OpenCV's windows have no button to close them, and one that is minimised is not visible.
+        elif name in self._seen and now - self._away.setdefault(name, now) > _CLOSED_S and sys.platform != "darwin":
             self.forget(name)
             return True
         return False

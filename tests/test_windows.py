@@ -399,6 +399,23 @@ def test_screen_that_goes_away_ends_the_hub_without_a_crash(attempt: int, tmp_pa
     assert shown.process.returncode == 1, shown.log.read_text()
 
 
+@pytest.mark.parametrize(("platform", "is_closed"), [("linux", True), ("darwin", False)])
+def test_window_that_is_minimised_on_a_mac_is_not_closed(
+    platform: str, is_closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visible = True
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(windows, "_CLOSED_S", -1.0)
+    monkeypatch.setattr(windows, "_is_visible", lambda _: visible)
+    closing = windows._Closing()
+    assert not closing.look("one")
+    visible = False
+    assert (closing.look("one"), closing.is_away("one")) == (is_closed, not is_closed)
+    visible = True
+    assert not closing.look("one")
+    assert not closing.is_away("one"), "it is shown again"
+
+
 def test_of_what_a_desktop_has_told_only_the_screen_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     told = "HOME=/home/pi\nDISPLAY=:5\nXAUTHORITY=/run/authority\nWAYLAND_DISPLAY=wayland-0\n"
 
