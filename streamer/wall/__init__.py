@@ -183,6 +183,7 @@ class Wall:
         await self._door.close()
         await server.shutdown(_CLOSE_S)  # by default the library waits two minutes for peers that read nothing
         await runner.cleanup()
+        await self._door.end_all()
         # The library goes on reading, for 10 s, the rest of a request whose peer has gone.
         if left := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in left:
@@ -203,14 +204,14 @@ class Wall:
         host, port = self._address
         try:
             listening.append(await self._door.listen(protocol, host, port, self._tls))
+            if not listening[0].sockets:  # before Python 3.13 asyncio skipped what the system lacks, and said nothing
+                raise OSError(errno.EADDRNOTAVAIL, "")
         except OSError as error:
             # Name look-ups and asyncio raise numbers that are no errno, for an address that this machine does not have.
             number = error.errno if error.errno and error.errno > 0 else errno.EADDRNOTAVAIL
             raise TransportError(f"cannot listen on http {Address(host, port)}: {os.strerror(number)}") from error
         except (ValueError, OverflowError) as error:  # an invalid name or port
             raise TransportError(f"cannot listen on http {Address(host, port)}: {error}") from error
-        if not listening[0].sockets:  # asyncio skips address families that the system lacks
-            raise TransportError(f"cannot listen on http {Address(host, port)}: the system has no such addresses")
         self.port = listening[0].sockets[0].getsockname()[1]
         if self._socket:
             listening.append(await self._loop.create_server(protocol, sock=unix_socket(self._socket)))

@@ -66,6 +66,12 @@ class Door:
             handshake.cancel()
         await asyncio.gather(*handshakes, return_exceptions=True)
 
+    async def end_all(self) -> None:
+        """End the connections that the web library has closed and whose peers do not read the rest."""
+        for connection in [*self._connections.values()]:
+            connection.transport.abort()
+        await asyncio.sleep(0)  # the loop closes their sockets in its next turn
+
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Note that a connection has a request, and when it is answered."""
