@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from streamer import codec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
     from streamer.codec import Image
+
+Value = TypeVar("Value")
 
 # JPEG quality when a raw array is encoded; OpenCV's default.
 RAW_JPEG_QUALITY = 95
+
+
+class _Kept(Generic[Value]):
+    """An attribute that is made on first access and kept in its frame's `__dict__`. Thread-safe: one result stays.
+
+    Python 3.11's `functools.cached_property` has a lock for all frames together: while the array of one camera was
+    encoded, nobody got the JPEG of another.
+    """
+
+    def __init__(self, make: Callable[[Frame], Value]) -> None:
+        self._make = make
+        self._name = make.__name__
+        self.__doc__ = make.__doc__
+
+    @overload
+    def __get__(self, frame: None, owner: type[Frame]) -> Self: ...
+
+    @overload
+    def __get__(self, frame: Frame, owner: type[Frame]) -> Value: ...
+
+    def __get__(self, frame: Frame | None, owner: type[Frame]) -> Self | Value:
+        if frame is None:
+            return self
+        value: Value = vars(frame).setdefault(self._name, self._make(frame))
+        return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +115,7 @@ class Frame:
         latency_ns = self.received_ns - self.captured_ns - self.offset_ns
         return max(0, latency_ns) if latency_ns >= -self.offset_error_ns else None
 
-    @cached_property
+    @_Kept
     def jpeg(self) -> bytes | memoryview:
         """The picture as a JPEG: the sender's own bytes, or the raw array encoded on first access.
 
@@ -96,7 +125,7 @@ class Frame:
         """
         return self.payload if self.is_jpeg else codec.encode_jpeg(self.image, RAW_JPEG_QUALITY)
 
-    @cached_property
+    @_Kept
     def image(self) -> Image:
         """The picture as an array, decoded on first access.
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from streamer.frame import Frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import ThreadPoolExecutor
 
 DATA = Path(__file__).parent / "data"
 JPEG = (DATA / "colour.jpg").read_bytes()
@@ -146,3 +148,32 @@ def test_damaged_jpeg_still_goes_on_as_it_came() -> None:
     assert frame.jpeg == damaged
     with pytest.raises(CodecError):
         frame.image  # noqa: B018 - asking is the test
+
+
+@pytest.mark.parametrize(
+    ("makes", "slow", "other"),
+    [
+        ("encode_jpeg", of_array(np.zeros((2, 2, 3), np.uint8)), of_jpeg()),
+        ("decode_jpeg", of_jpeg(), of_array(np.zeros((2, 2, 3), np.uint8))),
+    ],
+)
+def test_frame_does_not_wait_for_what_is_made_of_another(
+    makes: str, slow: Frame, other: Frame, monkeypatch: pytest.MonkeyPatch, pool: ThreadPoolExecutor
+) -> None:
+    name = "jpeg" if makes == "encode_jpeg" else "image"
+    begun, go_on = threading.Event(), threading.Event()
+
+    def make(*_: object) -> object:
+        begun.set()
+        assert go_on.wait(10)
+        return object()
+
+    monkeypatch.setattr(codec, makes, make)
+    making = [pool.submit(getattr, slow, name) for _ in range(2)]
+    try:
+        assert begun.wait(10)
+        pool.submit(getattr, other, name).result(5)
+    finally:
+        go_on.set()
+    first, second = (each.result(10) for each in making)
+    assert first is second is getattr(slow, name)
