@@ -219,12 +219,9 @@ class _Camera:
         self._moved = 0.0  # when that last changed
         self.connection = b""
         self._rate: _Rate | None = None
-        self._dropped_before = 0  # by earlier starts of the sender
+        self.dropped = 0  # by all starts of the sender: the sum of these two, for concurrent readers
+        self._dropped_before = 0  # by earlier starts
         self._dropped = 0
-
-    @property
-    def dropped(self) -> int:
-        return self._dropped_before + self._dropped
 
     @property
     def bytes_stored(self) -> int:
@@ -315,6 +312,7 @@ class _Camera:
         elif before is not None and frame.seq is not None and before.seq is not None and frame.seq > before.seq:
             self.lost += frame.seq - before.seq - 1
         self._dropped = max(self._dropped, frame.dropped or 0)
+        self.dropped = self._dropped_before + self._dropped
         if now - self._printed >= _LOOK_S:  # here, not in `look`, to spread the work of hundreds of cameras
             self._printed = now
             taken = zlib.crc32(frame.payload)

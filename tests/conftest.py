@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pytest
@@ -14,6 +16,7 @@ from streamer import hub, keys
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from types import FrameType, ModuleType
 
 Result = TypeVar("Result")
 
@@ -31,6 +34,25 @@ def until(condition: Callable[[], Result], within_s: float = 10.0) -> Result:
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor() as pool:
         yield pool
+
+
+@contextmanager
+def at_each_line(module: ModuleType, look: Callable[[], object]) -> Iterator[None]:
+    """Call `look` before each line of a module that this thread runs meanwhile: what another thread does just then."""
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename != module.__file__:
+            return None
+        if event in ("line", "return"):
+            look()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 class HubClock:

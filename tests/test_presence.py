@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from streamer import presence as module
 from streamer.errors import WireError
 from streamer.frame import Frame
 from streamer.presence import (
@@ -22,6 +24,7 @@ from streamer.presence import (
     Status,
     natural,
 )
+from tests.conftest import at_each_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -272,6 +275,21 @@ def test_drops_and_losses(frames: list[tuple[str | None, int | None, int | None]
         presence.add(picture(start=start, seq=seq, dropped=dropped_so_far), None, BEGIN + at)
     status = row(presence)
     assert (status.dropped, status.lost, status.frames) == (dropped, lost, len(frames))
+
+
+def test_counts_only_grow_for_a_reader_beside_the_thread_that_adds() -> None:
+    presence = table()
+    seen: list[tuple[int, ...]] = []
+
+    def look() -> None:
+        seen.extend((each.dropped, each.frames, each.bytes, each.lost) for each in presence.statuses(BEGIN))
+
+    with at_each_line(module, look):
+        for at, (start, dropped) in enumerate([("a", 5), ("a", 100), ("b", 0), ("b", 7)]):
+            presence.add(picture(start=start, dropped=dropped), None, BEGIN + at)
+    assert seen[-1][0] == 107
+    for before, after in itertools.pairwise(seen):
+        assert all(now >= then for then, now in zip(before, after, strict=True))
 
 
 # -- reconnects: (connection, start) of each frame
