@@ -344,14 +344,17 @@ class Sender:
     @property
     def statistics(self) -> SenderStatistics:
         """What the sender has done so far."""
+        # The thread goes on meanwhile: in this order, no reply is without its frame, and no refusal without its reply.
+        refused = sum(link.refused for link in self._links)
+        answered = sum(link.answered for link in self._links)
         return SenderStatistics(
             frames=self._frames,
-            answered=sum(link.answered for link in self._links),
-            refused=sum(link.refused for link in self._links),
+            answered=answered,
+            refused=refused,
             dropped=self._dropped,
             bytes=self._bytes,
             last=self._last,
-            elapsed_s=self._last_sent - self._first_sent,
+            elapsed_s=max(0.0, self._last_sent - self._first_sent),  # the thread sets the first before the last
             hub=self._hub,
         )
 

@@ -33,7 +33,7 @@ from streamer.sender import Feed, Sender
 from streamer.transport import Poller, Requester
 from streamer.wall import Wall
 from tests.chaos.line import Line
-from tests.conftest import Keys, until
+from tests.conftest import Keys, at_each_line, until
 from tests.peers import (
     JPEG,
     LOCAL,
@@ -1303,3 +1303,29 @@ def test_a_camera_that_outlasts_its_sender_ends_without_a_word(
     camera.over.set()
     feed.close(WAIT_S)
     assert (feed.failure, caplog.messages, camera.closed) == (None, [], 1)
+
+
+# -- statistics, read while the sender's thread goes on
+
+
+def test_statistics_have_no_reply_without_its_frame() -> None:
+    with Sender("tcp://127.0.0.1:1", "pi1") as sender:
+        (link,) = sender._links
+
+        def go_on() -> None:
+            sender._frames += 1
+            link.answered += 1
+            link.refused += 1
+
+        with at_each_line(module, go_on):
+            done = sender.statistics
+    assert done.refused <= done.answered <= done.frames > 0
+
+
+def test_statistics_of_the_first_frame_have_no_time_below_zero() -> None:
+    seen: list[float] = []
+    with Sender("tcp://127.0.0.1:1", "pi1") as sender:
+        first = sender._outgoing(JPEG, None)
+        with at_each_line(module, lambda: seen.append(sender.statistics.elapsed_s)):
+            sender._count(first, time.monotonic())
+    assert set(seen) == {0.0}
