@@ -26,13 +26,14 @@ class Mailbox(Generic[Item]):
         self._slots: dict[str, Item] = {}
         self._held: dict[str, Item | None] = {}  # by key that a taker holds: the newest item put since
         self._lock = threading.RLock()  # reentrant, as a signal handler may put or close while its thread does
+        # Enter the lock, not this: its `__enter__` is Python, and a KeyboardInterrupt there leaves it locked for ever.
         self._changed = threading.Condition(self._lock)
         self._closed = False
         self.dropped = 0
 
     def put(self, key: str, item: Item) -> None:
         """Make `item` the newest of `key`; ignored after `close`."""
-        with self._lock:  # that of `_changed`, whose own `__enter__` is Python
+        with self._lock:
             if self._closed:
                 return
             if key in self._held:
@@ -73,7 +74,7 @@ class Mailbox(Generic[Item]):
 
     def release(self, key: str) -> None:
         """Let go of a key taken with `hold`; an item put meanwhile can be taken now."""
-        with self._changed:
+        with self._lock:
             item = self._held.pop(key)
             if item is None or self._closed:
                 return
@@ -94,7 +95,7 @@ class Mailbox(Generic[Item]):
 
     def close(self) -> None:
         """Discard all items and wake every taker, for good."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._slots.clear()
             self._changed.notify_all()

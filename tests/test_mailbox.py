@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from typing import TYPE_CHECKING
@@ -218,3 +219,22 @@ def test_release_after_close_gives_nothing() -> None:
     mailbox.close()
     mailbox.release("a")
     assert mailbox.take() is None
+
+
+@pytest.mark.parametrize("leave", [lambda mailbox: mailbox.close(), lambda mailbox: mailbox.release("a")])
+def test_interrupt_leaves_nothing_locked(leave: Callable[[Mailbox[int]], None]) -> None:
+    class Interrupted(threading.Condition):
+        def __enter__(self) -> bool:
+            super().__enter__()
+            raise KeyboardInterrupt
+
+    mailbox: Mailbox[int] = Mailbox()
+    mailbox.put("a", 1)
+    mailbox.take(hold=True)
+    mailbox._changed = Interrupted(mailbox._lock)
+    with contextlib.suppress(KeyboardInterrupt):
+        leave(mailbox)
+    other = threading.Thread(target=mailbox.put, args=("a", 2), daemon=True)
+    other.start()
+    other.join(5)
+    assert not other.is_alive()
