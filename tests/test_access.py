@@ -63,7 +63,8 @@ class Answer(NamedTuple):
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[streamer.Hub]:
-    with streamer.Hub("tcp://127.0.0.1:*", cameras=["pi9"]) as hub:
+    # However long the tests take, its camera is not GONE.
+    with streamer.Hub("tcp://127.0.0.1:*", cameras=["pi9"], gone_after_s=3600) as hub:
         assert hub.endpoint
         with streamer.Sender(hub.endpoint, name="pi1") as sender:
             sender.send(Pattern("pi1", (176, 144), 1000, 85).read()[0])
