@@ -642,6 +642,16 @@ def test_web_library_hears_of_a_connection_when_its_handshake_is_done() -> None:
     ]  # fmt: skip
 
 
+def test_connection_that_comes_just_as_the_door_closes_is_ended(certificate: Certificate) -> None:
+    async def scene() -> None:
+        entrance, wire = door.Door(), Wire()
+        door._Connection(entrance, mock.Mock(), access.tls_context(*certificate)).connection_made(wire)
+        await entrance.close()
+        assert wire.is_ended
+
+    asyncio.run(scene())
+
+
 def test_who_has_read_all_between_two_looks_has_his_time_again() -> None:
     async def scene() -> None:
         entrance, connection, wire, now = await watched()

@@ -61,9 +61,12 @@ class Door:
 
     async def close(self) -> None:
         """End the connections still in their TLS handshake, which the web library does not know about."""
-        handshakes = [connection.handshake for connection in self._connections.values() if connection.handshake]
-        for handshake in handshakes:
-            handshake.cancel()
+        handshakes = []
+        for connection in self._connections.values():
+            if connection.handshake:
+                handshakes.append(connection.handshake)
+                connection.handshake.cancel()
+                connection.transport.abort()  # what is cancelled before it has begun closes nothing
         await asyncio.gather(*handshakes, return_exceptions=True)
 
     async def end_all(self) -> None:
