@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -182,7 +183,7 @@ class Hub:
     @property
     def elapsed_s(self) -> float:
         """Seconds between the first and the last frame."""
-        return self._last - self._first
+        return max(0.0, self._last - self._first)  # the thread sets the first before the last
 
     @property
     def failure(self) -> Exception | None:
@@ -196,8 +197,8 @@ class Hub:
 
         Args:
             cameras: names of the cameras wanted; None for all.
-            on_ready: called when the mailbox is no longer empty, usually on the receiving thread; it must neither block
-                nor call the hub.
+            on_ready: called when the mailbox is no longer empty, usually on the receiving thread; it must not block,
+                raise or call the hub.
 
         Raises:
             TransportError: the hub belongs to a process that this one was forked from.
@@ -229,7 +230,8 @@ class Hub:
             return
         self._closing = True
         self._waker.wake()
-        self._thread.join(_CLOSE_S)
+        if threading.current_thread() is not self._thread:  # on which the garbage collector may run a finaliser
+            self._thread.join(_CLOSE_S)
 
     def __enter__(self) -> Self:
         return self
@@ -253,12 +255,13 @@ class Hub:
             self._failure = error
             _log.exception("the hub has failed")
         finally:
-            with self._lock:
-                mailboxes = self._mailboxes
-            for mailbox, _ in mailboxes:
-                mailbox.close()
-            self._close_ends()
-            self._waker.close()
+            with ExitStack() as ending:  # an `on_ready` may raise: the others end all the same
+                ending.callback(self._waker.close)
+                ending.callback(self._close_ends)
+                with self._lock:
+                    mailboxes = self._mailboxes
+                for mailbox, _ in mailboxes:
+                    ending.callback(mailbox.close)
 
     def _receive(self) -> None:
         poller = Poller(self._waker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import logging
@@ -26,8 +27,8 @@ from streamer.hub import Hub
 from streamer.presence import CAMERAS_MAX, ONCE_MAX
 from streamer.refusals import Refusals
 from streamer.sender import Sender
-from streamer.transport import Replier
-from tests.conftest import HubClock, Keys, until
+from streamer.transport import Received, Replier
+from tests.conftest import HubClock, Keys, at_each_line, until
 from tests.peers import (
     JPEG,
     LOCAL,
@@ -988,3 +989,58 @@ def test_program_that_computes_does_not_hold_the_cameras_up() -> None:
             send(peer, "pi1")
         waiting, computing = map(int, program.lines[1:])
     assert computing > waiting / 25
+
+
+def test_first_frame_takes_no_time_below_zero(hub: Hub) -> None:
+    seen: list[float] = []
+    received = Received(b"", (header("pi1"), memoryview(JPEG)), None)
+    with at_each_line(module, lambda: seen.append(hub.elapsed_s)):
+        hub._accept(received, time.monotonic())
+    assert hub.latest("pi1")
+    assert set(seen) == {0.0}
+
+
+def test_hub_that_a_finaliser_closes_on_its_own_thread_ends(hub: Hub, peer: zmq.Socket[bytes]) -> None:
+    class Program:
+        def __init__(self) -> None:
+            self.own = self  # so that only the garbage collector finds it
+
+        def __del__(self) -> None:
+            closed_by.append(threading.current_thread())
+            hub.close()
+
+    closed_by: list[threading.Thread] = []
+    held = [Program()]
+
+    def collect() -> None:
+        held.clear()
+        gc.collect()
+
+    hub.open_mailbox(on_ready=collect)
+    send(peer, "pi1")
+    hub._thread.join(WAIT_S)
+    assert not hub._thread.is_alive()
+    assert closed_by == [hub._thread]
+    assert hub.failure is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_mailbox_whose_on_ready_raises_does_not_keep_a_failed_hub_from_ending(
+    hub: Hub, peer: zmq.Socket[bytes], pool: ThreadPoolExecutor
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("Event loop is closed")
+
+    hub.open_mailbox(on_ready=fail)
+    frames = pool.submit(list, hub)
+    until(lambda: len(hub._mailboxes) == 2)
+    send(peer, "pi1")
+    try:
+        with pytest.raises(TransportError, match="Event loop is closed"):
+            frames.result(WAIT_S)
+    finally:
+        for mailbox, _ in hub._mailboxes[1:]:
+            mailbox.close()
+    hub._thread.join(WAIT_S)
+    with Hub(hub.endpoint):
+        pass
