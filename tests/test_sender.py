@@ -151,7 +151,9 @@ def test_a_frame_lost_in_a_short_absence_of_the_hub_gives_its_credit_back(hub: R
         sender.send(picture(1))
         hub.take()
         hub.close()
+        (link,) = sender._links
         with RawHub(hub.endpoint) as again:
+            until(lambda: link.end._opened == 2)  # until it has noticed, a picture is still sent to the old hub
             for number in (2, 3):
                 sender.send(picture(number))
                 assert again.take()[2][0] == number
