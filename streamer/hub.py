@@ -19,7 +19,7 @@ from streamer.errors import ConfigError, TransportError, WireError, half_set, li
 from streamer.mailbox import Mailbox
 from streamer.presence import Change, NameTakenError, OvertakenError, Presence, State
 from streamer.refusals import Refusals
-from streamer.transport import Poller, Replier, Subscriber, Waker, check_process, share_interpreter, with_reason
+from streamer.transport import Poller, Replier, Subscriber, Waker, check_process, share_interpreter, tell_unreached
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -351,15 +351,14 @@ class Hub:
         for subscriber, (endpoint, tell_at) in self._silent.items():
             if now >= tell_at:
                 self._silent[subscriber] = endpoint, now + _REMIND_S
-                # In a thread: it looks the name up, and a name server may take long to answer.
-                threading.Thread(target=_tell_silence, args=(endpoint,), name="telling", daemon=True).start()
+                tell_unreached([(endpoint, None)], _tell_silence)
         if self._allowed:
             self._allowed.refresh()
         self._refusals.tell(now)
 
 
-def _tell_silence(endpoint: str) -> None:
-    _log.warning("nothing comes from %s; waiting for it", with_reason(endpoint))
+def _tell_silence(place: str) -> None:
+    _log.warning("nothing comes from %s; waiting for it", place)
 
 
 def _tell(change: Change | Notice) -> None:

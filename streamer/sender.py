@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from streamer import clock, codec, keys, wire
 from streamer.errors import CameraError, ConfigError, TransportError, WireError, half_set, listed, seconds
 from streamer.mailbox import Mailbox
-from streamer.transport import Poller, Publisher, Requester, Waker, check_process, share_interpreter, with_reason
+from streamer.transport import Poller, Publisher, Requester, Waker, check_process, share_interpreter, tell_unreached
 from streamer.window import Window
 
 if TYPE_CHECKING:
@@ -519,14 +519,11 @@ class Sender:
             self._hub, self._tell_at = None, now + self._reply_timeout_s
         if now >= self._tell_at:
             self._tell_at = now + _REMIND_S
-            # In a thread: it looks names up, and a name server may take long to answer.
-            threading.Thread(target=self._tell_want, name="telling", daemon=True).start()
+            tell_unreached([(link.end.endpoint, link.end.refusal) for link in self._links], self._tell_want)
 
-    def _tell_want(self) -> None:
-        """Log that there is no hub, and why, if that is known."""
-        ends = [link.end for link in self._links]
-        does = "takes the frames" if any(end.refusal for end in ends) else "answers"
-        places = ", and at ".join(with_reason(end.endpoint, end.refusal) for end in ends)
+    def _tell_want(self, places: str) -> None:
+        """Log that there is no hub, unless closed meanwhile."""
+        does = "takes the frames" if any(link.end.refusal for link in self._links) else "answers"
         if not self._closing:
             _log.warning("%s: no hub %s at %s; waiting for one", self.name, does, places)
 

@@ -689,6 +689,20 @@ def test_publishers_of_whom_nothing_comes_are_told_again_and_again(
     assert re.fullmatch(rf"nothing comes from tcp://nosuch\.invalid:5556, {why}; waiting for it", unknown)
 
 
+def test_a_silent_publisher_is_told_and_cameras_received_while_the_system_allows_no_more_threads(
+    monkeypatch: pytest.MonkeyPatch, no_more_threads: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_SILENT_S", 0.1)
+    with Hub(LOCAL, subscribe=["tcp://nosuch.invalid:5556"]) as hub, Sender(hub.endpoint or "", "pi1") as sender:
+        no_more_threads()
+        until(lambda: "nothing comes from tcp://nosuch.invalid:5556; waiting for it" in caplog.messages)
+        sender.send(JPEG)
+        until(lambda: states(hub))
+        assert hub.failure is None
+    assert hub._replier
+    assert hub._replier.context.closed
+
+
 # -- opening, closing, failing
 
 

@@ -441,7 +441,7 @@ def test_the_want_of_a_hub_is_told_once_it_has_lasted(
             hub.send_reply()
             assert reply.result(WAIT_S) == b"OK"
         assert caplog.messages.count(want) == told
-    lost._end._tell_want()  # type: ignore[union-attr]
+    lost._end._tell_want(named)  # type: ignore[union-attr]
     assert named not in caplog.messages[-1], "it looked the name up while it was closed"
 
 

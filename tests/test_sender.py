@@ -562,7 +562,7 @@ def test_want_of_a_hub_is_told_once(hub: RawHub, quick: None, caplog: pytest.Log
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     assert caplog.messages[0] == f"pi1: sending to {hub.endpoint}"
     assert caplog.messages[1] == f"pi1: no hub answers at {hub.endpoint}; waiting for one"
-    sender._tell_want()
+    sender._tell_want(hub.endpoint)
     assert len(caplog.messages) == 2, "it was looked up while the sender was closed"
 
 
@@ -589,6 +589,21 @@ def test_want_of_a_hub_is_told_with_a_name_that_does_not_resolve(
     assert re.fullmatch(
         rf"pi1: no hub answers at {name}, {why}, and at tcp://\[::1\]:1; waiting for one", caplog.messages[0]
     )
+
+
+def test_want_of_a_hub_is_told_and_the_hub_found_while_the_system_allows_no_more_threads(
+    quick: None, no_more_threads: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with listener() as (_, address):
+        pass
+    with Sender([address, "tcp://nosuch.invalid:5555"], "pi1", reply_timeout_s=0.1) as sender:
+        no_more_threads()
+        until(lambda: caplog.messages)
+        # Not looked up, which could take long.
+        want = f"pi1: no hub answers at {address}, and at tcp://nosuch.invalid:5555; waiting for one"
+        assert (caplog.messages[0], sender.failure) == (want, None)
+        with RawHub(address) as hub:
+            send_until(sender, lambda: answer_all(hub) or sender.statistics.answered)
 
 
 def test_want_of_a_hub_is_told_with_why_none_takes_the_frames(

@@ -5,7 +5,7 @@ Nothing here but `Waker` is thread-safe: a socket belongs to the thread that use
 
 from streamer.transport.poller import Poller, Waker
 from streamer.transport.receiving import Received, Replier, Subscriber
-from streamer.transport.sending import Publisher, Requester, with_reason
+from streamer.transport.sending import Publisher, Requester, tell_unreached
 from streamer.transport.sockets import AddressError, check_process, out_of_step, share_interpreter
 
 __all__ = [
@@ -20,5 +20,5 @@ __all__ = [
     "check_process",
     "out_of_step",
     "share_interpreter",
-    "with_reason",
+    "tell_unreached",
 ]

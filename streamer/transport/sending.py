@@ -36,6 +36,8 @@ from streamer.transport.sockets import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from typing_extensions import Buffer
 
     from streamer.keys import KeyPair
@@ -53,18 +55,40 @@ _CUTS = 5  # handshakes in a row cut off without a reason before that is reporte
 _log = logging.getLogger(__name__)
 
 
-def with_reason(endpoint: str, refusal: str | None = None) -> str:
-    """Return an endpoint with the reason why it cannot be reached: a known refusal, or a name that does not resolve.
+def tell_unreached(ends: Iterable[tuple[str, str | None]], tell: Callable[[str], None]) -> None:
+    """Have it logged where no peer was reached, and why: a known refusal, or a name that does not resolve.
 
-    libzmq does not report the latter. This blocks while the name is looked up.
+    libzmq does not report the latter. A name server may take long to answer, so `tell` is called in a thread of its
+    own; and without looking names up where the system allows no more threads.
+
+    Args:
+        ends: an endpoint and its refusal each, if known.
+        tell: logs the endpoints with their reasons.
     """
+    ends = list(ends)
+
+    def look_up() -> None:
+        tell(_places((endpoint, refusal or _unresolved(endpoint)) for endpoint, refusal in ends))
+
+    try:
+        threading.Thread(target=look_up, name="telling", daemon=True).start()
+    except RuntimeError:
+        tell(_places(ends))
+
+
+def _places(ends: Iterable[tuple[str, str | None]]) -> str:
+    return ", and at ".join(f"{endpoint}, which {why}" if why else endpoint for endpoint, why in ends)
+
+
+def _unresolved(endpoint: str) -> str | None:
+    """Return why an endpoint's name does not resolve, as words to follow it; None if it does, or is an address."""
     host = re.fullmatch(r"tcp://\[?(.+?)]?:[0-9]+", endpoint)
-    if host and not refusal:
+    if host:
         try:
             getaddrinfo(host[1].encode(), None)  # for a str Python would load its Unicode tables
         except OSError as error:
-            refusal = f"has a name that does not resolve ({error.strerror})"
-    return f"{endpoint}, which {refusal}" if refusal else endpoint
+            return f"has a name that does not resolve ({error.strerror})"
+    return None
 
 
 class Requester:
@@ -275,16 +299,14 @@ class Requester:
                     self.send(header, payload)
                 if not self._met and time.monotonic() >= tell_at:
                     tell_at += _REMIND_S
-                    # A thread of its own, since it may take as long as a name server that does not answer.
-                    threading.Thread(target=self._tell_want, name="telling", daemon=True).start()
+                    tell_unreached([(self.endpoint, self.refusal)], self._tell_want)
                 if not left:
                     self._await(*((replied_by, math.inf) if self._met else (met_by, tell_at)))
             self.reopen()  # at once: libzmq would reconnect by itself, and send the request a second time
             time.sleep(_PAUSE_S)
 
-    def _tell_want(self) -> None:
-        """Log that there is no hub and, if known, why."""
-        place = with_reason(self.endpoint, self.refusal)
+    def _tell_want(self, place: str) -> None:
+        """Log that there is no hub, unless one has come meanwhile."""
         if not self._met and not self.socket.closed:
             _log.warning("no hub answers at %s; waiting for one", place)
 

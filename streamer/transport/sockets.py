@@ -125,8 +125,12 @@ def end_context(context: Context) -> None:
     libzmq's thread may be waiting for a name server, and cannot be interrupted.
     """
     ending = threading.Thread(target=context.destroy, args=(0,), name="ending", daemon=True)
-    ending.start()
-    ending.join(_END_S)
+    try:
+        ending.start()
+    except RuntimeError:  # the system allows no more threads
+        context.destroy(0)
+    else:
+        ending.join(_END_S)
 
 
 def share_interpreter() -> None:
