@@ -24,7 +24,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import streamer
 from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError, one_line
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _USAGE = 2  # exit status for what the user can put right
 _FAILED = 1
 _LOOK_S = 1.0
+_READ_WITHIN_S = 0.1  # what is printed, else its reader is taken to stand still
+_PIECE = 1000  # characters: a pipe that is ready takes 4,096 bytes (PIPE_BUF)
 _DESCRIPTORS = 8192
 _DEMO_PORTS = range(8080, 8100)
 _WAIT_MAX_S = 86400
@@ -156,8 +158,49 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _complain(error: StreamerError, status: int) -> int:
     with contextlib.suppress(OSError):  # there is nowhere else to say it
-        print(f"streamer: {one_line(str(error))}", file=sys.stderr)
+        if _is_read(sys.stderr):
+            print(f"streamer: {one_line(str(error))}", file=sys.stderr)
     return status
+
+
+def _is_read(stream: TextIO | None, within_s: float = _READ_WITHIN_S) -> bool:
+    """Whether a piece can be written, now or soon, without waiting for a reader that stands still."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), select.POLLOUT)  # type: ignore[union-attr]
+    except (AttributeError, OSError, ValueError):  # closed, or in memory
+        return True
+    return bool(poll.poll(within_s * 1000))
+
+
+class _Log(logging.StreamHandler[TextIO]):
+    """Logs to standard error, but never waits for its reader: a terminal after Ctrl-S, or a pipe that nobody empties.
+
+    A thread that waits there would hold up every frame, and the end. What cannot be written is left out and counted.
+    """
+
+    _left_out = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message, or leave it out."""
+        if left_out := self._left_out:
+            if not _is_read(self.stream, 0):
+                self._left_out += 1
+                return
+            self._left_out = 0
+            many = "message is" if left_out == 1 else "messages are"
+            text = f"nobody read this log for a while: {left_out} {many} left out"
+            self.emit(logging.LogRecord(_log.name, logging.WARNING, __file__, 0, text, None, None))
+        try:
+            text = f"{self.format(record)}\n"
+            for at in range(0, len(text), _PIECE):
+                if not _is_read(self.stream):
+                    self._left_out += 1
+                    return
+                self.stream.write(text[at : at + _PIECE])
+                self.flush()
+        except Exception:  # noqa: BLE001 - as every handler does
+            self.handleError(record)
 
 
 class _UnprintedError(StreamerError):
@@ -177,7 +220,7 @@ def _print(*lines: str) -> None:
 def _set_up_logging() -> None:
     under_systemd = "JOURNAL_STREAM" in os.environ  # the journal has the time
     form = "%(levelname)s: %(message)s" if under_systemd else "%(asctime)s %(levelname)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S")
+    logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", handlers=[_Log()])
     # A camera that fails is reopened again and again, and its libraries would log up to ten lines each time.
     logging.getLogger("picamera2").setLevel(logging.WARNING)
     os.environ.setdefault("LIBCAMERA_LOG_LEVELS", "*:ERROR")
@@ -416,7 +459,8 @@ def _send(options: argparse.Namespace) -> int:
             if ready:
                 notifier.status(f"{pictures} pictures; " + (sender.statistics.hub or "no hub answers"))
         notifier.stopping()
-    _summarise_sender(sender, publishes=bool(config.publish))
+    if _is_read(sys.stdout):
+        _summarise_sender(sender, publishes=bool(config.publish))
     return 0
 
 
@@ -525,7 +569,8 @@ def _hub(options: argparse.Namespace) -> int:
             else:
                 Windows(hub, **shared, rows=config.window_rows).run(ended)
         notifier.stopping()
-    _summarise_hub(hub)
+    if _is_read(sys.stdout):
+        _summarise_hub(hub)
     return 0
 
 
@@ -544,7 +589,8 @@ def _skip_destructors() -> None:
 def _announce(*lines: str) -> None:
     """Print the hub's addresses; if that fails, as on a full disk, only log it."""
     try:
-        _print(*lines)
+        if _is_read(sys.stdout):
+            _print(*lines)
     except _UnprintedError as error:
         _log.warning("where the hub is: %s", error)
 

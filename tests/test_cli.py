@@ -18,7 +18,7 @@ import sys
 import termios
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
@@ -30,11 +30,12 @@ from streamer import cameras, cli, screen
 from streamer.config import SenderConfig
 from streamer.errors import ConfigError, TransportError
 from streamer.frame import Frame
+from streamer.hub import Hub
 from streamer.page import Page
 from streamer.presence import Status
-from streamer.sender import SenderStatistics
+from streamer.sender import Sender, SenderStatistics
 from tests.conftest import Keys, until
-from tests.peers import JPEG, LOCAL
+from tests.peers import JPEG, LOCAL, listener
 from tests.test_readme import parsers
 
 if TYPE_CHECKING:
@@ -105,6 +106,33 @@ def running_hub(place: Path, *arguments: str) -> Iterator[tuple[Command, str, st
     """Run a hub on free ports; yields it, its endpoint and its wall."""
     with running(place, "hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0", *arguments) as hub:
         yield hub, hub.said(r"hub: (\S+)"), hub.said(r"wall: (\S+)")
+
+
+class Unread:
+    """A full pipe: nobody reads what a process writes into it."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        self.fill()
+
+    def fill(self) -> None:
+        os.set_blocking(self.writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(self.writer, b"-" * 4096)
+        os.set_blocking(self.writer, True)
+
+    def read(self, of_bytes: int = 1 << 20) -> str:
+        """Read what is there."""
+        return os.read(self.reader, of_bytes).decode()
+
+
+@pytest.fixture
+def unread() -> Iterator[Unread]:
+    unread = Unread()
+    yield unread
+    os.close(unread.reader)
+    os.close(unread.writer)
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -861,6 +889,51 @@ def test_hub_of_which_the_output_goes_to_a_full_disk_serves(tmp_path: Path, noti
         until(lambda: notify.has("READY=1") and notify.heard.count("WATCHDOG=1") >= 2, 20)
         process.send_signal(signal.SIGTERM)
         process.wait(ENDS_WITHIN_S + 1)
+
+
+def test_hub_of_which_nobody_reads_the_output_receives_and_ends_and_says_later_what_is_left_out(unread: Unread) -> None:
+    with listener() as (_, endpoint):
+        pass
+    command = [sys.executable, "-m", "streamer", "hub", "--bind", endpoint, "--http", "127.0.0.1:0"]
+    with (
+        subprocess.Popen(command, stdout=unread.writer, stderr=unread.writer) as hub,
+        Sender(endpoint, "pi1") as one,
+        Sender(endpoint, "pi2") as two,
+    ):
+        for sender in (one, two):
+            while sender.statistics.answered < 20:
+                sender.send(JPEG)
+        unread.read()
+        with Sender(endpoint, "pi3") as three:
+            three.send(JPEG)
+            until(lambda: select.select([unread.reader], [], [], 0)[0])
+            assert "WARNING: nobody read this log for a while: 2 messages are left out\n" in unread.read()
+        unread.fill()
+        hub.send_signal(signal.SIGTERM)
+        assert hub.wait(ENDS_WITHIN_S) == 0
+
+
+def test_sender_of_which_nobody_reads_the_output_sends_and_ends(unread: Unread) -> None:
+    with Hub(LOCAL) as hub:
+        command = [sys.executable, "-m", "streamer", *sender_flags(hub.endpoint or "")]
+        with subprocess.Popen(command, stdout=unread.writer, stderr=unread.writer) as sender:
+            until(lambda: (newest := hub.latest("pi1")) and newest.seq and newest.seq >= 20, 20)
+            sender.send_signal(signal.SIGTERM)
+            assert sender.wait(ENDS_WITHIN_S) == 0
+
+
+def test_a_long_message_is_logged_piece_by_piece_and_one_that_cannot_be_is_not_waited_for(
+    unread: Unread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(unread.writer, "w", closefd=False) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        log = cli._Log()
+        unread.read(8192)
+        log.handle(logging.LogRecord("x", logging.INFO, "", 0, "a" * 20_000, None, None))
+        assert 0 < unread.read().count("a") <= 8192
+        for text in ("b" * 20_000, "c"):
+            log.handle(logging.LogRecord("x", logging.INFO, "", 0, text, None, None))
+        assert unread.read() == f"nobody read this log for a while: 1 message is left out\n{'b' * 20_000}\nc\n"
 
 
 @pytest.mark.parametrize(
