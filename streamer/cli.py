@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import streamer
-from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError, one_line
+from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError, one_line, want
 from streamer.systemd import Notifier
 
 if TYPE_CHECKING:
@@ -153,6 +153,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         return _FAILED
+    except Exception as error:
+        if not (why := want(error)):
+            raise
+        return _complain(StreamerError(f"it cannot go on: {why}"), _FAILED)
     return status
 
 
@@ -448,7 +452,7 @@ def _send(options: argparse.Namespace) -> int:
             if isinstance(failure, ConfigError):  # found only once the camera was open
                 raise ConfigError(given.worded(str(failure), config))
             if failure:
-                raise CameraError(f"{name}: {type(failure).__name__}: {failure}")
+                raise CameraError(f"{name}: {want(failure) or f'{type(failure).__name__}: {failure}'}")
             # New pictures and a loop that turns feed the watchdog; the hub's state does not matter.
             if feed.pictures > pictures and sender.turned > turned:
                 if not ready:
@@ -549,9 +553,9 @@ def _hub(options: argparse.Namespace) -> int:
             """Feed the watchdog while both loops turn; return whether it is time to end."""
             nonlocal hub_turned, wall_turned, fed_at
             if hub.failure:
-                raise StreamerError(f"the hub has failed: {hub.failure}")
+                raise StreamerError(f"the hub has failed: {want(hub.failure) or hub.failure}")
             if wall.failure:
-                raise StreamerError(f"the page has failed: {wall.failure}")
+                raise StreamerError(f"the page has failed: {want(wall.failure) or wall.failure}")
             now = time.monotonic()
             if now - fed_at >= _LOOK_S and hub.turned > hub_turned and wall.turned > wall_turned:
                 notifier.watchdog()
@@ -676,8 +680,11 @@ def _demo(options: argparse.Namespace) -> int:
     names = [f"pi{number}" for number in range(1, cameras + 1)]
     with Signals() as signals, ExitStack() as processes:
         port = next((port for port in _DEMO_PORTS if _is_free(port)), 0)
-        config = Path(processes.enter_context(tempfile.TemporaryDirectory())) / "hub.yml"
-        config.write_text(json.dumps({"cameras": names}))  # which is YAML too
+        try:
+            config = Path(processes.enter_context(tempfile.TemporaryDirectory())) / "hub.yml"
+            config.write_text(json.dumps({"cameras": names}))  # which is YAML too
+        except OSError as error:
+            raise StreamerError(f"the demo needs a little room for temporary files: {error.strerror}") from error
         places = ("--bind", "tcp://127.0.0.1:0", "--http", f"127.0.0.1:{port}")
         display = [f"--{flag}={value}" for flag, value in shown.items() if value is not None]
         hub = processes.enter_context(_Child("hub", *places, *display, "--config", str(config)))
@@ -887,7 +894,7 @@ def _terminal_width() -> float:
     """Return how many characters a line of the terminal holds; infinity where the output is none."""
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or _TERMINAL_WIDTH  # a serial line does not know
-    except (AttributeError, OSError, ValueError):  # the first if it is closed
+    except (AttributeError, OSError, ValueError):  # closed, or no terminal
         return math.inf
 
 

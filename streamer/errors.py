@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Iterable
 
+_WANTING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT}
 
 _LABEL_SHOWN = 64  # characters
 
@@ -77,6 +81,24 @@ def _with_text(text: str) -> MissingExtraError:
 def one_line(text: str) -> str:
     """Make a text one line that a terminal and a journal show as it is, whatever is in it."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def want(error: BaseException) -> str:
+    """Return what the system has not enough of, if that is the error; else empty."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return "the system allows no more threads"
+    number = getattr(error, "errno", None)  # of an OSError, or ZMQ's
+    return os.strerror(number) if number in _WANTING else ""
+
+
+def log_failure(log: logging.Logger, what: str, error: Exception) -> None:
+    """Log what has failed: with a traceback, unless only the system has not enough of something."""
+    if why := want(error):
+        log.error("%s: %s", what, why)
+    else:
+        log.error("%s", what, exc_info=error)
 
 
 def describe_label(label: object) -> str:

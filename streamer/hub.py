@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamer import keys, wire
-from streamer.errors import ConfigError, TransportError, WireError, half_set, listed, seconds
+from streamer.errors import ConfigError, TransportError, WireError, half_set, listed, log_failure, seconds, want
 from streamer.mailbox import Mailbox
 from streamer.presence import Change, NameTakenError, OvertakenError, Presence, State
 from streamer.refusals import Refusals
@@ -150,7 +150,7 @@ class Hub:
         finally:
             self.close_mailbox(mailbox)
         if self._failure:
-            raise TransportError(f"the hub has failed: {self._failure}")
+            raise TransportError(f"the hub has failed: {want(self._failure) or self._failure}")
 
     def latest(self, name: str) -> Frame | None:
         """Return a camera's newest frame; None if there is no such camera, or no frame yet.
@@ -253,7 +253,7 @@ class Hub:
             self._receive()
         except Exception as error:  # noqa: BLE001 - logged, and kept in `failure`
             self._failure = error
-            _log.exception("the hub has failed")
+            log_failure(_log, "the hub has failed", error)
         finally:
             with ExitStack() as ending:  # an `on_ready` may raise: the others end all the same
                 ending.callback(self._waker.close)

@@ -20,7 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from streamer import clock, codec, keys, wire
-from streamer.errors import CameraError, ConfigError, TransportError, WireError, half_set, listed, seconds
+from streamer.errors import (
+    CameraError,
+    ConfigError,
+    TransportError,
+    WireError,
+    half_set,
+    listed,
+    log_failure,
+    seconds,
+    want,
+)
 from streamer.mailbox import Mailbox
 from streamer.transport import Poller, Publisher, Requester, Waker, check_process, share_interpreter, tell_unreached
 from streamer.window import Window
@@ -324,7 +334,8 @@ class Sender:
                 this process was forked: a fork does not copy its thread.
         """
         if self._closing or self._failure:
-            raise TransportError(f"the sender has failed: {self._failure}" if self._failure else "the sender is closed")
+            failure = self._failure and (want(self._failure) or self._failure)
+            raise TransportError(f"the sender has failed: {failure}" if failure else "the sender is closed")
         check_process(self._process, "sender")
         if captured_ns:
             captured_ns = wire.check_captured(captured_ns)
@@ -418,7 +429,7 @@ class Sender:
                 self._request()
         except Exception as error:  # noqa: BLE001 - logged, and kept in `failure`
             self._failure = error
-            _log.exception("%s: the sender has failed", self.name)
+            log_failure(_log, f"{self.name}: the sender has failed", error)
         finally:
             self._close_ends()
             self._waker.close()
@@ -593,8 +604,9 @@ class Feed:
                 self.failure = error
                 return
             except Exception as error:  # noqa: BLE001 - logged, and kept in `failure`
-                if self._stop.is_set():  # the camera took too long to stop, and its sender is closed
+                # The sender has failed, and has said so; or is closed, and the camera took too long to stop.
+                if self._sender.failure or self._stop.is_set():
                     return
                 self.failure = error
-                _log.exception("%s: the camera's thread has failed", self._sender.name)
+                log_failure(_log, f"{self._sender.name}: the camera's thread has failed", error)
                 return

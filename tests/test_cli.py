@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import json
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
 
 import pytest
+import zmq
 
 import streamer
 from streamer import cameras, cli, screen
@@ -373,6 +375,69 @@ def test_missing_library_names_its_extra(arguments: list[str]) -> None:
         "directory, or on Debian: apt install python3-pil (a virtual environment has it only with "
         "--system-site-packages)\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (OSError(errno.EMFILE, "as Python says it"), "Too many open files"),
+        (zmq.ZMQError(errno.EMFILE), "Too many open files"),
+        (BlockingIOError(errno.EAGAIN, "as Python says it"), "Resource temporarily unavailable"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("can't start new thread"), "the system allows no more threads"),
+    ],
+)
+def test_what_the_system_has_not_enough_of_is_told_in_one_line(
+    error: Exception, why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("streamer.sender.Sender", mock.Mock(side_effect=error))
+    assert cli.main([*PATTERN, "--hub", NOWHERE]) == 1
+    assert capsys.readouterr() == ("", f"streamer: it cannot go on: {why}\n")
+
+
+def test_a_mistake_of_ours_is_not_told_as_want_of_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.sender.Sender", mock.Mock(side_effect=RuntimeError("a mistake")))
+    with pytest.raises(RuntimeError, match="a mistake"):
+        cli.main([*PATTERN, "--hub", NOWHERE])
+
+
+@pytest.mark.parametrize(
+    ("broken", "part"),
+    [
+        ("hub.Hub._tick", "the hub has failed"),
+        ("sender._Link.receive", "pi1: the sender has failed"),
+        ("cameras.pattern.Pattern.read", "pi1: the camera's thread has failed"),
+    ],
+)
+def test_a_part_that_fails_for_want_of_memory_says_so_in_one_line(
+    broken: str,
+    part: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(f"streamer.{broken}", mock.Mock(side_effect=MemoryError))
+    hub = ["hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]
+    assert cli.main(hub if broken.startswith("hub") else sender_flags(NOWHERE)) == 1
+    assert f"{part}: out of memory" in caplog.messages
+    assert not any(record.exc_info for record in caplog.records)
+    assert re.fullmatch("streamer: .*: out of memory\n", capsys.readouterr().err)
+
+
+def test_a_demo_without_room_for_temporary_files_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Path, "write_text", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    assert cli.main(["demo"]) == 1
+    why = "the demo needs a little room for temporary files: No space left on device"
+    assert capsys.readouterr() == ("", f"streamer: {why}\n")
+
+
+def test_status_without_an_output_says_nothing(tmp_path: Path) -> None:
+    with running_hub(tmp_path) as (_, _, wall):
+        command = [sys.executable, "-m", "streamer", "status", "--hub", wall]
+        done = subprocess.run(command, preexec_fn=lambda: os.close(1), stderr=subprocess.PIPE, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from streamer.config import Address
-from streamer.errors import CodecError, MissingExtraError, StreamerError, TransportError
+from streamer.errors import CodecError, MissingExtraError, StreamerError, TransportError, log_failure, want
 from streamer.presence import State
 
 try:
@@ -113,7 +113,7 @@ class Wall:
             self.close()
             if isinstance(self.failure, TransportError):
                 raise self.failure
-            raise StreamerError(f"the page has failed: {self.failure}") from self.failure
+            raise StreamerError(f"the page has failed: {want(self.failure) or self.failure}") from self.failure
 
     def close(self) -> None:
         """Stop at once, whatever the viewers do."""
@@ -138,7 +138,7 @@ class Wall:
         try:
             self._loop.run_until_complete(self._serve())
         except Exception as error:  # noqa: BLE001 - logged, and kept in `failure`
-            _log.exception("the page has failed")
+            log_failure(_log, "the page has failed", error)
             self.failure = error
         finally:
             self._listening.set()  # `__init__` waits for it, whatever has failed
