@@ -141,6 +141,7 @@ class AllowList:
         self.path = path
         self._stamp = _stamp(path)
         self._names = _read_names(path)
+        self._unread = ""  # why the file could not be read at the last look
 
     def __contains__(self, key: str) -> bool:
         return key in self._names
@@ -172,13 +173,19 @@ class AllowList:
         """Read the file again if it has changed; if it is missing or wrong, log that and change nothing."""
         stamp = _stamp(self.path)
         if stamp == self._stamp:
+            self._unread = ""
             return
-        self._stamp = stamp
         try:
             names = _read_names(self.path)
         except ConfigError as error:
-            _log.error("%s; who may send stays as it was", error)
+            if str(error) != self._unread:
+                _log.error("%s; who may send stays as it was", error)
+            self._unread = str(error)
+            # What could not be read is read once it can be, though it does not change: who was struck off must go.
+            if not isinstance(error.__cause__, OSError):
+                self._stamp = stamp
             return
+        self._stamp, self._unread = stamp, ""
         added, removed = names.keys() - self._names.keys(), self._names.keys() - names.keys()
         for verb, keys, table in (("may send now", added, names), ("may no longer send", removed, self._names)):
             for key in sorted(keys, key=table.__getitem__):

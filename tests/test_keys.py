@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 import zmq
@@ -15,7 +18,6 @@ from streamer.keys import AllowList, make_pair, public_key, read_pair, to_bytes,
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 A, B = f"curve-public:{'a' * 64}", f"curve-public:{'b' * 64}"
 SECRET = f"curve-secret:{'5' * 64}"
@@ -181,3 +183,20 @@ def test_a_changed_list_is_read_again_and_a_wrong_one_changes_nothing(
     assert B in allowed
     assert [message.rpartition("; ")[2] for message in caplog.messages] == ["who may send stays as it was"] * 2
     assert {record.levelname for record in caplog.records} == {"ERROR"}
+
+
+def test_a_changed_list_that_cannot_be_read_is_read_once_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "allowed"
+    path.write_text(f"pi1 {A}\n")
+    allowed = AllowList(path)
+    for content, known in ((f"pi1 {A}\npi2 {B}\n", True), (f"pi1 {A}\n", False)):
+        path.write_text(content)
+        with monkeypatch.context() as full:
+            full.setattr(Path, "read_text", mock.Mock(side_effect=OSError(errno.EMFILE, "Too many open files")))
+            for _ in range(3):
+                allowed.refresh()
+        allowed.refresh()
+        assert (A in allowed, B in allowed) == (True, known)
+    assert caplog.messages == [f"{path}: Too many open files; who may send stays as it was"] * 2
