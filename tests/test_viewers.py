@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import itertools
 import selectors
@@ -564,6 +565,32 @@ def test_camera_s_arrays_are_encoded_one_at_a_time_and_one_that_is_no_picture_st
             await turned(last.begun.is_set)
             last.go_on.set()
         assert sent == arrays[:1]  # it has not said that it has shown this one
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (RuntimeError("can't start new thread"), "the system allows no more threads"),
+        (OSError(errno.EMFILE, ""), "Too many open files"),
+        (MemoryError(), "out of memory"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_a_camera_s_arrays_are_encoded_again_whatever_one_of_them_failed_for(
+    error: Exception, why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        with fan_out(pi1=1000) as (give, sent):
+            with monkeypatch.context() as starved:
+                starved.setattr(asyncio, "to_thread", mock.AsyncMock(side_effect=error))
+                give(Array())
+                await turned(lambda: bool(caplog.messages))
+            give(array := Array())
+            array.go_on.set()
+            await turned(lambda: bool(sent))
+        assert caplog.messages == [f"pi1: the page shows no picture of it: {why}"]
 
     asyncio.run(scene())
 

@@ -17,7 +17,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamer.errors import CodecError, MissingExtraError
+from streamer.errors import want
 from streamer.presence import CAMERAS_MAX, State
 
 if TYPE_CHECKING:
@@ -359,15 +359,15 @@ class FanOut:
             frame = following
             try:
                 await asyncio.to_thread(getattr, frame, "jpeg")
-            except (CodecError, MissingExtraError) as error:
-                self._complain(frame.camera, error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next array is tried
+                self._complain(frame.camera, want(error) or str(error) or type(error).__name__)
             else:
                 self._give(frame, self._viewers)
             following = self._encoding.pop(frame.camera)
             if following is not None:
                 self._encoding[frame.camera] = None
 
-    def _complain(self, camera: str, error: Exception) -> None:
+    def _complain(self, camera: str, why: str) -> None:
         """Log why a camera's arrays are not shown, at once and then once a minute."""
         now = self._loop.time()
         if now - self._told.get(camera, -math.inf) < _REMIND_S:
@@ -376,4 +376,4 @@ class FanOut:
         self._told[camera] = now
         if len(self._told) > CAMERAS_MAX:
             del self._told[next(iter(self._told))]
-        _log.warning("%s: the page shows no picture of it: %s", camera, error)
+        _log.warning("%s: the page shows no picture of it: %s", camera, why)
