@@ -863,3 +863,37 @@ def test_last_minutes_are_kept(hub: streamer.Hub, wall: Wall, sender: streamer.S
     assert set(table["cameras"]) == {"pi1", "pi9"}
     assert set(table["cameras"]["pi1"]) == {"fps", "latency_ms", "bytes_per_s"}
     assert table["cameras"]["pi9"]["latency_ms"][0] is None
+
+
+# -- short of what the system gives
+
+
+def test_arrays_and_metrics_are_served_while_the_system_allows_no_more_threads(
+    hub: streamer.Hub, wall: Wall, sender: streamer.Sender, no_more_threads: Callable[[], None]
+) -> None:
+    sender.send(np.full((48, 64, 3), 90, np.uint8))
+    until(hub.cameras)
+    no_more_threads()
+    for path in ("/snapshot/pi1.jpg", *["/metrics"] * 5):
+        assert get(wall, path)[0] == 200
+
+
+def test_a_request_that_the_system_has_not_enough_for_is_told_so_and_the_log_in_one_line(
+    wall: Wall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as starved:
+        starved.setattr(asyncio, "to_thread", mock.AsyncMock(side_effect=RuntimeError("can't start new thread")))
+        for _ in range(3):
+            status, headers, body = get(wall, "/metrics")
+            assert (status, headers["Retry-After"], body) == (503, "1", b"the system allows no more threads\n")
+    assert get(wall, "/metrics")[0] == 200
+    why = "from 127.0.0.1: a request cannot be answered: the system allows no more threads"
+    until(lambda: caplog.messages)
+    assert caplog.messages == [f"refused 3 {why}"]
+
+
+def test_the_page_s_files_may_vanish_once_it_is_served(hub: streamer.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    _static_files.cache_clear()
+    with Wall(hub, "127.0.0.1", 0) as wall:
+        monkeypatch.setattr("streamer.wall.resources.files", mock.Mock(side_effect=FileNotFoundError))
+        assert get(wall, "/")[0] == 200

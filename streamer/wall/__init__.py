@@ -144,6 +144,8 @@ class Wall:
             self._listening.set()  # `__init__` waits for it, whatever has failed
 
     async def _serve(self) -> None:
+        # Now, while there is room: later the thread that this starts could be refused, or the files gone.
+        await asyncio.to_thread(_static_files)
         self._fan_out = FanOut(self._hub)
         self._door = Door()
         app = web.Application(

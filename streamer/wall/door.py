@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from streamer.errors import want
 from streamer.refusals import Refusals
 
 if TYPE_CHECKING:
@@ -77,7 +78,16 @@ class Door:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Note that a connection has a request, and when it is answered."""
+        """Note that a connection has a request, and when it is answered; 503 where the system has not enough for it."""
+        try:
+            return await self._watched(request, handler)
+        except Exception as error:
+            if not (why := want(error)):
+                raise
+            self._refusals.add(request.remote, f"a request cannot be answered: {why}")
+            raise web.HTTPServiceUnavailable(text=f"{why}\n", headers={"Retry-After": "1"}) from error
+
+    async def _watched(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         connection = self._connections.get(request.protocol)
         if connection is None:  # on the Unix socket, or closed already
             return await handler(request)
