@@ -431,6 +431,7 @@ def test_a_descriptor_that_is_anothers_by_now_is_left_alone(doorstep: Doorstep) 
 HUB_OF_FEW_DESCRIPTORS = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[1])))
+taken = [open("/dev/null") for _ in range(int(sys.argv[2]))]
 from streamer.cli import main
 sys.exit(main(["hub", "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]))
 """
@@ -445,7 +446,7 @@ def processor_s(pid: int) -> float:
 def test_ten_thousand_connections_to_a_hub_of_few_descriptors() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 11_000 if hard == resource.RLIM_INFINITY else min(11_000, hard)
-    with Program("-c", HUB_OF_FEW_DESCRIPTORS, "300") as program, ExitStack() as stack:
+    with Program("-c", HUB_OF_FEW_DESCRIPTORS, "300", "0") as program, ExitStack() as stack:
         endpoint, page = (program.line(number).partition(": ")[2].strip("/") for number in range(2))
         peer = stack.enter_context(raw(zmq.REQ, connect=endpoint))
         peer.send_multipart([header("good"), JPEG])
@@ -470,9 +471,9 @@ def test_ten_thousand_connections_to_a_hub_of_few_descriptors() -> None:
 
 def test_a_page_without_descriptors_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     told = ""
-    with Program("-c", HUB_OF_FEW_DESCRIPTORS, "80") as program, ExitStack() as stack:
+    with Program("-c", HUB_OF_FEW_DESCRIPTORS, "80", "45") as program, ExitStack() as stack:
         port = int(program.line(1).strip("/").rpartition(":")[2])
-        for _ in range(120):
+        for _ in range(100):
             stack.enter_context(dial(port))
 
         def is_told() -> bool:
@@ -485,6 +486,21 @@ def test_a_page_without_descriptors_says_so(capfd: pytest.CaptureFixture[str]) -
     told += capfd.readouterr().err
     assert "Traceback" not in told
     assert len(told.splitlines()) < 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_viewers_leave_descriptors_for_senders(capfd: pytest.CaptureFixture[str]) -> None:
+    with Program("-c", HUB_OF_FEW_DESCRIPTORS, "128", "0") as program, ExitStack() as stack:
+        endpoint, page = (program.line(number).partition(": ")[2].strip("/") for number in range(2))
+        for _ in range(120):
+            stack.enter_context(dial(int(page.rpartition(":")[2])))
+        until(lambda: f"from {STRANGER}: the page has 32 connections already" in capfd.readouterr().err)
+        before = processor_s(program.process.pid)
+        for _ in range(20):
+            peer = stack.enter_context(raw(zmq.REQ, connect=endpoint))
+            peer.send_multipart([header("good"), JPEG])
+            assert peer.recv() == b"OK"
+        assert processor_s(program.process.pid) - before < 1, "libzmq spins where it can take no connection"
 
 
 # -- the page

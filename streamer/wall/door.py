@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import resource
 import ssl
 import sys
 from collections import Counter
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-CONNECTIONS_MAX = 1024
+CONNECTIONS_MAX = 1024  # but at most a quarter of the process's descriptor limit: senders have half
 CONNECTIONS_OF_ADDRESS_MAX = 128  # many viewers share the address of a proxy or router
 ASK_WITHIN_S = 20.0  # from connecting, or the last response, to the end of the next request's head
 READ_WITHIN_S = 60.0  # for which a peer may leave data unread
@@ -45,6 +46,8 @@ class Door:
 
     def __init__(self) -> None:
         self._connections: dict[Any, _Connection] = {}  # by the web library's protocol
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._room = sys.maxsize if descriptors == resource.RLIM_INFINITY else descriptors // 4
         self._of_address: Counter[str] = Counter()
         self._refusals = Refusals(_log)
         self.logger = logging.Logger(__name__)  # noqa: LOG001 - its filter is this door's alone
@@ -126,10 +129,11 @@ class Door:
 
     def let_in(self, connection: _Connection) -> bool:
         """Add a connection if there is room; return whether there is."""
+        most = min(CONNECTIONS_MAX, self._room)
         if self._of_address[connection.address] >= CONNECTIONS_OF_ADDRESS_MAX:
             self.refuse(connection, f"has {CONNECTIONS_OF_ADDRESS_MAX} connections to the page already")
-        elif len(self._connections) >= CONNECTIONS_MAX:
-            self.refuse(connection, f"the page has {CONNECTIONS_MAX} connections already")
+        elif len(self._connections) >= most:
+            self.refuse(connection, f"the page has {most} connections already")
         else:
             self._connections[connection.inner] = connection
             self._of_address[connection.address] += 1
