@@ -229,6 +229,9 @@ def _set_up_logging() -> None:
     logging.getLogger("picamera2").setLevel(logging.WARNING)
     os.environ.setdefault("LIBCAMERA_LOG_LEVELS", "*:ERROR")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    # Of numpy, which is loaded with the first array: nothing here uses its threads, and where the system allows no
+    # more, OpenBLAS interrupts the process, or crashes.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -424,6 +424,17 @@ def test_a_part_that_fails_for_want_of_memory_says_so_in_one_line(
     assert re.fullmatch("streamer: .*: out of memory\n", capsys.readouterr().err)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_numpy_starts_no_threads_of_its_own() -> None:
+    script = (
+        "import os\nfrom streamer import cli\n"
+        "cli._hub = lambda _: __import__('numpy') and print(len(os.listdir('/proc/self/task')))\n"
+        "cli.main(['hub'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "1\n", done.stderr
+
+
 def test_a_demo_without_room_for_temporary_files_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
