@@ -10,6 +10,7 @@ libjpeg is fast only at a half and below); checking less often whether a window 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -102,7 +103,8 @@ class _Display:
         if self._show_at and now >= self._show_at[0]:
             del self._show_at[0]
             if sys.platform == "linux":
-                threading.Thread(target=show_windows, name="showing", daemon=True).start()
+                with contextlib.suppress(RuntimeError):  # the system allows no more threads; Qt seldom loses one
+                    threading.Thread(target=show_windows, name="showing", daemon=True).start()
 
     def _decode(self, frame: Frame) -> Image | None:
         """Decode a frame at the size it is shown at; None if it is not shown. Called by any thread."""

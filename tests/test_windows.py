@@ -629,3 +629,11 @@ def test_cameras_that_the_grid_has_no_place_for_are_told(screen: str, tmp_path: 
         assert "five: has no place" in wall.log.read_text()
     finally:
         wall.close()
+
+
+def test_a_display_goes_on_while_the_system_allows_no_more_threads(no_more_threads: Callable[[], None]) -> None:
+    display = windows._Display(cast("Any", None))
+    display._note_opened()
+    no_more_threads()
+    display._show_lost(time.monotonic() + 20)
+    assert len(display._show_at) == 1, "it is tried once more"
