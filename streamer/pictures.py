@@ -73,8 +73,12 @@ class Pictures:
         self._decoded: Mailbox[tuple[Frame, Image | None]] = Mailbox()
         self._frames = hub.open_mailbox(cameras)
         self._threads = [threading.Thread(target=self._run, name=f"decode-{at}", daemon=True) for at in range(threads)]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # the system allows no more: end those that it has
+            hub.close_mailbox(self._frames)
+            raise
         atexit.register(self._end, _LEAVE_S)  # a thread that returns from OpenCV later than that aborts the process
 
     def take(self, timeout_s: float | None = 0.0) -> tuple[Frame, Image | None] | None:

@@ -8,12 +8,13 @@ import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import streamer
-from streamer import wire
+from streamer import codec, wire
 from streamer.codec import encode_jpeg
 from streamer.errors import ConfigError, StreamerError, TransportError
 from tests.conftest import until
@@ -203,6 +204,23 @@ def test_damaged_picture_is_told_once_and_left_out(
     assert caplog.messages[0].startswith("pi1: JPEG decoder: ")
 
 
+def test_a_picture_for_which_there_is_no_memory_is_left_out_and_told(
+    hub: streamer.Hub, cameras: Cameras, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dark, library = jpeg(10), mock.Mock()
+    library.decode.side_effect = MemoryError
+    with streamer.Pictures(hub) as pictures:
+        with monkeypatch.context() as starved:
+            starved.setattr(codec, "_library", lambda: library)
+            cameras.send("pi1", dark)
+            _, picture = pictures.take(10) or (None, None)
+            assert picture is None
+        assert "pi1: JPEG decoder: out of memory" in caplog.messages
+        cameras.send("pi1", jpeg(20))
+        _, picture = pictures.take(10) or (None, None)
+        assert picture is not None
+
+
 def test_closing_the_hub_ends_the_pictures(hub: streamer.Hub, cameras: Cameras) -> None:
     pictures = streamer.Pictures(hub)
     closing = threading.Thread(target=hub.close)
@@ -246,3 +264,19 @@ def test_a_hub_that_fails_is_told_to_who_takes_pictures(hub: streamer.Hub, monke
         sender.send(jpeg(90))
         with pytest.raises(TransportError, match="the hub has failed: a bug"):
             pictures.take(10)
+
+
+def test_pictures_for_which_there_are_not_enough_threads_leave_none(
+    hub: streamer.Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "decode-2":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        streamer.Pictures(hub, threads=4)
+    until(lambda: not any(thread.name.startswith("decode-") for thread in threading.enumerate()))
