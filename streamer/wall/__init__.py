@@ -179,18 +179,23 @@ class Wall:
             self._ending.set()
         self._listening.set()
         await self._watch()
+        # Since Python 3.12 a server that closes forgets the connections that it has accepted and not begun to serve.
+        for each in listening:
+            for listener in each.sockets:
+                self._loop.remove_reader(listener)
+        await asyncio.sleep(0)
         for each in listening:
             each.close()
         self._fan_out.close_all()
         await self._door.close()
         await server.shutdown(_CLOSE_S)  # by default the library waits two minutes for peers that read nothing
         await runner.cleanup()
-        await self._door.end_all()
         # The library goes on reading, for 10 s, the rest of a request whose peer has gone.
         if left := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in left:
                 task.cancel()
             await asyncio.wait(left, timeout=_CLOSE_S)
+        await self._door.end_all()
         if self._socket and not self.failure:
             self._socket.unlink(missing_ok=True)
 
