@@ -33,6 +33,7 @@ Checked = TypeVar("Checked")
 
 _PUBLISHED = 16  # queued pictures: a program may publish several cameras in a burst; more if it has more cameras
 _TELL_S = 1.0
+_CLOSE_S = 2.0  # to wait for a turn, which one that a signal handler has interrupted may not give back
 _COUNTED = 1024  # labels counted, as many as a hub has cameras: a program may make a new label for each picture
 _log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class _Complaints:
 
 
 class ImageSender:
-    """Sends pictures one by one; threads that share one take turns.
+    """Sends pictures one by one; threads that share one take turns, and any may close it.
 
     Args:
         connect_to: the hub to connect to; with `REQ_REP=False`, the address to publish on.
@@ -125,8 +126,17 @@ class ImageSender:
     send_jpg_reqrep = send_jpg_pubsub = send_jpg
 
     def close(self) -> None:
-        """Close at once, whatever is in flight."""
-        self._end.close()
+        """Close at once, whatever is in flight; a thread that waits for a reply gets a `zmq.ZMQError`."""
+        is_mine = False
+        if self._process == os.getpid():  # in a fork, a thread that is not there may have the turn
+            if isinstance(self._end, transport.Requester):
+                self._end.stop()
+            is_mine = self._turn.acquire(timeout=_CLOSE_S)
+        try:
+            self._end.close()
+        finally:
+            if is_mine:
+                self._turn.release()
 
     def __enter__(self) -> Self:
         return self

@@ -381,6 +381,31 @@ def test_the_time_out_recipe_of_imagezmqs_documentation_works(
     sender.close()
 
 
+def test_socket_is_closed_when_the_thread_that_waits_with_it_has_let_go(
+    sender: ImageSender, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, waits, go_on = sender._end, threading.Event(), threading.Event()
+    assert isinstance(end, sending.Requester)
+    goes_on = sending.Requester._await
+
+    def wait_for_me(*given: Any) -> None:
+        waits.set()
+        assert go_on.wait(WAIT_S)
+        goes_on(*given)
+
+    monkeypatch.setattr(sending.Requester, "_await", wait_for_me)
+    sent = pool.submit(sender.send_jpg, "pi1", JPEG)
+    assert waits.wait(WAIT_S)
+    closed = pool.submit(sender.close)
+    until(lambda: closed.done() or end._stopped)
+    assert not end.socket.closed, "libzmq aborts the process"
+    go_on.set()
+    with pytest.raises(zmq.ZMQError, match="non-socket"):
+        sent.result(WAIT_S)
+    closed.result(WAIT_S)
+    assert end.socket.closed
+
+
 def test_options_that_let_req_ask_again_may_be_set(sender: ImageSender, address: str, pool: ThreadPoolExecutor) -> None:
     sender.zmq_socket.setsockopt(zmq.REQ_RELAXED, 1)
     sender.zmq_socket.REQ_CORRELATE = 1

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _REPLY_MAX_BYTES = 64 * 1024  # of a hub's reply to a camera
 _PAUSE_S = 0.1  # before reconnecting to a hub that has left
+_LOOK_S = 0.05  # how often `ask` notices `stop` while it waits
 _SILENT_S = 3.0  # without a hub, before that is logged
 _REMIND_S = 60.0
 _MET = zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -135,6 +136,7 @@ class Requester:
         self.context = make_context()
         self._opened = 0
         self._unanswered = False  # the last request has no reply, or the hub has left since
+        self._stopped = False
         try:
             self._fresh()
         except TransportError:
@@ -279,6 +281,7 @@ class Requester:
 
         Raises:
             zmq.Again: such a timeout is over.
+            zmq.ZMQError: `stop` was called.
         """
         send_within_ms, receive_within_ms = get_option(self.socket, zmq.SNDTIMEO), get_option(self.socket, zmq.RCVTIMEO)
         replied_by = deadline_of(receive_within_ms)
@@ -300,6 +303,8 @@ class Requester:
                 if not self._met and time.monotonic() >= tell_at:
                     tell_at += _REMIND_S
                     tell_unreached([(self.endpoint, self.refusal)], self._tell_want)
+                if self._stopped:
+                    raise zmq.ZMQError(zmq.ENOTSOCK)  # as once it is closed
                 if not left:
                     self._await(*((replied_by, math.inf) if self._met else (met_by, tell_at)))
             self.reopen()  # at once: libzmq would reconnect by itself, and send the request a second time
@@ -311,7 +316,7 @@ class Requester:
             _log.warning("no hub answers at %s; waiting for one", place)
 
     def _await(self, deadline: float, look_at: float) -> None:
-        """Wait until `look_at` for a reply, or for a hub to come or leave.
+        """Wait until `look_at`, but not for long, for a reply, or for a hub to come or leave.
 
         Raises:
             zmq.Again: none of these happens before the deadline, which comes first.
@@ -319,8 +324,13 @@ class Requester:
         poller = zmq.Poller()
         poller.register(self.socket, zmq.POLLIN)
         poller.register(self.monitor, zmq.POLLIN)
+        look_at = min(look_at, time.monotonic() + _LOOK_S)
         if not poller.poll(remaining_ms(min(deadline, look_at))) and deadline <= look_at:
             raise zmq.Again
+
+    def stop(self) -> None:
+        """Make `ask` raise soon, in whatever thread it runs; any thread may call this. Then it can be closed."""
+        self._stopped = True
 
     def close(self) -> None:
         """Close at once, whatever is in flight."""
