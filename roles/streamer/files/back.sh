@@ -28,10 +28,10 @@ for unit; do
   key=/etc/streamer/${unit#streamer-}.key
   [ ! -e "$key" ] || chown "$(sed -n 's/^User=//p' "/etc/systemd/system/$unit.service")" "$key"
 done
-# A hub needs the ports open that it had there. None is closed: SSH, and other programs, may have moved since.
 rules=/etc/streamer-firewall.nft
-case " $* " in *" streamer-hub "*)
-  if [ -e $rules ]; then
+if [ -e $rules ]; then
+  # A hub needs the ports open that it had there. None is closed: SSH, and other programs, may have moved since.
+  case " $* " in *" streamer-hub "*)
     if [ -e current/ran/${rules##*/} ]; then
       awk '
         pass == 1 && / th dport / { opened[++ports] = $0 }
@@ -41,13 +41,13 @@ case " $* " in *" streamer-hub "*)
       ' pass=1 current/ran/${rules##*/} pass=2 $rules pass=3 $rules >$rules.new
       chmod 644 $rules.new
       mv $rules.new $rules
-    else
+    elif [ "$from" != "releases/$release" ]; then
       echo "the firewall stays as it is, as no rules are kept with release $release: if a port has changed, deploy instead"
     fi
-    # Even if they are as before: a deploy that failed may have opened more.
-    systemctl try-reload-or-restart streamer-firewall.service
-  fi
-esac
+  esac
+  # Even if they are as before: a deploy that failed may have opened more, also on a host that was to become a hub.
+  systemctl try-reload-or-restart streamer-firewall.service
+fi
 sync -f /opt/streamer /etc/streamer
 systemctl daemon-reload
 # Each is Type=notify: this waits until all work, and fails when one does not.
