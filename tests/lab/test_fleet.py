@@ -251,21 +251,26 @@ def test_first_deploy_ends_with_all_cameras_live() -> None:
     assert "curve-secret" not in done.output
 
 
-def test_keys_are_private_and_each_sends_under_its_own_name(pool: ThreadPoolExecutor) -> None:
+def test_keys_are_private_and_each_sends_under_its_own_name() -> None:
     for host in HOSTS:
         part = "hub" if host == "hub" else "sender"
         assert on(host, f"stat -c '%a %U' /etc/streamer/{part}.key") == "600 streamer"
         assert on(host, "journalctl -o cat | grep -c 'curve-[s]ecret:' || true") == "0"
     allowed = on("hub", "cat /etc/streamer/allowed_keys").splitlines()[1:]
     assert allowed == [f"{name} {on(name, 'cat /etc/streamer/sender.pub')}" for name in CAMERAS]
-    send = (
-        "timeout --preserve-status --signal=INT 5 /opt/streamer/current/bin/streamer send "
-        "--hub tcp://198.18.0.10:5555 --name pi4 --camera pattern 2>&1"
-    )
+    # As root, who may read the key. Nobody knows how many tries a hub that is busy takes to say why.
+    send = "/opt/streamer/current/bin/streamer send --hub tcp://198.18.0.10:5555 --name pi4 --camera pattern"
     keys = "--key /etc/streamer/sender.key --hub-key $(sed -n 's/^- curve/curve/p' /etc/streamer/sender.yml)"
-    without, with_another_s = pool.map(on, ["pi3", "pi3"], [send, send.replace(" 2>&1", f" {keys} 2>&1")])
-    assert "takes encrypted frames only: this sender has no keys" in without
-    assert "its key is that of pi3, so it may not send as pi4" in with_another_s
+    strangers = {
+        send: "takes encrypted frames only: this sender has no keys",
+        f"{send} {keys}": "its key is that of pi3, so it may not send as pi4",
+    }
+    for stranger, why in strangers.items():
+        on("pi3", f"systemd-run --quiet --collect --unit=stranger {stranger}")
+        try:
+            until(lambda: why in on("pi3", "journalctl -o cat -u stranger"), LIVE_WITHIN_S)  # noqa: B023 - called here
+        finally:
+            on("pi3", "systemctl stop stranger")
 
 
 def test_wall_asks_for_the_password_but_not_at_the_socket() -> None:
