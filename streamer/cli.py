@@ -257,7 +257,8 @@ class _Parser(argparse.ArgumentParser):
         if file is sys.stdout:
             _print(message.rstrip())  # argparse would ignore a failure
         else:
-            super()._print_message(message, file)
+            with contextlib.suppress(OSError):  # which argparse ignores only in later 3.11s
+                super()._print_message(message, file)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
