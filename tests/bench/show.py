@@ -231,22 +231,32 @@ def show_ours(layout: str) -> None:
     from streamer.config import Layout
     from streamer.windows import GridWindow, Windows
 
-    kind: Any = GridWindow if layout else Windows
     stamps: list[float] = []
 
-    class Timed(kind):  # type: ignore[misc]
+    class Timed:
         def _show(self, frame: Any, picture: Any) -> None:
-            super()._show(frame, picture)
+            super()._show(frame, picture)  # type: ignore[misc]
             if frame.camera != "huge":
                 stamps.append(stamp_of(frame.payload))
 
         def _press(self, key: int) -> None:
             painted(stamps)
-            super()._press(key)
+            super()._press(key)  # type: ignore[misc]
+
+    # Classes of their own, so that mypy looks at how they are made.
+    class TimedGrid(Timed, GridWindow):
+        pass
+
+    class TimedWindows(Timed, Windows):
+        pass
 
     with streamer.Hub("tcp://127.0.0.1:*") as hub:
         print(hub.endpoint, flush=True)
-        window = Timed(hub, CAMERAS, layout=Layout(2, 4)) if layout else Timed(hub, CAMERAS)
+        window = (
+            TimedGrid(hub, CAMERAS, layout=Layout(2, 4), screen=SCREEN)
+            if layout
+            else TimedWindows(hub, CAMERAS, screen=SCREEN)
+        )
         window.run(ended_by_input().is_set)
 
 
