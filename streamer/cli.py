@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import streamer
-from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError, one_line, want
+from streamer.errors import CameraError, ConfigError, MissingExtraError, StreamerError, one_line, reason, want
 from streamer.systemd import Notifier
 
 if TYPE_CHECKING:
@@ -161,10 +161,15 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _complain(error: StreamerError, status: int) -> int:
-    with contextlib.suppress(OSError):  # there is nowhere else to say it
-        if _is_read(sys.stderr):
-            print(f"streamer: {one_line(str(error))}", file=sys.stderr)
+    _say(f"streamer: {one_line(str(error))}")
     return status
+
+
+def _say(text: str) -> None:
+    """Print an error, if it can be and somebody reads it: there is nowhere else to say it."""
+    with contextlib.suppress(OSError):
+        if _is_read(sys.stderr):
+            print(text, file=sys.stderr)
 
 
 def _is_read(stream: TextIO | None, within_s: float = _READ_WITHIN_S) -> bool:
@@ -257,8 +262,7 @@ class _Parser(argparse.ArgumentParser):
         if file is sys.stdout:
             _print(message.rstrip())  # argparse would ignore a failure
         else:
-            with contextlib.suppress(OSError):  # which argparse ignores only in later 3.11s
-                super()._print_message(message, file)
+            _say(message.rstrip())  # argparse minds a full disk or a closed output, in Debian 12's Python
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -557,9 +561,9 @@ def _hub(options: argparse.Namespace) -> int:
             """Feed the watchdog while both loops turn; return whether it is time to end."""
             nonlocal hub_turned, wall_turned, fed_at
             if hub.failure:
-                raise StreamerError(f"the hub has failed: {want(hub.failure) or hub.failure}")
+                raise StreamerError(f"the hub has failed: {reason(hub.failure)}")
             if wall.failure:
-                raise StreamerError(f"the page has failed: {want(wall.failure) or wall.failure}")
+                raise StreamerError(f"the page has failed: {reason(wall.failure)}")
             now = time.monotonic()
             if now - fed_at >= _LOOK_S and hub.turned > hub_turned and wall.turned > wall_turned:
                 notifier.watchdog()

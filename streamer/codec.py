@@ -8,7 +8,7 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any, Protocol
 
-from streamer.errors import CodecError, MissingExtraError, want
+from streamer.errors import CodecError, MissingExtraError, reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -254,4 +254,4 @@ def decode_jpeg(jpeg: Buffer, at_least: tuple[int, int] | None = None) -> Image:
 
 
 def _one_line(error: Exception) -> str:
-    return want(error) or " ".join(str(error).split())
+    return " ".join(reason(error).split())

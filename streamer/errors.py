@@ -30,7 +30,9 @@ class WireError(StreamerError):
         label: the message's label as a log shows it, if that is what is wrong; else None.
     """
 
-    label: str | None = None
+    def __init__(self, text: str, *, label: str | None = None) -> None:
+        super().__init__(text)
+        self.label = label
 
 
 class CodecError(StreamerError):
@@ -91,6 +93,11 @@ def want(error: BaseException) -> str:
         return "the system allows no more threads"
     number = getattr(error, "errno", None)  # of an OSError, or ZMQ's
     return os.strerror(number) if number in _WANTING else ""
+
+
+def reason(error: BaseException) -> str:
+    """Return an error in words: what the system has not enough of, or else its own."""
+    return want(error) or str(error)
 
 
 def log_failure(log: logging.Logger, what: str, error: Exception) -> None:

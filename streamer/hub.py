@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamer import keys, wire
-from streamer.errors import ConfigError, TransportError, WireError, half_set, listed, log_failure, seconds, want
+from streamer.errors import ConfigError, TransportError, WireError, half_set, listed, log_failure, reason, seconds
 from streamer.mailbox import Mailbox
 from streamer.presence import Change, NameTakenError, OvertakenError, Presence, State
 from streamer.refusals import Refusals
@@ -150,7 +150,7 @@ class Hub:
         finally:
             self.close_mailbox(mailbox)
         if self._failure:
-            raise TransportError(f"the hub has failed: {want(self._failure) or self._failure}")
+            raise TransportError(f"the hub has failed: {reason(self._failure)}")
 
     def latest(self, name: str) -> Frame | None:
         """Return a camera's newest frame; None if there is no such camera, or no frame yet.

@@ -453,11 +453,10 @@ class Presence:
         cameras = self._cameras.values()
         once = sum(1 for each in cameras if each.frames == 1 and (each.connection or each.address) == source)
         if source and once >= ONCE_MAX:
-            error = WireError(
-                f"{ONCE_MAX} labels came with one picture each: a label must be the camera's name, always the same"
+            raise WireError(
+                f"{ONCE_MAX} labels came with one picture each: a label must be the camera's name, always the same",
+                label=describe_label(name),
             )
-            error.label = describe_label(name)
-            raise error
 
     def _make_room(self, why: str, for_camera: str = "") -> None:
         """Forget the camera that is GONE longest; if there is none, raise WireError(why)."""

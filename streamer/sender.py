@@ -28,8 +28,8 @@ from streamer.errors import (
     half_set,
     listed,
     log_failure,
+    reason,
     seconds,
-    want,
 )
 from streamer.mailbox import Mailbox
 from streamer.transport import Poller, Publisher, Requester, Waker, check_process, share_interpreter, tell_unreached
@@ -334,8 +334,8 @@ class Sender:
                 this process was forked: a fork does not copy its thread.
         """
         if self._closing or self._failure:
-            failure = self._failure and (want(self._failure) or self._failure)
-            raise TransportError(f"the sender has failed: {failure}" if failure else "the sender is closed")
+            failed = self._failure and f"the sender has failed: {reason(self._failure)}"
+            raise TransportError(failed or "the sender is closed")
         check_process(self._process, "sender")
         if captured_ns:
             captured_ns = wire.check_captured(captured_ns)

@@ -384,9 +384,7 @@ def _read_whole(header: bytes) -> dict[str, Any]:
     fields = read_header(header)
     camera = fields["msg"]
     if not is_camera_name(camera):
-        error = WireError(f"camera name must be {NAME_RULE}")
-        error.label = describe_label(camera)
-        raise error
+        raise WireError(f"camera name must be {NAME_RULE}", label=describe_label(camera))
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
     if "dtype" in fields:

@@ -337,6 +337,8 @@ def test_errors_that_nobody_can_read_leave_the_exit_status(tmp_path: Path) -> No
                 check=False,
             )
         assert done.returncode == status, arguments
+        closed = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *command], capture_output=True, check=False)
+        assert closed.returncode == status, arguments
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

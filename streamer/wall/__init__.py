@@ -23,7 +23,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from streamer.config import Address
-from streamer.errors import CodecError, MissingExtraError, StreamerError, TransportError, log_failure, want
+from streamer.errors import CodecError, MissingExtraError, StreamerError, TransportError, log_failure, reason
 from streamer.presence import State
 
 try:
@@ -113,7 +113,7 @@ class Wall:
             self.close()
             if isinstance(self.failure, TransportError):
                 raise self.failure
-            raise StreamerError(f"the page has failed: {want(self.failure) or self.failure}") from self.failure
+            raise StreamerError(f"the page has failed: {reason(self.failure)}") from self.failure
 
     def close(self) -> None:
         """Stop at once, whatever the viewers do."""

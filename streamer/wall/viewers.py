@@ -17,7 +17,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamer.errors import want
+from streamer.errors import reason
 from streamer.presence import CAMERAS_MAX, State
 
 if TYPE_CHECKING:
@@ -360,7 +360,7 @@ class FanOut:
             try:
                 await asyncio.to_thread(getattr, frame, "jpeg")
             except Exception as error:  # noqa: BLE001 - whatever it is, the next array is tried
-                self._complain(frame.camera, want(error) or str(error) or type(error).__name__)
+                self._complain(frame.camera, reason(error) or type(error).__name__)
             else:
                 self._give(frame, self._viewers)
             following = self._encoding.pop(frame.camera)
