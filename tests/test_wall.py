@@ -872,7 +872,7 @@ def test_arrays_and_metrics_are_served_while_the_system_allows_no_more_threads(
     hub: streamer.Hub, wall: Wall, sender: streamer.Sender, no_more_threads: Callable[[], None]
 ) -> None:
     sender.send(np.full((48, 64, 3), 90, np.uint8))
-    until(hub.cameras)
+    until(lambda: hub.latest("pi1"))
     no_more_threads()
     for path in ("/snapshot/pi1.jpg", *["/metrics"] * 5):
         assert get(wall, path)[0] == 200
