@@ -18,6 +18,7 @@ import os
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,8 @@ _STUCK_S = 5.0
 # on a slow line waits behind a picture; and many proxies close connections that are silent for a minute.
 _HEARTBEAT_S = 50.0
 _CLOSE_S = 0.5
+_START_S = 10.0  # for the threads to begin, on a busy machine
+_THREADS = 4  # that encode arrays and write metrics
 _COMMAND_MAX_BYTES = 128 * 1024  # of a page's message: the names of 1,024 cameras fit
 _COMMANDS_PER_S = 5000  # of a page: 64 cameras with 60 pictures a second, each acknowledged on its own
 _REASON_MAX_BYTES = 100  # of a WebSocket's close frame, which has room for 123 (RFC 6455, 5.5)
@@ -144,7 +147,10 @@ class Wall:
             self._listening.set()  # `__init__` waits for it, whatever has failed
 
     async def _serve(self) -> None:
-        # Now, while there is room: later the thread that this starts could be refused, or the files gone.
+        # All threads now, while there is room, and the files: later they could be refused, or gone.
+        self._loop.set_default_executor(ThreadPoolExecutor(_THREADS, "page"))
+        begun = threading.Barrier(_THREADS, timeout=_START_S)  # each waits for the others, so that none serves for two
+        await asyncio.gather(*[asyncio.to_thread(begun.wait) for _ in range(_THREADS)])
         await asyncio.to_thread(_static_files)
         self._fan_out = FanOut(self._hub)
         self._door = Door()
