@@ -410,7 +410,7 @@ def fail(wall: Wall, times: int, client: str = "127.0.0.1") -> list[int]:
 def test_client_with_too_many_tries_waits(wall: Wall, caplog: pytest.LogCaptureFixture) -> None:
     cookie = cookie_of(log_in(wall))
     assert fail(wall, 5) == [403] * 5
-    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+    assert [record.message for record in caplog.records if record.name == access.__name__] == [
         "5 different wrong passwords from 127.0.0.1; it has to wait"
     ]
     locked = log_in(wall)
