@@ -214,7 +214,7 @@ class _Camera:
         self._contest: _Contest | None = None
         # Who owned the name recently: until when, and how many frames it had dropped by then.
         self._earlier: dict[bytes | str | None, tuple[float, int]] = {}
-        self._looked = self._printed = -math.inf
+        self._printed = -math.inf
         self._print: int | None = None  # checksum of the picture at `_printed`
         self._moved = 0.0  # when that last changed
         self.connection = b""
@@ -227,25 +227,21 @@ class _Camera:
     def bytes_stored(self) -> int:
         return len(self.frame.payload) if self.frame else 0
 
-    def admit(
-        self, sender: bytes | str | None, address: str | None, now: float, stale_after_s: float, gone_after_s: float
-    ) -> None:
+    def admit(self, sender: bytes | str | None, address: str | None, now: float, stale_after_s: float) -> None:
         """Give the name to another sender, or refuse it.
 
         Raises:
             NameTakenError: the name is another's.
         """
-        every_s = self.frame.every_s or 0.0 if self.frame else 0.0
-        patience_s = min(gone_after_s, max(stale_after_s, 2 * every_s))
         until, dropped = self._earlier.get(sender, (-math.inf, 0))
-        if self.frame is None or now - self.seen >= patience_s:
+        if self.frame is None or now - self.seen >= stale_after_s:
             self._contest = None
             self._earlier.clear()
         elif self._contest or now - until < _UNDER_WAY_S:
             if self._contest:
                 self._contest.rival, self._contest.seen = address, now
             raise NameTakenError(f"another sender at {self.address or '?'} has this name")
-        elif now - until < patience_s:
+        elif now - until < stale_after_s:
             self._contest = _Contest(self.address, since=now, seen=now)
             self._dropped_before -= dropped  # its own count includes them
             self._earlier.clear()
@@ -268,17 +264,12 @@ class _Camera:
         if frame.seq is not None and before.seq is not None and frame.seq < before.seq:
             raise OvertakenError("a newer frame has come by another connection")
 
-    def is_due(self, now: float) -> bool:
-        """Whether to call `look`, once a second."""
-        return now - self._looked >= _LOOK_S
-
     def look(self, now: float, gone_after_s: float) -> Iterator[Notice]:
         """Check whether another sender uses the name too, and whether the picture changes.
 
         Yields:
             What has begun, and what has ended.
         """
-        self._looked = now
         contest = self._contest
         if contest and now - contest.seen >= gone_after_s:
             contest = self._contest = None
@@ -374,6 +365,7 @@ class Presence:
         self.expected = frozenset(expected)
         self._cameras = {name: _Camera(name) for name in sorted(self.expected)}
         self._stored_bytes = 0
+        self._looked = -math.inf
 
     def add(self, frame: Frame, address: str | None, now: float, connection: bytes = b"") -> Change | None:
         """Add a frame.
@@ -401,11 +393,12 @@ class Presence:
         if camera is None:
             self._check_once(frame.camera, connection or address)
             if len(self._cameras) >= CAMERAS_MAX:
-                self._make_room(f"the hub already has {CAMERAS_MAX} cameras")
+                self._make_room(f"the hub already has {CAMERAS_MAX} cameras", frame.camera)
             camera = self._cameras[frame.camera] = _Camera(frame.camera)
         sender = _origin(frame) or connection or address
         if sender != camera.sender:
-            camera.admit(sender, address, now, self._stale_after_s, self._gone_after_s)
+            stale_after_s, _ = patience_s(camera.frame, self._stale_after_s, self._gone_after_s)
+            camera.admit(sender, address, now, stale_after_s)
         if connection != camera.connection:
             camera.check_order(frame)
         self._stored_bytes += more
@@ -416,11 +409,13 @@ class Presence:
     def tick(self, now: float) -> list[Change | Notice]:
         """Update the state of every camera to `now`, in monotonic seconds; return what to log."""
         changes: list[Change | Notice] = []
+        if is_due := now - self._looked >= _LOOK_S:
+            self._looked = now
         for camera in self._cameras.values():
-            if camera.is_due(now):
-                changes += camera.look(now, self._gone_after_s)
-            age_s = now - camera.seen
             stale_after_s, gone_after_s = patience_s(camera.frame, self._stale_after_s, self._gone_after_s)
+            if is_due:
+                changes += camera.look(now, gone_after_s)
+            age_s = now - camera.seen
             if age_s >= gone_after_s:
                 change = self._move(camera, Event.SILENT)
             elif age_s >= stale_after_s:
@@ -458,7 +453,7 @@ class Presence:
                 label=describe_label(name),
             )
 
-    def _make_room(self, why: str, for_camera: str = "") -> None:
+    def _make_room(self, why: str, for_camera: str) -> None:
         """Forget the camera that is GONE longest; if there is none, raise WireError(why)."""
         kept = self.expected | {for_camera}
         gone = [c for c in self._cameras.values() if c.state is State.GONE and c.name not in kept]
