@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from streamer.codec import decode_jpeg
 from streamer.errors import CodecError, ConfigError, TransportError
 from streamer.mailbox import Mailbox
+from streamer.refusals import Reminders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -66,7 +67,7 @@ class Pictures:
         if not isinstance(threads, int) or threads < 1:
             raise ConfigError(f"threads is {threads!r}: it must be a number from 1")
         self._decode = decode or (lambda frame: decoded(frame, at_least))
-        self._complaints: dict[str, str] = {}  # the last one by camera
+        self._complaints = Reminders()  # by camera
         self._hub = hub
         self._process = os.getpid()
         self._failure: Exception | None = None
@@ -89,7 +90,8 @@ class Pictures:
 
         Returns:
             (frame, picture); None on timeout, or when the hub is closed. The picture is uint8 of shape (height, width,
-            3), BGR, or the raw array as sent; None if the frame is damaged, which is logged once per camera and reason.
+            3), BGR, or the raw array as sent; None if the frame is damaged, which is logged, at most once a minute for
+            each camera.
 
         Raises:
             TransportError: receiving has failed for good; or these belong to a process that this one was forked from.
@@ -100,8 +102,8 @@ class Pictures:
         taken = self._decoded.take(timeout_s)
         if taken is None and self._failure:
             raise self._failure
-        if taken is None and self._hub.failure:
-            raise TransportError(f"the hub has failed: {self._hub.failure}")
+        if taken is None:
+            self._hub.check_failure()
         return taken
 
     def __iter__(self) -> Iterator[tuple[Frame, Image]]:
@@ -148,8 +150,7 @@ class Pictures:
         try:
             return self._decode(frame)
         except CodecError as error:
-            if str(error) != self._complaints.get(frame.camera):
-                self._complaints[frame.camera] = str(error)
+            if self._complaints.is_due(frame.camera):
                 _log.warning("%s: %s", frame.camera, error)
             return None
 

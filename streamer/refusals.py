@@ -1,7 +1,9 @@
-"""Refused messages and connections: counted, and logged at once, then once a minute while they go on."""
+"""What goes wrong again and again: logged at once, then once a minute while it goes on."""
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -9,15 +11,36 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import logging
 
+REMIND_S = 60.0  # until what goes on is logged again
+_REMEMBERED = 1024  # as many as a hub has cameras
 _TELL_S = 1.0  # what is refused within it is logged together
-_REMIND_S = 60.0
 # A stranger who sends ever new rubbish must neither fill memory and journal nor hide what others are refused for.
 _REASONS_MAX = 10  # of an address
 _KINDS_MAX = 100  # of all
 
 
+class Reminders:
+    """Tells when to log what goes on: at once, then once a minute. Thread-safe; remembers the newest 1,024."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told: dict[str, float] = {}
+
+    def is_due(self, what: str) -> bool:
+        """Whether to log this now; if so, not again within a minute."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._told.get(what, -math.inf) < REMIND_S:
+                return False
+            self._told.pop(what, None)
+            self._told[what] = now
+            if len(self._told) > _REMEMBERED:
+                del self._told[next(iter(self._told))]
+        return True
+
+
 class Refusals:
-    """Counts refusals by peer and reason. Not thread-safe.
+    """Counts refused messages and connections by peer and reason. Not thread-safe.
 
     Args:
         log: where they are logged.
@@ -60,4 +83,4 @@ class Refusals:
                 continue
             label = self._labels.get(kind)
             self._log.warning("refused %d from %s: %s%s", count, *kind, f"; last label: {label}" if label else "")
-            self._counts[kind], self._due[kind] = 0, now + _REMIND_S
+            self._counts[kind], self._due[kind] = 0, now + REMIND_S

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
 import subprocess
 import sys
@@ -204,6 +205,19 @@ def test_damaged_picture_is_told_once_and_left_out(
     assert caplog.messages[0].startswith("pi1: JPEG decoder: ")
 
 
+def test_pictures_that_are_each_damaged_in_another_way_fill_no_log(
+    hub: streamer.Hub, cameras: Cameras, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, library = jpeg(90), mock.Mock()
+    library.decode.side_effect = (ValueError(f"{count} extraneous bytes") for count in itertools.count())
+    monkeypatch.setattr(codec, "library", lambda: library)
+    with streamer.Pictures(hub) as pictures:
+        for _ in range(3):
+            cameras.send("pi1", whole)
+            assert pictures.take(10)
+    assert caplog.messages == ["pi1: JPEG decoder: 0 extraneous bytes"]
+
+
 def test_a_picture_for_which_there_is_no_memory_is_left_out_and_told(
     hub: streamer.Hub, cameras: Cameras, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -211,7 +225,7 @@ def test_a_picture_for_which_there_is_no_memory_is_left_out_and_told(
     library.decode.side_effect = MemoryError
     with streamer.Pictures(hub) as pictures:
         with monkeypatch.context() as starved:
-            starved.setattr(codec, "_library", lambda: library)
+            starved.setattr(codec, "library", lambda: library)
             cameras.send("pi1", dark)
             _, picture = pictures.take(10) or (None, None)
             assert picture is None

@@ -16,9 +16,9 @@ from unittest import mock
 
 import pytest
 
+from streamer import refusals
 from streamer.errors import CodecError
 from streamer.frame import Frame
-from streamer.wall import viewers
 from streamer.wall.viewers import FanOut, Picture, Viewer, ViewerStatus
 
 if TYPE_CHECKING:
@@ -363,6 +363,20 @@ def rounds(viewer: Viewer, given: list[Picture]) -> Callable[[float], Coroutine[
     return one
 
 
+def test_window_does_not_grow_while_it_is_no_limit() -> None:
+    async def scene() -> None:
+        viewer, given = a_viewer(**dict.fromkeys(EIGHT, 1000))
+        for _ in range(100):
+            viewer.offer(picture("pi1"))
+            await asyncio.sleep(0.01)
+            viewer.shown(["pi1"])
+        assert len(given) == 100
+        given.clear()
+        assert await rounds(viewer, given)(0.01) == 4
+
+    simulate(scene())
+
+
 def test_window_shrinks_to_one_picture_and_grows_from_there_by_one() -> None:
     async def scene() -> None:
         one = rounds(*a_viewer(**dict.fromkeys(EIGHT, 1000)))
@@ -610,12 +624,12 @@ def test_why_arrays_are_not_shown_is_told_once_a_minute_by_camera(
             assert caplog.messages == [
                 f"{name}: the page shows no picture of it: no picture" for name in ("pi1", "pi2")
             ]
-            monkeypatch.setattr(viewers, "_REMIND_S", 0.0)
+            monkeypatch.setattr(refusals, "REMIND_S", 0.0)
             await give_one(give, "pi1")
             assert len(caplog.messages) == 3
-            monkeypatch.setattr(viewers, "CAMERAS_MAX", 1)
+            monkeypatch.setattr(refusals, "_REMEMBERED", 1)
             await give_one(give, "pi2")
-            monkeypatch.setattr(viewers, "_REMIND_S", 60.0)
+            monkeypatch.setattr(refusals, "REMIND_S", 60.0)
             await give_one(give, "pi1")  # forgotten, as there is room for one
             assert len(caplog.messages) == 5
 

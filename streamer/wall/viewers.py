@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from streamer.errors import reason
-from streamer.presence import CAMERAS_MAX, State
+from streamer.presence import State
+from streamer.refusals import Reminders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -34,12 +35,10 @@ RATE_MAX = 1000.0  # frames per second and camera that a viewer may ask for
 _HEAD = struct.Struct("<BBd")
 _WHOLE_BINARY = 0x82
 _WINDOW_FIRST = 4
-_WINDOW_MAX = 1024
 # Queueing delays at which the window shrinks and may grow, in seconds.
 _DELAY_HIGH_S = 0.1
 _DELAY_LOW_S = 0.05
 _LATE_S = 0.02  # by which a picture may be late without delaying the next
-_REMIND_S = 60.0
 _FORGET_S = 60.0  # after which the quickest round trip expires, since the path to a viewer may change
 _log = logging.getLogger(__name__)
 
@@ -222,18 +221,19 @@ class Viewer:
     def shown(self, names: Iterable[str]) -> None:
         """Note that it has shown the pictures in flight of these cameras: there is room for the next."""
         now = self._loop.time()
+        is_full = len(self._under_way) >= self._window
         for name in names:
             sent = self._under_way.pop(name, None)
             if sent is None:
                 continue
-            self._adapt(now - sent[0], now)
+            self._adapt(now - sent[0], now, is_full=is_full)
             slot = self._slots.get(name)
             if slot is not None and slot.picture is not None:
                 self._waiting[name] = None
         self._pump()
 
-    def _adapt(self, took_s: float, now: float) -> None:
-        """Adapt the window to what the viewer and the path to it can take."""
+    def _adapt(self, took_s: float, now: float, *, is_full: bool) -> None:
+        """Adapt the window to what the viewer and the path to it can take; it grows only while it is a limit."""
         self._delay_s = took_s if self._delay_s is None else self._delay_s + (took_s - self._delay_s) / 8
         if took_s <= self._quickest_s or now - self._quickest_at > _FORGET_S:
             self._quickest_s, self._quickest_at = took_s, now
@@ -242,8 +242,8 @@ class Viewer:
             if now - self._shrunk > took_s:  # once per round trip
                 self._window = max(1.0, self._window / 2)
                 self._shrunk = now
-        elif queued_s < _DELAY_LOW_S:
-            self._window = min(_WINDOW_MAX, self._window + 1 / self._window)
+        elif queued_s < _DELAY_LOW_S and is_full:
+            self._window += 1 / self._window
 
     def status(self) -> ViewerStatus:
         """Return its row."""
@@ -278,7 +278,7 @@ class FanOut:
         self._viewers: set[Viewer] = set()
         self._mailbox: Mailbox[Frame] | None = None
         self._encoding: dict[str, Frame | None] = {}  # cameras with a raw array being encoded, and the frame after it
-        self._told: dict[str, float] = {}  # cameras whose arrays are not shown: when that was logged, the oldest first
+        self._complaints = Reminders()  # by camera, that its arrays are not shown
         self._tasks: set[asyncio.Task[None]] = set()
         self._left_frames = 0  # sent to viewers who have left
 
@@ -360,20 +360,11 @@ class FanOut:
             try:
                 await asyncio.to_thread(getattr, frame, "jpeg")
             except Exception as error:  # noqa: BLE001 - whatever it is, the next array is tried
-                self._complain(frame.camera, reason(error) or type(error).__name__)
+                if self._complaints.is_due(frame.camera):
+                    why = reason(error) or type(error).__name__
+                    _log.warning("%s: the page shows no picture of it: %s", frame.camera, why)
             else:
                 self._give(frame, self._viewers)
             following = self._encoding.pop(frame.camera)
             if following is not None:
                 self._encoding[frame.camera] = None
-
-    def _complain(self, camera: str, why: str) -> None:
-        """Log why a camera's arrays are not shown, at once and then once a minute."""
-        now = self._loop.time()
-        if now - self._told.get(camera, -math.inf) < _REMIND_S:
-            return
-        self._told.pop(camera, None)
-        self._told[camera] = now
-        if len(self._told) > CAMERAS_MAX:
-            del self._told[next(iter(self._told))]
-        _log.warning("%s: the page shows no picture of it: %s", camera, why)
