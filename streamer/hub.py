@@ -11,18 +11,28 @@ import os
 import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamer import keys, wire
-from streamer.errors import ConfigError, TransportError, WireError, half_set, listed, log_failure, reason, seconds
+from streamer.errors import (
+    ConfigError,
+    TransportError,
+    WireError,
+    half_set,
+    listed,
+    log_failure,
+    reason,
+    seconds,
+)
 from streamer.mailbox import Mailbox
 from streamer.presence import Change, NameTakenError, OvertakenError, Presence, State
-from streamer.refusals import Refusals
+from streamer.refusals import REMIND_S, Refusals
 from streamer.transport import Poller, Replier, Subscriber, Waker, check_process, share_interpreter, tell_unreached
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Self
 
     from streamer.frame import Frame
@@ -31,10 +41,9 @@ if TYPE_CHECKING:
 
 _TICK_S = 0.25
 _SILENT_S = 3.0  # without a frame from a publisher before that is logged
-_REMIND_S = 60.0
 _LOOK_S = 0.05  # how long the socket waits for the next frame, and new peers are kept waiting while frames come
 _CLOSE_S = 2.0  # to wait for the thread, which may wait for one that a signal handler has interrupted
-_BATCH = 256  # messages received in a row before the clock is read and `close` is noticed
+_BATCH = 256  # messages received in a row before the clock is read
 _log = logging.getLogger(__name__)
 
 
@@ -98,25 +107,31 @@ class Hub:
         self._refusals = Refusals(_log)
         self._closing = False
         self._failure: Exception | None = None
+        share_interpreter()
+        self._process = os.getpid()
         self.turned = time.monotonic()  # last turn of the thread's loop, for a watchdog
         self._first = self._last = 0.0
         self._replier = Replier(bind, pair, self._allowed, plain_bind, guarded=True) if bind else None
-        self._subscribers: list[Subscriber] = []
-        self._silent: dict[Subscriber, tuple[str, float]] = {}  # no frame yet: the endpoint, and when to log that
+        self._ends: list[Replier | Subscriber] = [self._replier] if self._replier else []
+        self._silent: dict[
+            Replier | Subscriber, tuple[str, float]
+        ] = {}  # no frame yet: the endpoint, and when to log that
         try:
             for endpoint in listed(subscribe):
                 # A context each: libzmq resolves host names of one context in turn, and one may take long.
-                self._subscribers.append(Subscriber(guarded=True))
-                self._subscribers[-1].connect(endpoint)
-                self._silent[self._subscribers[-1]] = endpoint, time.monotonic() + _SILENT_S
+                self._ends.append(subscriber := Subscriber(guarded=True))
+                subscriber.connect(endpoint)
+                self._silent[subscriber] = endpoint, time.monotonic() + _SILENT_S
             self._waker = Waker()
+            try:
+                self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
+                self._thread.start()
+            except BaseException:
+                self._waker.close()
+                raise
         except BaseException:
             self._close_ends()
             raise
-        share_interpreter()
-        self._process = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
-        self._thread.start()
 
     @property
     def endpoint(self) -> str | None:
@@ -149,8 +164,7 @@ class Hub:
                 yield frame
         finally:
             self.close_mailbox(mailbox)
-        if self._failure:
-            raise TransportError(f"the hub has failed: {reason(self._failure)}")
+        self.check_failure()
 
     def latest(self, name: str) -> Frame | None:
         """Return a camera's newest frame; None if there is no such camera, or no frame yet.
@@ -189,6 +203,15 @@ class Hub:
     def failure(self) -> Exception | None:
         """The error that ended the receiving thread; None while it runs."""
         return self._failure
+
+    def check_failure(self) -> None:
+        """Check that the receiving thread has not failed.
+
+        Raises:
+            TransportError: it has, for good.
+        """
+        if self._failure:
+            raise TransportError(f"the hub has failed: {reason(self._failure)}")
 
     def open_mailbox(
         self, cameras: Iterable[str] | None = None, on_ready: Callable[[], None] | None = None
@@ -239,10 +262,6 @@ class Hub:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def _ends(self) -> list[Replier | Subscriber]:
-        return [*([self._replier] if self._replier else []), *self._subscribers]
-
     def _close_ends(self) -> None:
         for end in self._ends:
             end.close()
@@ -265,12 +284,11 @@ class Hub:
 
     def _receive(self) -> None:
         poller = Poller(self._waker)
-        ends = self._ends
-        for end in ends:
+        for end in self._ends:
             poller.watch(end)
-        alone = self._replier if not self._subscribers else None
+        alone = self._replier if len(self._ends) == 1 else None
         if alone:
-            alone.wait_at_most(_LOOK_S)
+            alone.socket.wait_at_most(_LOOK_S)
         flowing = crowded = False
         looked = ticked = 0.0
         while not self._closing:
@@ -285,29 +303,28 @@ class Hub:
             else:
                 poller.wait(0 if crowded else _TICK_S)
                 now = self.turned = time.monotonic()
-                flowing = self._receive_waiting(ends, now)
+                flowing = self._receive_waiting(now)
                 looked = 0.0
             if now - ticked >= _TICK_S:
                 ticked = now
                 self._tick(now)
             if crowded or now - looked >= _LOOK_S:
                 looked = now
-                for end in ends:
-                    self._count(end.admit())
-                crowded = any(end.crowded for end in ends)
+                for end in self._ends:
+                    for address, why in end.admit():
+                        self._refusals.add(address, why)
+                crowded = any(end.crowded for end in self._ends)
 
-    def _receive_waiting(self, ends: Sequence[Replier | Subscriber], now: float) -> bool:
+    def _receive_waiting(self, now: float) -> bool:
         """Receive what is waiting, at most a batch per socket; return whether there was anything."""
         some = False
-        for end in ends:
+        for end in self._ends:
             for _ in range(_BATCH):
-                received = end.receive()
-                if received is None:
+                if self._closing or (received := end.receive()) is None:
                     break
                 self._accept(received, now)
                 some = True
-                if isinstance(end, Subscriber):
-                    self._silent.pop(end, None)
+                self._silent.pop(end, None)
         return some
 
     def _accept(self, received: Received, now: float) -> None:
@@ -337,10 +354,6 @@ class Hub:
         if change:
             _tell(change)
 
-    def _count(self, refused: list[tuple[str | None, str]]) -> None:
-        for address, why in refused:
-            self._refusals.add(address, why)
-
     def _tick(self, now: float) -> None:
         for end in self._ends:
             end.weigh()
@@ -348,17 +361,17 @@ class Hub:
             changes = self._presence.tick(now)
         for change in changes:
             _tell(change)
-        for subscriber, (endpoint, tell_at) in self._silent.items():
+        for end, (endpoint, tell_at) in self._silent.items():
             if now >= tell_at:
-                self._silent[subscriber] = endpoint, now + _REMIND_S
-                tell_unreached([(endpoint, None)], _tell_silence)
+                self._silent[end] = endpoint, now + REMIND_S
+                is_silent = partial(self._is_silent, end)
+                tell_unreached([(endpoint, None)], "nothing comes from %s; waiting for it", is_silent)
         if self._allowed:
             self._allowed.refresh()
         self._refusals.tell(now)
 
-
-def _tell_silence(place: str) -> None:
-    _log.warning("nothing comes from %s; waiting for it", place)
+    def _is_silent(self, end: Replier | Subscriber) -> bool:
+        return end in self._silent and not self._closing
 
 
 def _tell(change: Change | Notice) -> None:

@@ -159,7 +159,7 @@ class ImageSender:
                     self._complaints.tell("%s refuses the frames: %s", self._end.endpoint, why)
                 return reply
             if seq:  # the label of a camera, not of a single picture
-                self._end.widen(2 * len(self._counts))
+                self._end.widen(2 * sum(count > 1 for count in self._counts.values()))
             self._end.send(header, payload)
             return None
 

@@ -32,6 +32,7 @@ from streamer.errors import (
     seconds,
 )
 from streamer.mailbox import Mailbox
+from streamer.refusals import REMIND_S
 from streamer.transport import Poller, Publisher, Requester, Waker, check_process, share_interpreter, tell_unreached
 from streamer.window import Window
 
@@ -54,7 +55,6 @@ _IDLE_S = 1.0
 _LOOK_S = 0.05  # how often all hubs are checked while the first of them replies
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 10.0
-_REMIND_S = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -302,22 +302,23 @@ class Sender:
         self.turned = time.monotonic()  # last turn of the thread's loop, for a watchdog
         self._links: list[_Link] = []
         self._publisher: Publisher | None = None
+        share_interpreter()
+        self._process = os.getpid()
         try:
             start = wire.make_start()
             for number, (endpoint, hub_key) in enumerate(zip_longest(endpoints, hub_keys)):
-                requester = Requester(endpoint, pair, hub_key, _LOOK_S, camera=self.name)
+                requester = Requester(endpoint, pair, hub_key, camera=self.name)
+                requester.socket.wait_at_most(_LOOK_S)
                 extras = {"start": f"{start}.{number}" if number else start, "clock": True, **self._extras}
                 self._links.append(_Link(requester, _Headers(self.name, extras), in_flight_limit, reply_timeout_s))
             if publish:
                 self._publisher = Publisher(publish)
+            self._thread = threading.Thread(target=self._run, name=f"sender-{self.name}", daemon=True)
+            self._thread.start()
         except BaseException:
             self._close_ends()
             self._waker.close()
             raise
-        share_interpreter()
-        self._process = os.getpid()
-        self._thread = threading.Thread(target=self._run, name=f"sender-{self.name}", daemon=True)
-        self._thread.start()
         atexit.register(self._leave)
 
     def send(self, picture: Buffer | npt.NDArray[Any], *, captured_ns: int | None = None) -> None:
@@ -529,14 +530,11 @@ class Sender:
         if self._hub:
             self._hub, self._tell_at = None, now + self._reply_timeout_s
         if now >= self._tell_at:
-            self._tell_at = now + _REMIND_S
-            tell_unreached([(link.end.endpoint, link.end.refusal) for link in self._links], self._tell_want)
-
-    def _tell_want(self, places: str) -> None:
-        """Log that there is no hub, unless closed meanwhile."""
-        does = "takes the frames" if any(link.end.refusal for link in self._links) else "answers"
-        if not self._closing:
-            _log.warning("%s: no hub %s at %s; waiting for one", self.name, does, places)
+            self._tell_at = now + REMIND_S
+            does = "takes the frames" if any(link.end.refusal for link in self._links) else "answers"
+            ends = [(link.end.endpoint, link.end.refusal) for link in self._links]
+            words = f"{self.name}: no hub {does} at %s; waiting for one"
+            tell_unreached(ends, words, lambda: not (self._hub or self._closing))
 
 
 def _read_keys(key_file: Path | str | None, hub_keys: Sequence[str], endpoints: Sequence[str]) -> KeyPair | None:
@@ -595,7 +593,7 @@ class Feed:
                         delay_s, told = _RETRY_FIRST_S, ""
             except (CameraError, WireError) as error:
                 now = time.monotonic()
-                if str(error) != told or now - told_at >= _REMIND_S:
+                if str(error) != told or now - told_at >= REMIND_S:
                     _log.warning("%s: %s; trying again", self._sender.name, error)
                     told, told_at = str(error), now
                 self._stop.wait(delay_s)

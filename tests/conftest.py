@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 import pytest
 
 from streamer import hub, keys
+from streamer.transport import sending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,6 +55,20 @@ def at_each_line(module: ModuleType, look: Callable[[], object]) -> Iterator[Non
         yield
     finally:
         sys.settrace(before)
+
+
+@pytest.fixture
+def slow_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """A name server that has been asked once the first is set, and answers once the second is."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def look_up(*_: object) -> None:
+        asked.set()
+        go_on.wait()
+
+    monkeypatch.setattr(sending, "getaddrinfo", look_up)
+    yield asked, go_on
+    go_on.set()
 
 
 @pytest.fixture

@@ -145,13 +145,6 @@ def shared() -> Iterator[tuple[Hub, zmq.Socket[bytes]]]:
             yield hub, peer
 
 
-def test_no_parts_at_all_are_refused(hub: Hub) -> None:
-    assert hub.endpoint
-    with raw(zmq.DEALER, connect=hub.endpoint) as peer:
-        peer.send(b"")
-        assert peer.recv_multipart() == [b"", b"ERR a message must have two parts, header and payload"]
-
-
 @pytest.mark.parametrize(
     "said",
     [b"\1\0" + b"\1\1\5\1head\5\0body", b"\xff" + bytes(8) + b"\x7f\1\5\0\0" + b"\1\0\1\4head\0\4body"],

@@ -219,19 +219,10 @@ def test_header_says_what_the_hub_wants_to_know(hub: RawHub) -> None:
     assert (second["seq"], second["captured"], second["dtype"], second["shape"]) == (1, 7, "uint8", [2, 2])
 
 
-GRID = np.arange(6 * 8 * 3).reshape(6, 8, 3)
-
-
 @pytest.mark.parametrize(
     "array",
     [
-        GRID.astype(np.uint8),
-        GRID[..., 0].astype(np.uint8),
-        GRID.astype(np.float32) / 7,
-        GRID.astype(">u2"),
-        GRID.astype(np.uint8)[::2, ::-1],
-        np.asfortranarray(GRID.astype(np.uint8)),
-        GRID.astype(np.uint8).transpose(1, 0, 2),
+        np.arange(6 * 8 * 3).reshape(6, 8, 3).astype(">u2")[::2, ::-1],
         np.zeros((300, 300, 3), np.uint16),  # past the size that is copied
     ],
     ids=lambda array: f"{array.dtype.str}{list(array.shape)}{'' if array.flags.c_contiguous else ' not contiguous'}",
@@ -562,14 +553,32 @@ def test_want_of_a_hub_is_told_once(hub: RawHub, quick: None, caplog: pytest.Log
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     assert caplog.messages[0] == f"pi1: sending to {hub.endpoint}"
     assert caplog.messages[1] == f"pi1: no hub answers at {hub.endpoint}; waiting for one"
-    sender._tell_want(hub.endpoint)
-    assert len(caplog.messages) == 2, "it was looked up while the sender was closed"
+
+
+@pytest.mark.parametrize("happens", ["a hub answers", "closed"])
+def test_want_of_a_hub_is_not_told_if_it_ends_while_a_name_is_looked_up(
+    happens: str,
+    quick: None,
+    hub: RawHub,
+    slow_names: tuple[threading.Event, threading.Event],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked, go_on = slow_names
+    with Sender(hub.endpoint, "pi1", reply_timeout_s=0.1) as sender:
+        send_until(sender, asked.is_set)
+        if happens == "a hub answers":
+            send_until(sender, lambda: answer_all(hub) or sender.statistics.hub)
+            go_on.set()
+            until(lambda: not any(thread.name == "telling" for thread in threading.enumerate()))
+    go_on.set()
+    until(lambda: not any(thread.name == "telling" for thread in threading.enumerate()))
+    assert "no hub" not in caplog.text
 
 
 def test_want_of_a_hub_is_told_again_each_minute(
     quick: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "_REMIND_S", 0.1)
+    monkeypatch.setattr(module, "REMIND_S", 0.1)
     hubs = ["tcp://127.0.0.1:1", "tcp://127.0.0.1:9"]
     began = time.monotonic()
     with Sender(hubs, "pi1", reply_timeout_s=0.1):
@@ -1032,6 +1041,14 @@ def test_wrong_arguments_are_told_and_leave_nothing_open(arguments: dict[str, An
     with pytest.raises(error):
         Sender(**{"name": "pi1", **arguments})
     until(lambda: open_descriptors() <= before)
+
+
+def test_a_sender_for_which_there_is_no_thread_leaves_nothing_open(no_more_threads: Callable[[], None]) -> None:
+    before = open_descriptors()
+    no_more_threads()
+    with pytest.raises(RuntimeError) as refused:  # its traceback keeps the sender
+        Sender("tcp://127.0.0.1:1", "pi1")
+    assert open_descriptors() <= before, refused
 
 
 def test_the_thread_that_fails_says_so_to_whoever_sends(

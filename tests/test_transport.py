@@ -636,7 +636,8 @@ def test_after_a_time_out_the_late_reply_is_not_taken_for_the_next(
 
 
 def test_who_ends_every_connection_is_not_asked_without_a_pause(pool: ThreadPoolExecutor) -> None:
-    with listener() as (server, endpoint), closing(Requester(endpoint, patience_s=0.5, queues=True)) as asker:
+    with listener() as (server, endpoint), closing(Requester(endpoint, queues=True)) as asker:
+        asker.socket.wait_at_most(0.5)
         server.settimeout(0.1)
         done = threading.Event()
 

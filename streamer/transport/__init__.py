@@ -6,10 +6,9 @@ Nothing here but `Waker` is thread-safe: a socket belongs to the thread that use
 from streamer.transport.poller import Poller, Waker
 from streamer.transport.receiving import Received, Replier, Subscriber
 from streamer.transport.sending import Publisher, Requester, tell_unreached
-from streamer.transport.sockets import AddressError, check_process, out_of_step, share_interpreter
+from streamer.transport.sockets import check_process, out_of_step, share_interpreter
 
 __all__ = [
-    "AddressError",
     "Poller",
     "Publisher",
     "Received",

@@ -165,7 +165,7 @@ class Replier(_Receiver):
         super().weigh()
 
     def receive(self, *, wait: bool = False) -> Received | None:
-        """Return the next request, or None if there is none now; with `wait`, if none comes in time."""
+        """Return the next request, or None if there is none now; with `wait`, if none in the RCVTIMEO of `socket`."""
         try:
             route = self.socket.recv(0 if wait else DONTWAIT)
         except zmq.Again:
@@ -182,10 +182,6 @@ class Replier(_Receiver):
         if len(parts) == 3 and not len(parts[0]):
             return Received(route, (parts[1].bytes, parts[2].buffer), address, key)
         return Received(route, None, address, key)
-
-    def wait_at_most(self, timeout_s: float) -> None:
-        """Set how long `receive(wait=True)` waits, in seconds; by default for ever."""
-        self.socket.setsockopt(zmq.RCVTIMEO, round(timeout_s * 1000))
 
     def reply(self, route: bytes, text: bytes) -> None:
         """Reply to a request; lost if the peer has left, or reads no replies."""

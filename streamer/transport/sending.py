@@ -14,6 +14,7 @@ import zmq
 
 from streamer import keys, wire
 from streamer.errors import TransportError
+from streamer.refusals import REMIND_S
 from streamer.transport.connections import packet_times
 from streamer.transport.sockets import (
     ENDED,
@@ -36,7 +37,7 @@ from streamer.transport.sockets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Buffer
 
@@ -44,9 +45,8 @@ if TYPE_CHECKING:
 
 _REPLY_MAX_BYTES = 64 * 1024  # of a hub's reply to a camera
 _PAUSE_S = 0.1  # before reconnecting to a hub that has left
-_LOOK_S = 0.05  # how often `ask` notices `stop` while it waits
+_LOOK_S = 0.5  # how often `ask` notices `stop` while it waits
 _SILENT_S = 3.0  # without a hub, before that is logged
-_REMIND_S = 60.0
 _MET = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _MISSED = zmq.EVENT_CONNECT_RETRIED
 # An endpoint with a host name: libzmq tries addresses of one family only, with IPv6 enabled those, if the name has any.
@@ -56,29 +56,28 @@ _CUTS = 5  # handshakes in a row cut off without a reason before that is reporte
 _log = logging.getLogger(__name__)
 
 
-def tell_unreached(ends: Iterable[tuple[str, str | None]], tell: Callable[[str], None]) -> None:
-    """Have it logged where no peer was reached, and why: a known refusal, or a name that does not resolve.
+def tell_unreached(ends: Sequence[tuple[str, str | None]], words: str, still: Callable[[], bool]) -> None:
+    """Log where no peer was reached, and why: a known refusal, or a name that does not resolve.
 
-    libzmq does not report the latter. A name server may take long to answer, so `tell` is called in a thread of its
-    own; and without looking names up where the system allows no more threads.
+    libzmq does not report the latter. A name server may take long to answer, so names are looked up in a thread of its
+    own; not at all where the system allows no more threads.
 
     Args:
         ends: an endpoint and its refusal each, if known.
-        tell: logs the endpoints with their reasons.
+        words: to log, with `%s` for the endpoints and their reasons.
+        still: whether this is still so, asked when the names are looked up.
     """
-    ends = list(ends)
 
-    def look_up() -> None:
-        tell(_places((endpoint, refusal or _unresolved(endpoint)) for endpoint, refusal in ends))
+    def tell(look_up: Callable[[str], str | None]) -> None:
+        reasons = [(endpoint, refusal or look_up(endpoint)) for endpoint, refusal in ends]
+        if still():
+            places = (f"{endpoint}, which {why}" if why else endpoint for endpoint, why in reasons)
+            _log.warning(words, ", and at ".join(places))
 
     try:
-        threading.Thread(target=look_up, name="telling", daemon=True).start()
+        threading.Thread(target=tell, args=(_unresolved,), name="telling", daemon=True).start()
     except RuntimeError:
-        tell(_places(ends))
-
-
-def _places(ends: Iterable[tuple[str, str | None]]) -> str:
-    return ", and at ".join(f"{endpoint}, which {why}" if why else endpoint for endpoint, why in ends)
+        tell(lambda _: None)
 
 
 def _unresolved(endpoint: str) -> str | None:
@@ -99,7 +98,6 @@ class Requester:
         endpoint: of the hub, `tcp://HOST:PORT`.
         pair: this end's keys, for CURVE; None for no encryption.
         hub_key: the hub's public key; required with `pair`.
-        patience_s: how long `receive(wait=True)` waits, in seconds; by default for ever.
         queues: queue requests while there is no hub, as `ask` needs; by default `send` refuses them.
         camera: the sender's, to name it in what is logged.
 
@@ -112,7 +110,6 @@ class Requester:
         endpoint: str,
         pair: KeyPair | None = None,
         hub_key: str | None = None,
-        patience_s: float | None = None,
         *,
         queues: bool = False,
         camera: str | None = None,
@@ -120,7 +117,6 @@ class Requester:
         self.endpoint = endpoint
         self.told_as = f"{camera}: {endpoint}" if camera else endpoint
         self._queues = queues
-        self._patience_ms = -1 if patience_s is None else round(patience_s * 1000)
         # Why the hub refuses this end, as words to follow its endpoint; libzmq does not report it.
         self.refusal: str | None = None
         self._refusal_told: str | None = None
@@ -158,7 +154,7 @@ class Requester:
             zmq.IPV6: self._ipv6,
             **limits,
         }
-        self.socket = open_socket(self.context, zmq.DEALER, {**options, zmq.RCVTIMEO: self._patience_ms, **self._curve})
+        self.socket = open_socket(self.context, zmq.DEALER, {**options, **self._curve})
         self._opened += 1
         self._is_refused = self._met = False
         self._misses = 0
@@ -252,7 +248,7 @@ class Requester:
         return send_parts(self.socket, (b"", header, payload))
 
     def receive(self, *, wait: bool = False) -> bytes | None:
-        """Return the next reply, or None if there is none now; with `wait`, if none comes in time.
+        """Return the next reply, or None if there is none now; with `wait`, if none comes in the RCVTIMEO of `socket`.
 
         A malformed reply counts as none, and sets `refusal`.
         """
@@ -301,8 +297,9 @@ class Requester:
                 if not left and self._try_other_kind():
                     self.send(header, payload)
                 if not self._met and time.monotonic() >= tell_at:
-                    tell_at += _REMIND_S
-                    tell_unreached([(self.endpoint, self.refusal)], self._tell_want)
+                    tell_at += REMIND_S
+                    words = "no hub answers at %s; waiting for one"
+                    tell_unreached([(self.endpoint, self.refusal)], words, self._is_unmet)
                 if self._stopped:
                     raise zmq.ZMQError(zmq.ENOTSOCK)  # as once it is closed
                 if not left:
@@ -310,10 +307,8 @@ class Requester:
             self.reopen()  # at once: libzmq would reconnect by itself, and send the request a second time
             time.sleep(_PAUSE_S)
 
-    def _tell_want(self, place: str) -> None:
-        """Log that there is no hub, unless one has come meanwhile."""
-        if not self._met and not self.socket.closed:
-            _log.warning("no hub answers at %s; waiting for one", place)
+    def _is_unmet(self) -> bool:
+        return not self._met and not self.socket.closed
 
     def _await(self, deadline: float, look_at: float) -> None:
         """Wait until `look_at`, but not for long, for a reply, or for a hub to come or leave.
@@ -356,7 +351,7 @@ class Publisher:
         try:
             self.endpoint = bind(self.socket, endpoint)
         except TransportError:
-            end_context(self.context)
+            self.close()
             raise
 
     def widen(self, queue: int) -> None:

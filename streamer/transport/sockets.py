@@ -90,6 +90,10 @@ class Socket(zmq.Socket[bytes]):
 
     setsockopt = set  # noqa: A003 - this class's own
 
+    def wait_at_most(self, timeout_s: float) -> None:
+        """Set how long receiving waits, in seconds; by default for ever."""
+        self.set(zmq.RCVTIMEO, round(timeout_s * 1000))
+
     def close(self, linger: int | None = None) -> None:
         """Close this and its monitor."""
         monitor = self.monitored_by
@@ -175,7 +179,6 @@ def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
         _check(endpoint)
         socket.bind(endpoint)
     except zmq.ZMQError as error:
-        socket.close()
         raise _refused("listen on", endpoint, "tcp://*:5555", error) from error
     bound = _MAPPED.sub(r"\1", socket.getsockopt_string(zmq.LAST_ENDPOINT))
     return bound.replace("[::]", "*").replace("0.0.0.0", "*")  # noqa: S104 - it is written, not bound
