@@ -50,6 +50,7 @@ class Tile:
         self._area, self._caption = canvas[:-caption_height], canvas[-caption_height:]
         self.box = self._area.shape[1], self._area.shape[0]  # (width, height) in pixels for the picture
         self._frame: Frame | None = None
+        self._why = ""  # the frame is not shown
         self._picture: Image | None = None  # fitted into the area
         self._drawn: tuple[Image | None, str, str] | None = None
         self._captioned: tuple[str, str] | None = None
@@ -68,13 +69,12 @@ class Tile:
         width, height = self.box
         if frame is not self._frame:
             self._frame = frame
+            self._why = unshown(frame) if frame is not None and picture is None else ""
             if picture is not None:
                 self._picture = fitted(picture, width, height)
         is_shown = status.state in {State.LIVE, State.STALE}
         picture = self._picture if is_shown else None
-        words = silence(status) or oddity(status)
-        if not words and picture is None and frame is not None:
-            words = "damaged picture" if frame.is_jpeg else "no picture that can be shown"
+        words = silence(status) or self._why or oddity(status)
         drawn, captioned = (picture, status.state, words), (status.state, _numbers(status))
         is_new = self._drawn is None or picture is not self._drawn[0] or drawn[1:] != self._drawn[1:]
         if is_new:
@@ -98,6 +98,11 @@ class Tile:
         for bar in (self._area[:top], self._area[bottom:], self._area[:, :left], self._area[:, right:]):
             bar[:] = GROUND
         self._area[top:bottom, left:right] = picture
+
+
+def unshown(frame: Frame) -> str:
+    """Return why a frame of which there is no picture is not shown."""
+    return "damaged picture" if frame.is_jpeg else "no picture that can be shown"
 
 
 def silence(status: Status) -> str:

@@ -21,7 +21,7 @@ from streamer.grid import Grid
 from streamer.pictures import Pictures
 from streamer.presence import State, patience_s
 from streamer.screen import show_windows
-from streamer.tiles import greyed, marked, oddity, picture_for, silence
+from streamer.tiles import greyed, marked, oddity, picture_for, silence, unshown
 
 try:
     import cv2
@@ -148,8 +148,9 @@ class Windows(_Display):
         super().__init__(hub)
         self._rows = rows
         self._places = list(cameras)
-        self._width = max(1, min(width, screen[0] // self._columns(), (screen[1] // rows - _TITLE_BAR) * 4 // 3))
-        self._cell_height = self._width * 3 // 4
+        self._most_width = width
+        self._screen = screen
+        self._lay_out()
         self._boxes: dict[str, tuple[int, int]] = {}  # (width, height) in pixels of each window, if known
         self._coming: dict[str, Image] = {}  # first pictures of windows to open
         self._last_opened = 0.0
@@ -182,12 +183,12 @@ class Windows(_Display):
             if self._hidden[name] - before < gone_after_s:
                 return
             del self._hidden[name]
-        if picture is None:
-            return
         if name in self._pictures:
-            self._pictures[name] = picture
-            self._put(name, marked(picture, self._odd.get(name, "")))
-        else:
+            words = unshown(frame) if picture is None else self._odd.get(name, "")
+            if picture is not None:
+                self._pictures[name] = picture
+            self._put(name, marked(self._pictures[name], words))
+        elif picture is not None:
             self._coming[name] = picture
 
     def _draw(self) -> None:
@@ -204,6 +205,9 @@ class Windows(_Display):
     def _open(self, name: str, image: Image) -> None:
         if name not in self._places:
             self._places.append(name)
+            if len(self._places) > self._columns * self._rows:
+                self._lay_out()
+                self._opened = dict.fromkeys(self._pictures, time.monotonic())  # all others move
         self._pictures[name] = image
         cv2.namedWindow(name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         cv2.imshow(name, image)
@@ -211,15 +215,19 @@ class Windows(_Display):
         self._opened[name] = time.monotonic()
         self._note_opened()
 
-    def _columns(self) -> int:
-        return -(-max(_EIGHT, len(self._places)) // self._rows)
+    def _lay_out(self) -> None:
+        """Set how many columns of windows there are, and their size."""
+        self._columns = -(-max(_EIGHT, len(self._places)) // self._rows)
+        across, down = self._screen[0] // self._columns, self._screen[1] // self._rows - _TITLE_BAR
+        self._width = max(1, min(self._most_width, across, down * 4 // 3))
+        self._cell_height = self._width * 3 // 4
 
     def _place(self, name: str) -> None:
         """Fit a window into its cell of the grid, row by row."""
         height, width = self._pictures[name].shape[:2]
         scale = min(self._width / width, self._cell_height / height)
         cv2.resizeWindow(name, max(1, int(width * scale)), max(1, int(height * scale)))
-        row, column = divmod(self._places.index(name), self._columns())
+        row, column = divmod(self._places.index(name), self._columns)
         cv2.moveWindow(name, column * self._width, row * (self._cell_height + _TITLE_BAR) + _TITLE_BAR)
 
     def _look_after(self, statuses: list[Status]) -> None:

@@ -281,10 +281,14 @@ def test_only_what_is_new_is_drawn(tile: Tile) -> None:
     assert drawn == [True, False, True, False, True, True, False, True]
 
 
-def test_damaged_picture_leaves_the_one_before(canvas: Image, tile: Tile) -> None:
+def test_damaged_picture_leaves_the_one_before_and_says_so(canvas: Image, tile: Tile) -> None:
     draw(tile, LIVE, framed(64, 48))
     before = canvas.copy()
     draw(tile, LIVE, Frame("pi1", b"\xff\xd8\xff\xd9", 64, 48, 0))
+    area = canvas[:-CAPTION]
+    assert area[HEIGHT // 3 : HEIGHT // 2].min(2).max() > 200, "white letters"
+    assert is_red(area[: HEIGHT // 4])
+    draw(tile, LIVE, framed(64, 48))
     assert (canvas == before).all()
 
 

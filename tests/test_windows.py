@@ -88,6 +88,11 @@ class Shown:
     def shows(self, colour: tuple[int, int, int], column: int, row: int) -> Callable[[], bool]:
         return lambda: bool(np.abs(np.subtract(self.colour_at(column, row), colour)).max() < 12)
 
+    def has_words(self) -> bool:
+        """Whether there are words on the red picture of the first window."""
+        window = np.asarray(self.screenshot().crop((8, TITLE_BAR + HEIGHT // 3, WIDTH - 8, TITLE_BAR + HEIGHT)))
+        return bool(window.min(2).max() > 100)
+
     def press(self, key: str, window: str, done: Callable[[], object]) -> None:
         """Press a key in a window until it has done what it does; a window that is just opening may take it away."""
 
@@ -196,15 +201,10 @@ def test_windows_have_their_places_grey_when_stale_and_close_when_gone(
 def test_window_of_a_name_that_two_have_says_so(shown: Shown, sources: dict[str, Source]) -> None:
     one = sources["one"]
     until(sending([one], shown.shows(RED, 0, 0)), 20)
-
-    def has_words() -> bool:
-        window = np.asarray(shown.screenshot().crop((8, TITLE_BAR + HEIGHT // 3, WIDTH - 8, TITLE_BAR + HEIGHT)))
-        return bool(window.min(2).max() > 100)
-
     with contextlib.closing(Source(shown.endpoint, "one", GREEN)) as second:
         until(sending([one, second], lambda: "has this name too" in shown.log.read_text()), 20)
-        until(sending([one, second], lambda: has_words() and shown.shows(RED, 0, 0)()), 20)
-    until(sending([one], lambda: not has_words()), 20)
+        until(sending([one, second], lambda: shown.has_words() and shown.shows(RED, 0, 0)()), 20)
+    until(sending([one], lambda: not shown.has_words()), 20)
 
 
 def test_q_ends_the_hub(shown: Shown, sources: dict[str, Source]) -> None:
@@ -230,6 +230,29 @@ def test_damaged_picture_is_left_out_and_the_next_is_shown(shown: Shown, sources
     until(sending([sources["three"]], shown.shows(GREEN, 2, 0)), 20)
     one._jpeg = whole
     until(sending([one], shown.shows(RED, 0, 0)), 20)
+    one._jpeg = whole[:300] + b"\xff\xd9"
+    until(sending([one], lambda: shown.has_words() and shown.shows(RED, 0, 0)()), 20)
+    one._jpeg = whole
+    until(sending([one], lambda: not shown.has_words()), 20)
+
+
+def test_a_ninth_camera_makes_room_for_itself(shown: Shown) -> None:
+    names = [f"pi{number}" for number in range(1, 5)]  # after the five of the file
+    with contextlib.ExitStack() as stack:
+        sources = [Source(shown.endpoint, name, WHITE) for name in names]
+        for source in sources:
+            stack.callback(source.close)
+
+        def places() -> set[tuple[str, ...]]:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                asked = "getwindowgeometry", "--shell"
+                return {tuple(re.findall(r"[XY]=(\d+)", shown.xdotool(name, *asked))) for name in names}
+            return set()
+
+        columns = [0, 1, 2, 3]  # of five, in the second row
+        assert WIDTH * 5 <= 800
+        until(sending(sources, lambda: {int(x) // WIDTH for x, _ in places()} == set(columns)), 20)
+        assert len({y for _, y in places()}) == 1
 
 
 def test_array_that_no_window_can_show_is_told_and_the_others_go_on(shown: Shown, sources: dict[str, Source]) -> None:
