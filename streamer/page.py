@@ -59,8 +59,9 @@ class Page:
         self._socket = rest if scheme == "unix" else None
         path = "" if self._socket else urllib.parse.quote(parts.path.rstrip("/"), safe="/%")
         self._path = f"{path}/api/cameras"
-        self._name = hub if self._socket else f"{scheme}://{parts.netloc}{self._path}"
-        self._hint = f": is it {scheme}://{parts.netloc}?" if path else ""
+        place = f"{scheme}://{parts.netloc.rpartition('@')[2]}"  # without a password, which some write there
+        self._name = hub if self._socket else f"{place}{self._path}"
+        self._hint = f": is it {place}?" if path else ""
         self._password_file = password_file
         self._headers = {}
         if password_file:

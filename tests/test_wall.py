@@ -426,7 +426,8 @@ def test_viewers_of_a_camera_that_sends_nothing_leave_nothing_behind(
 def test_stream_of_a_camera_that_is_gone_ends_and_none_begins(
     hub: streamer.Hub, wall: Wall, sender: streamer.Sender, hub_clock: HubClock
 ) -> None:
-    assert get(wall, "/stream/pi9.mjpg")[::2] == (503, b"pi9 is WAITING: it sends no pictures\n")
+    for path in ("/stream/pi9.mjpg", "/snapshot/pi9.jpg"):
+        assert get(wall, path)[::2] == (503, b"pi9 is WAITING: it sends no pictures\n")
     send_one(hub, sender, picture())
     stream = Stream(wall, "pi1")
     stream.part()

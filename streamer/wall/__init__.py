@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import errno
 import functools
 import hashlib
@@ -192,6 +191,8 @@ class Wall:
         await asyncio.sleep(0)
         for each in listening:
             each.close()
+        if self._socket and not self.failure:  # at once: another hub may take its place
+            self._socket.unlink(missing_ok=True)
         self._fan_out.close_all()
         await self._door.close()
         await server.shutdown(_CLOSE_S)  # by default the library waits two minutes for peers that read nothing
@@ -202,8 +203,6 @@ class Wall:
                 task.cancel()
             await asyncio.wait(left, timeout=_CLOSE_S)
         await self._door.end_all()
-        if self._socket and not self.failure:
-            self._socket.unlink(missing_ok=True)
 
     async def _listen(self, server: web.Server, listening: list[asyncio.Server]) -> None:
         protocol = functools.partial(
@@ -240,9 +239,9 @@ class Wall:
             before, states = states, {status.name: status.state for status in statuses}
             if states != before or now - told >= _TABLE_S:
                 told = now
-                self._table = _table(statuses)
-                for page in self._pages:
-                    if page.seen:
+                if seen := [page for page in self._pages if page.seen]:
+                    self._table = _table(statuses)
+                    for page in seen:
                         page.news.set()
             if now - sampled >= EVERY_S:
                 sampled = now
@@ -265,10 +264,10 @@ class Wall:
         return _static(file, _TYPES[suffix])
 
     async def _cameras(self, _: web.Request) -> web.Response:
-        return _json([dataclasses.asdict(status) for status in self._hub.cameras()])
+        return _json([vars(status) for status in self._hub.cameras()])
 
     async def _viewers(self, _: web.Request) -> web.Response:
-        return _json([dataclasses.asdict(status) for status in self._fan_out.viewers()])
+        return _json([vars(status) for status in self._fan_out.viewers()])
 
     async def _past(self, _: web.Request) -> web.Response:
         return _json({"page": self._page_digest, **self._history.table()})
@@ -344,6 +343,7 @@ class Wall:
                     raise ValueError(f"a rate must be greater than 0 and at most {RATE_MAX:g}")
                 if not page.seen:
                     page.seen = True
+                    self._table = _table(self._hub.cameras())  # none was made if nobody saw it
                     page.news.set()
                 self._fan_out.want(page.viewer, rates)
             case {"shown": list(names)}:
@@ -369,10 +369,10 @@ class Wall:
     async def _snapshot(self, request: web.Request) -> web.Response:
         """Respond with a camera's newest picture; 503 if it is older than `?max_age=` seconds."""
         name = request.match_info["name"]
-        frame = self._hub.latest(name)
+        row, frame = self._row(name), self._hub.latest(name)
         if frame is None:
-            raise self._unknown(name)
-        age_s = next(status.age_s or 0.0 for status in self._hub.cameras() if status.name == name)
+            raise _silent(row)
+        age_s = row.age_s or 0.0
         max_age_s = _number(request, "max_age", math.inf, 0)
         etag = f"{frame.received_ns:x}"
         headers = {
@@ -397,13 +397,9 @@ class Wall:
         It ends when the camera is GONE: programs retry after an end, but would wait for pictures for ever.
         """
         name = request.match_info["name"]
-        state = next((status.state for status in self._hub.cameras() if status.name == name), None)
-        if state is None:
-            raise self._unknown(name)
-        if state in {State.GONE, State.WAITING}:
-            raise web.HTTPServiceUnavailable(
-                text=f"{name} is {state}: it sends no pictures\n", headers={"Retry-After": "1"}
-            )
+        row = self._row(name)
+        if row.state in {State.GONE, State.WAITING}:
+            raise _silent(row)
         frame = self._hub.latest(name)
         if frame is not None:
             await _jpeg(frame)  # before the stream begins, while an error can still be reported
@@ -439,9 +435,17 @@ class Wall:
             self._fan_out.close(viewer)
         return response
 
-    def _unknown(self, name: str) -> web.HTTPNotFound:
-        names = ", ".join(status.name for status in self._hub.cameras()) or "none"
-        return web.HTTPNotFound(text=f"no picture of a camera '{name}'; the cameras are: {names}\n")
+    def _row(self, name: str) -> Status:
+        """Return a camera's row.
+
+        Raises:
+            HTTPNotFound: there is no such camera.
+        """
+        rows = {row.name: row for row in self._hub.cameras()}
+        if name not in rows:
+            names = ", ".join(rows) or "none"
+            raise web.HTTPNotFound(text=f"no picture of a camera '{name}'; the cameras are: {names}\n")
+        return rows[name]
 
 
 class _Page:
@@ -511,6 +515,12 @@ async def _jpeg(frame: Frame) -> bytes | memoryview:
         raise web.HTTPUnsupportedMediaType(text=f"{frame.camera}: {error}\n") from error
 
 
+def _silent(row: Status) -> web.HTTPServiceUnavailable:
+    return web.HTTPServiceUnavailable(
+        text=f"{row.name} is {row.state}: it sends no pictures\n", headers={"Retry-After": "1"}
+    )
+
+
 def _number(request: web.Request, key: str, default: float, low: float) -> float:
     """Return a number in the query.
 
@@ -532,7 +542,7 @@ def _who(request: web.Request) -> tuple[str | None, str]:
 
 
 def _table(statuses: list[Status]) -> str:
-    return json.dumps({"cameras": [dataclasses.asdict(status) for status in statuses]})
+    return json.dumps({"cameras": [vars(status) for status in statuses]})
 
 
 def _json(value: Any) -> web.Response:

@@ -108,7 +108,9 @@ class Access:
         self._is_loopback = is_loopback(host)
         # Slow on purpose, so that nobody who has seen a cookie can find a weak password by trying. Without a random
         # salt, so that cookies stay valid after a restart.
-        self._key = hashlib.scrypt(password.encode(), salt=b"streamer wall", n=1 << 14, r=8, p=1, dklen=32)
+        self._key = b""
+        if password:
+            self._key = hashlib.scrypt(password.encode(), salt=b"streamer wall", n=1 << 14, r=8, p=1, dklen=32)
         self._signed = self._sign(b"password", password.encode())
         self._throttle = Throttle()
         self._page = Template(resources.files(__package__).joinpath("static", "login.html").read_text(encoding="utf-8"))

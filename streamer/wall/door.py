@@ -9,7 +9,6 @@ limited, so that the hub's operator gets in even when strangers hold all the oth
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import resource
 import ssl
@@ -34,7 +33,6 @@ ASK_WITHIN_S = 20.0  # from connecting, or the last response, to the end of the 
 READ_WITHIN_S = 60.0  # for which a peer may leave data unread
 ASKED_MAX_BYTES = 64 * 1024  # read of a request until it is answered, except of a page's WebSocket
 HELD_MAX_BYTES = 512 * 1024  # waiting to be read: more than arrives before the library has a request's head
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _log = logging.getLogger(__name__)
 
 
@@ -150,8 +148,8 @@ class Door:
     def _tell_failure(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Count connections lost for want of descriptors, which the loop would log a hundred times a second."""
         error = context.get("exception")
-        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
-            self._refusals.add(None, f"the page cannot take a connection: {error.strerror}")
+        if error and (why := want(error)):
+            self._refusals.add(None, f"the page cannot take a connection: {why}")
         else:
             loop.default_exception_handler(context)
 

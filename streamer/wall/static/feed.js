@@ -47,14 +47,14 @@ export function openFeed(post) {
       if (typeof data === "string") post(JSON.parse(data));
       else show(data);
     };
-    opened.onclose = (event) => {
-      if (socket === opened) lose(event.reason);
+    opened.onclose = () => {
+      if (socket === opened) lose();
     };
   }
 
-  function lose(reason) {
+  function lose() {
     socket = null;
-    post({ lost: reason || "" });
+    post({ lost: true });
     retry = setTimeout(connect, retryMs * (0.5 + Math.random() / 2));
     retryMs = Math.min(RETRY_MAX_MS, retryMs * 2);
   }
@@ -85,7 +85,7 @@ export function openFeed(post) {
       slowAt = now;
     }
     const dead = socket;
-    lose("");
+    lose();
     dead.close();
   }, 1000);
 

@@ -18,10 +18,8 @@ export function span(seconds) {
 
 export function latency(row) {
   if (row.latency_ms === null) return "";
-  const error = row.latency_error_ms ?? null;
-  const digits = error !== null && error < 1 ? 1 : 0;
-  const value = row.latency_ms.toFixed(digits);
-  return error === null ? `${value} ms` : `${value} ±${error.toFixed(digits)} ms`;
+  const digits = row.latency_error_ms < 1 ? 1 : 0;
+  return `${row.latency_ms.toFixed(digits)} ±${row.latency_error_ms.toFixed(digits)} ms`;
 }
 
 // What is odd about a camera whose pictures come.

@@ -137,7 +137,7 @@ function receive(message) {
   else if (message.damaged) {
     const tile = tiles.get(message.damaged);
     if (tile) tile.damagedAt = performance.now();
-  } else if (message.lost !== undefined) lose();
+  } else if (message.lost) lose();
 }
 
 function greet(hello) {
@@ -148,7 +148,6 @@ function greet(hello) {
   endpoint = hello.endpoint;
   lostAt = null;
   everConnected = true;
-  wantedBefore = "";
 }
 
 async function lose() {
