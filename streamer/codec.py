@@ -27,7 +27,7 @@ _NO_FRAME_YET = frozenset({0x00, 0x01, *range(0xD0, 0xDB)})
 # Including fill bytes. Real pictures have some ten, or a few hundred with a large colour profile.
 _MARKERS_MAX = 1024
 _HEAD_MAX = 4096  # bytes kept of a picture's head, by camera
-_START_OF_SCAN = frozenset({0xDA})
+START_OF_SCAN = frozenset({0xDA})
 _SEQUENTIAL = (0xC0, 0xC1)
 # A scan takes ten bytes to write and a pass over the whole picture to decode. Real progressive pictures have some ten.
 _SCAN = re.compile(rb"\xff\xda")
@@ -66,13 +66,13 @@ class JpegSizes:
 
 def _read_size(jpeg: bytes | memoryview) -> tuple[tuple[int, int], int]:
     """Return a JPEG's (width, height), and where its frame header ends."""
-    at = _find(jpeg, _START_OF_FRAME)
+    at = find_segment(jpeg, _START_OF_FRAME)
     if at is None:
         raise CodecError("JPEG has no frame header")
     return ((jpeg[at + 7] << 8) | jpeg[at + 8], (jpeg[at + 5] << 8) | jpeg[at + 6]), at + 9
 
 
-def _find(jpeg: bytes | memoryview, wanted: frozenset[int]) -> int | None:
+def find_segment(jpeg: bytes | memoryview, wanted: frozenset[int]) -> int | None:
     """Return the offset of the first segment with one of these markers; None if there is none where it belongs."""
     at, end = 2, len(jpeg)
     for _ in range(_MARKERS_MAX):
@@ -92,7 +92,7 @@ def _find(jpeg: bytes | memoryview, wanted: frozenset[int]) -> int | None:
 
 def _scans(jpeg: bytes | memoryview) -> int:
     """Return an upper bound of the scans that a decoder may go through."""
-    frame, scan = _find(jpeg, _START_OF_FRAME), _find(jpeg, _START_OF_SCAN)
+    frame, scan = find_segment(jpeg, _START_OF_FRAME), find_segment(jpeg, START_OF_SCAN)
     if frame and scan and jpeg[frame + 1] in _SEQUENTIAL and jpeg[frame + 9] == jpeg[scan + 4]:
         return 1  # it has all components, so decoders accept no second scan
     return len(_SCAN.findall(jpeg))  # takes 4 % of the time to decode one scan
@@ -186,7 +186,12 @@ class _Pillow:
 
 
 @functools.cache
-def _library() -> _Library:
+def library() -> _Library:
+    """Load the JPEG library.
+
+    Raises:
+        MissingExtraError: none is installed.
+    """
     for candidate in (_SimpleJpeg, _OpenCv, _Pillow):
         try:
             return candidate()
@@ -218,9 +223,9 @@ def encode_jpeg(image: Image, quality: int) -> bytes:
         raise CodecError(f"only uint8 arrays of h x w, h x w x 3 or 4 become JPEG, this is {image.dtype} of {shape}")
     if not image.flags.c_contiguous:
         image = image.copy()
-    library = _library()
+    encoder = library()
     try:
-        return library.encode(image, quality)
+        return encoder.encode(image, quality)
     except Exception as error:  # each library has error types of its own
         raise CodecError(f"JPEG encoder: {_one_line(error)}") from error
 
@@ -240,7 +245,7 @@ def decode_jpeg(jpeg: Buffer, at_least: tuple[int, int] | None = None) -> Image:
         CodecError: it is no JPEG, or damaged.
         MissingExtraError: no JPEG library is installed.
     """
-    library = _library()
+    decoder = library()
     try:
         width, height = jpeg_size(memoryview(jpeg))
         scans = _scans(memoryview(jpeg))
@@ -248,7 +253,7 @@ def decode_jpeg(jpeg: Buffer, at_least: tuple[int, int] | None = None) -> Image:
             raise ValueError(f"{scans} scans of {width} x {height} pixels are too many")
         if at_least is not None and (width < 2 * at_least[0] or height < 2 * at_least[1]):
             at_least = None  # libjpeg is slower at, say, three quarters than at full size
-        return library.decode(jpeg, at_least)
+        return decoder.decode(jpeg, at_least)
     except Exception as error:  # each library has error types of its own
         raise CodecError(f"JPEG decoder: {_one_line(error)}") from error
 

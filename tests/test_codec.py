@@ -27,18 +27,18 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     for name in LIBRARIES:
         if name != request.param:
             monkeypatch.setitem(sys.modules, name, None)
-    codec._library.cache_clear()
+    codec.library.cache_clear()
     yield request.param
-    codec._library.cache_clear()
+    codec.library.cache_clear()
 
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in LIBRARIES:
         monkeypatch.setitem(sys.modules, name, None)
-    codec._library.cache_clear()
+    codec.library.cache_clear()
     yield
-    codec._library.cache_clear()
+    codec.library.cache_clear()
 
 
 def gradient(height: int, width: int) -> Image:
@@ -111,7 +111,7 @@ def test_a_picture_with_a_large_profile_has_a_size() -> None:
 def test_size_of_a_picture_that_begins_as_the_last_is_the_lasts() -> None:
     small, large = (DATA / "colour.jpg").read_bytes(), (DATA / "huge.jpg").read_bytes()
     sizes = codec.JpegSizes()
-    with mock.patch.object(codec, "_find", wraps=codec._find) as read:
+    with mock.patch.object(codec, "find_segment", wraps=codec.find_segment) as read:
         assert [sizes.read(memoryview(jpeg)) for jpeg in (small, small + b"other", large, small)] == [
             (24, 16),
             (24, 16),
@@ -124,7 +124,7 @@ def test_size_of_a_picture_that_begins_as_the_last_is_the_lasts() -> None:
 @pytest.mark.parametrize("before", ["colour.jpg", "progressive.jpg", "turned.jpg"])
 def test_size_of_a_picture_that_begins_almost_as_the_last(before: str) -> None:
     jpeg = (DATA / before).read_bytes()
-    frame = codec._find(jpeg, codec._START_OF_FRAME)
+    frame = codec.find_segment(jpeg, codec._START_OF_FRAME)
     assert frame
     for at in range(2, frame + 9):
         other = jpeg[:at] + bytes([jpeg[at] ^ 1]) + jpeg[at + 1 :]
@@ -144,7 +144,7 @@ def test_a_long_beginning_is_not_kept() -> None:
     jpeg = (DATA / "colour.jpg").read_bytes()
     long = jpeg[:2] + b"\xff\xe2\xff\xff" + bytes(65533) + jpeg[2:]
     sizes = codec.JpegSizes()
-    with mock.patch.object(codec, "_find", wraps=codec._find) as read:
+    with mock.patch.object(codec, "find_segment", wraps=codec.find_segment) as read:
         assert [sizes.read(long) for _ in range(3)] == 3 * [(24, 16)]
     assert read.call_count == 3
 
@@ -311,7 +311,7 @@ def test_a_library_that_does_not_load_is_told_and_the_next_taken(
         raise ValueError("numpy.dtype size changed,\n may indicate binary incompatibility")
 
     monkeypatch.setattr(codec._SimpleJpeg, "__init__", fail)
-    assert isinstance(codec._library.__wrapped__(), codec._OpenCv)
+    assert isinstance(codec.library.__wrapped__(), codec._OpenCv)
     assert caplog.messages == [
         "_SimpleJpeg does not load, another JPEG library is tried: numpy.dtype size changed, may indicate binary "
         "incompatibility"

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 import struct
 
+from streamer.codec import START_OF_SCAN, find_segment
 from streamer.errors import CodecError
 
 _START_OF_IMAGE = b"\xff\xd8"
 _END_OF_IMAGE = 0xD9
 _HUFFMAN_TABLES = 0xC4
-_START_OF_SCAN = 0xDA
 # T.81, B.1.1.2 and B.1.1.5: a scan ends at an FF followed by neither stuffing (00), a restart (D0 to D7) nor fill.
 _AFTER_SCAN = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
 
@@ -69,23 +69,12 @@ def to_jpeg(picture: bytes) -> bytes:
     """
     if not picture.startswith(_START_OF_IMAGE):
         raise CodecError("does not start as a JPEG")
-    has_tables = False
-    at = len(_START_OF_IMAGE)
-    while True:
-        if at + 4 > len(picture) or picture[at] != 0xFF:
-            raise CodecError("JPEG ends within its head")
-        marker = picture[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        after = at + 2 + int.from_bytes(picture[at + 2 : at + 4], "big")
-        if marker == _START_OF_SCAN:
-            break
-        has_tables = has_tables or marker == _HUFFMAN_TABLES
-        at = after
-    following = _AFTER_SCAN.search(picture, after)
+    scan = find_segment(picture, START_OF_SCAN)
+    if scan is None:
+        raise CodecError("JPEG ends within its head")
+    following = _AFTER_SCAN.search(picture, scan + 2 + int.from_bytes(picture[scan + 2 : scan + 4], "big"))
     if following is None or following[1][0] != _END_OF_IMAGE:
         raise CodecError("JPEG ends within its picture")
-    if has_tables:
+    if find_segment(picture, frozenset({_HUFFMAN_TABLES})) is not None:
         return picture[: following.end()]
-    return picture[:at] + _STANDARD_SEGMENT + picture[at : following.end()]
+    return picture[:scan] + _STANDARD_SEGMENT + picture[scan : following.end()]

@@ -16,6 +16,7 @@ try:
     import numpy as np
 except ImportError as error:
     raise MissingExtraError("a camera 'file:'", "video", "python3-av", error) from error
+codec.library()  # at once, rather than with the first picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -159,7 +159,7 @@ def check_jpeg(data: bytes) -> None:
     if width * height > DECODED_MAX:
         return
     for library, at_least in itertools.product(LIBRARIES, (None, (width // 2, height // 2))):
-        with unittest.mock.patch.object(codec, "_library", lambda library=library: library):
+        with unittest.mock.patch.object(codec, "library", lambda library=library: library):
             try:
                 image = codec.decode_jpeg(data, at_least)
             except CodecError as error:
