@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import FrameType
 
-    from streamer.config import Given
+    from streamer.config import Config, Given
     from streamer.hub import Hub
     from streamer.page import Page
     from streamer.sender import Sender
@@ -65,8 +65,6 @@ _COLUMNS = {
     "address": 8,
     "release": 9,
 }
-_NEEDED = 4  # of these, beside the camera, a long name makes room for
-_NAME_WIDTH = 20  # no name is made shorter
 _TERMINAL_WIDTH = 80  # of one that does not tell
 # argparse's messages, and ours instead.
 _PHRASES = {
@@ -395,12 +393,15 @@ def _subparsers(parser: _Parser, metavar: str) -> argparse._SubParsersAction[_Pa
     return parser.add_subparsers(metavar=metavar)
 
 
-def _given(options: argparse.Namespace, *keys: str) -> Given:
-    """Collect what a configuration is read from."""
-    from streamer.config import Given, checked, file_path, optional
+def _configured(cls: type[Config], options: argparse.Namespace) -> tuple[Given, Config]:
+    """Read a configuration from its file and the flags, each named like a key; return both."""
+    from dataclasses import fields
+
+    from streamer.config import Given, checked, file_path, load, optional
 
     path = checked(optional(file_path), options.config, "--config")
-    return Given(path, {key: getattr(options, key) for key in keys})
+    given = Given(path, {key.name: vars(options)[key.name] for key in fields(cls) if key.name in options})
+    return given, load(cls, *given)
 
 
 # -- send
@@ -408,15 +409,12 @@ def _given(options: argparse.Namespace, *keys: str) -> Given:
 
 def _send(options: argparse.Namespace) -> int:
     from streamer import cameras
-    from streamer.config import SenderConfig, load, manual
+    from streamer.config import SenderConfig, manual
 
     if options.print_config:
         _print(manual(SenderConfig).rstrip())
         return 0
-    flags = ("hubs", "curve_key_file", "curve_hub_keys", "publish", "name", "camera", "size", "fps", "quality")
-    turns = ("hflip", "vflip", "rotate")
-    given = _given(options, *flags, *turns)
-    config = load(SenderConfig, *given)
+    given, config = _configured(SenderConfig, options)
     if not config.hubs and not config.publish:
         where = given.place("hubs")
         raise ConfigError(f"{where}: give a hub to send to, tcp://HOST:5555, or else an address to publish on")
@@ -505,15 +503,12 @@ def _summarise_sender(sender: Sender, *, publishes: bool) -> None:
 
 
 def _hub(options: argparse.Namespace) -> int:
-    from streamer.config import HubConfig, load, manual, read_password
+    from streamer.config import HubConfig, manual, read_password
 
     if options.print_config:
         _print(manual(HubConfig).rstrip())
         return 0
-    senders = ("bind", "curve_key_file", "curve_allowed_file", "plain_bind", "subscribe")
-    viewers = ("http", "http_password_file", "http_open", "display", "layout", "full_screen")
-    given = _given(options, *senders, *viewers)
-    config = load(HubConfig, *given)
+    given, config = _configured(HubConfig, options)
     if config.display == "windows":
         if platform.system() == "Linux" and not os.environ.get("DISPLAY"):
             where = given.place("display")
@@ -560,8 +555,7 @@ def _hub(options: argparse.Namespace) -> int:
         def ended(timeout_s: float = 0.0) -> bool:
             """Feed the watchdog while both loops turn; return whether it is time to end."""
             nonlocal hub_turned, wall_turned, fed_at
-            if hub.failure:
-                raise StreamerError(f"the hub has failed: {reason(hub.failure)}")
+            hub.check_failure()
             if wall.failure:
                 raise StreamerError(f"the page has failed: {reason(wall.failure)}")
             now = time.monotonic()
@@ -638,16 +632,7 @@ def _summarise_hub(hub: Hub) -> None:
     frames, elapsed_s = sum(status.frames for status, _ in seen), hub.elapsed_s
     rate = frames / elapsed_s if elapsed_s else 0.0
     _print(f"Frames received: {frames} from {_cameras(len(seen))} in {elapsed_s:.2f} s, {rate:.2f} frames/s")
-    head = (
-        "camera",
-        "frames",
-        "frames/s",
-        "dropped",
-        "lost",
-        "last payload",
-        "last image",
-        "compression ratio",
-    )
+    head = ("camera", "frames", "frames/s", "dropped", "lost", "last payload", "last image", "compression ratio")
     rows: list[tuple[str, ...]] = [head]
     for status, frame in seen:
         sent = len(frame.payload)
@@ -705,7 +690,8 @@ def _demo(options: argparse.Namespace) -> int:
             processes.enter_context(_Child("send", "--hub", endpoint, "--name", name, "--camera", "pattern"))
             for name in names
         ]
-        processes.callback(_terminate, (hub, *senders))
+        for child in (hub, *senders):
+            processes.callback(child.terminate)  # all before one is waited for, so that they end in parallel
         _print(f"{_cameras(cameras)}, sending to {endpoint}", f"The wall: {wall}   (Ctrl-C ends it all)")
         while not signals.wait(_LOOK_S):
             status = hub.poll()
@@ -719,55 +705,36 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Child:
+class _Child(subprocess.Popen[str]):
     """A command of this program in a child process, which never outlives this one."""
 
     def __init__(self, *arguments: str) -> None:
         self.command = " ".join(arguments)
-        self._is_hub = arguments[0] == "hub"
-        self._process = subprocess.Popen(  # nosec B603 # no shell, and our own arguments
+        is_hub = arguments[0] == "hub"
+        super().__init__(
             [sys.executable, "-m", "streamer", *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if self._is_hub else subprocess.DEVNULL,
-            stderr=None if self._is_hub else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if is_hub else subprocess.DEVNULL,
+            stderr=None if is_hub else subprocess.DEVNULL,
             text=True,
             start_new_session=True,  # so that Ctrl-C does not reach it directly
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - there are no threads yet
+            preexec_fn=_die_with_parent,  # there are no threads yet
         )
 
     def announced(self, prefix: str) -> str | None:
         """Return what the process prints after `prefix` at the start of its next line."""
-        line = self._process.stdout.readline() if self._process.stdout else ""
+        line = self.stdout.readline() if self.stdout else ""
         return line.removeprefix(prefix).strip() if line.startswith(prefix) else None
-
-    def poll(self) -> int | None:
-        return self._process.poll()
-
-    def wait(self) -> int:
-        return self._process.wait()
-
-    def __enter__(self) -> _Child:
-        return self
-
-    def terminate(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
 
     def __exit__(self, *_: object) -> None:
         self.terminate()
         try:
-            rest = self._process.communicate(timeout=5)[0]
+            rest = self.communicate(timeout=5)[0]
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            rest = self._process.communicate()[0]
+            self.kill()
+            rest = self.communicate()[0]
         if rest:
             _print(rest.rstrip())
-
-
-def _terminate(children: Iterable[_Child]) -> None:
-    """Terminate all at once, so that they end in parallel."""
-    for child in children:
-        child.terminate()
 
 
 def _die_with_parent() -> None:
@@ -907,7 +874,7 @@ def _terminal_width() -> float:
 
 
 def _fitted(table: Sequence[tuple[str, ...]], width: float) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Fit a table of cameras into a line's width: the least important columns go, and long names lose their middle.
+    """Fit a table of cameras into a line's width: the least important columns go.
 
     Args:
         table: its rows, the columns' heads first.
@@ -917,29 +884,13 @@ def _fitted(table: Sequence[tuple[str, ...]], width: float) -> tuple[list[tuple[
         The columns kept; the heads of the others.
     """
     names, *others = zip(*table, strict=True)
-    widths = {column: 2 + max(len(cell) for cell in column) for column in others}
-    by_importance = sorted(others, key=lambda column: _COLUMNS[column[0]])
-    room = max(width - sum(widths[column] for column in by_importance[:_NEEDED]), _NAME_WIDTH)
-    names = _shortened(names, room)
     room = width - max(len(name) for name in names)
     kept = set()
-    for column in by_importance:
-        if widths[column] <= room:
-            room -= widths[column]
+    for column in sorted(others, key=lambda column: _COLUMNS[column[0]]):
+        if (needed := 2 + max(len(cell) for cell in column)) <= room:
+            room -= needed
             kept.add(column[0])
     return [names, *(each for each in others if each[0] in kept)], [each[0] for each in others if each[0] not in kept]
-
-
-def _shortened(names: tuple[str, ...], width: float) -> tuple[str, ...]:
-    """Cut names down to a width in characters, in the middle or nearest to it where they still differ."""
-    if max(len(name) for name in names) <= width:
-        return names
-    width = int(width)
-    for end in sorted(range(1, width), key=lambda end: abs(end - width // 2)):
-        cut = tuple(name if len(name) <= width else f"{name[: width - 1 - end]}~{name[-end:]}" for name in names)
-        if len(set(cut)) == len(set(names)):
-            return cut
-    return names
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:

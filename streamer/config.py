@@ -33,13 +33,11 @@ _CONTROL_ITEMS_MAX = 256
 # Flags that are not named after their key.
 _FLAGS = {
     "hubs": "hub",
-    "http_password_file": "password-file",
+    "http_password_file": "password_file",
     "http_open": "open",
     "curve_key_file": "key",
-    "curve_hub_keys": "hub-key",
+    "curve_hub_keys": "hub_key",
     "curve_allowed_file": "allowed",
-    "plain_bind": "plain-bind",
-    "full_screen": "full-screen",
 }
 # What to do about an address that cannot be listened on.
 _INSTEAD = {
@@ -197,8 +195,8 @@ def _camera(value: Any) -> str:
     return value
 
 
-def _endpoint(host: str, example: str) -> Callable[[Any], str]:
-    pattern = re.compile(rf"tcp://{host}:([0-9]{{1,5}})|ipc://.+")
+def _endpoint(example: str) -> Callable[[Any], str]:
+    pattern = re.compile(rf"tcp://{_HOST}:([0-9]{{1,5}})|ipc://.+")
 
     def check(value: Any) -> str:
         match = pattern.fullmatch(value) if isinstance(value, str) and _is_file_name(value) else None
@@ -300,7 +298,7 @@ class SenderConfig:
     """Configuration of `streamer send`; `sender.yml` explains each field."""
 
     name: str | None = _setting(optional(_name), None)
-    hubs: tuple[str, ...] = _setting(_several(_endpoint(_HOST, f"tcp://hub:{PORT}")), ())
+    hubs: tuple[str, ...] = _setting(_several(_endpoint(f"tcp://hub:{PORT}")), ())
     curve_key_file: Path | None = _setting(optional(file_path), None)
     curve_hub_keys: tuple[str, ...] = _setting(_several(_public_key), ())
     publish: str | None = _setting(optional(_listener), None)
@@ -325,7 +323,7 @@ class HubConfig:
     curve_key_file: Path | None = _setting(optional(file_path), None)
     curve_allowed_file: Path | None = _setting(optional(file_path), None)
     plain_bind: str | None = _setting(optional(_listener), None)
-    subscribe: tuple[str, ...] = _setting(_several(_endpoint(_HOST, f"tcp://pi1:{PORT}")), ())
+    subscribe: tuple[str, ...] = _setting(_several(_endpoint(f"tcp://pi1:{PORT}")), ())
     http: Address = _setting(_http, Address("127.0.0.1", 8080))
     http_password_file: Path | None = _setting(optional(file_path), None)
     http_open: bool = _setting(_boolean, default=False)
@@ -384,12 +382,11 @@ class Given(NamedTuple):
 
     def _name(self, key: str) -> str:
         is_flag = self.flags.get(key) is not None or (not self.path and key in self.flags)
-        return flag(key) if is_flag else key
+        return _flag(key) if is_flag else key
 
 
-def flag(key: str) -> str:
-    """Return the flag of a key."""
-    return f"--{_FLAGS.get(key, key)}"
+def _flag(key: str) -> str:
+    return f"--{_FLAGS.get(key, key).replace('_', '-')}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -419,7 +416,7 @@ def load(cls: type[Config], path: Path | None, flags: Mapping[str, Any]) -> Conf
         values[key] = check(cls, key, value, f"{place}: {key}")
     for key, value in flags.items():
         if value is not None:
-            values[key] = check(cls, key, value, flag(key))
+            values[key] = check(cls, key, value, _flag(key))
     config = cls(**values)
     if problem := contradiction(config):
         raise ConfigError(Given(path, flags).worded(problem, config))

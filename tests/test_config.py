@@ -477,31 +477,6 @@ def test_flags_override_the_file_key_by_key(tmp_path: Path) -> None:
     assert config == SenderConfig(fps=25.0, quality=50, hubs=("tcp://c:3",))
 
 
-@pytest.mark.parametrize(
-    ("kind", "flag", "value", "error"),
-    [
-        (SenderConfig, "fps", "fast", "--fps is 'fast': it must be a number from 0.1 to 240"),
-        (
-            SenderConfig,
-            "rotate",
-            "90",
-            "--rotate is '90': it must be 0 or 180: the camera cannot rotate by a",
-        ),
-        (SenderConfig, "quality", "0", "--quality is '0': it must be a whole number from 1 to 100"),
-        (SenderConfig, "hubs", ["hub"], "--hub is 'hub': it must be tcp://HOST:PORT"),
-        (SenderConfig, "camera", "web", "--camera is 'web': it must be picamera2, usb:N, usb:/dev/PATH, file:PATH or"),
-        (HubConfig, "http", "8080", "--http is '8080': it must be ADDRESS:PORT of this machine, as in 127.0.0.1:8080"),
-        (HubConfig, "http_password_file", "", "--password-file is '': it must be the path of a file"),
-        (HubConfig, "layout", "8", "--layout is '8': it must be ROWSxCOLUMNS, numbers from 1 to 16, as in 2x4"),
-        (HubConfig, "display", "tv", "--display is 'tv': it must be none or windows"),
-    ],
-)
-def test_bad_flag(kind: Kind, flag: str, value: object, error: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        load(kind, None, {flag: value})
-    assert str(refused.value).startswith(error)
-
-
 def test_what_does_not_go_together_is_told_by_the_names_that_were_used(tmp_path: Path) -> None:
     file = written(tmp_path, "camera: pattern\nhflip: true\n")
     for path, flags, error in (
