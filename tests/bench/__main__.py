@@ -1,7 +1,6 @@
 """Everything: `make bench`, or `python -m tests.bench [--rounds N] [--seconds S] [--only NAME …]`.
 
-Each benchmark is also a program of its own: `python -m tests.bench.NAME`. Figures are kept in build/bench/NAME.json,
-plots of them in build/bench/NAME.png.
+Figures are kept in build/bench/NAME.json, plots of them in build/bench/NAME.png.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import datetime as dt
 import sys
 
 from tests.bench import attack, cameras, line, load, plots, restart, show, stall, start, wall
-from tests.bench.measure import RESULTS, Options, add_options, machine, progress, table
+from tests.bench.measure import RESULTS, Options, machine, progress, table
 
 BENCHES = {
     "load": load.run,
@@ -29,7 +28,8 @@ BENCHES = {
 def main() -> int:
     """Measure, print the table, draw the plots."""
     parser = argparse.ArgumentParser(description="Measure this package and its peers side by side.")
-    add_options(parser)
+    parser.add_argument("--rounds", type=int, default=3, help="of all kinds, interleaved (3)")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement (1.5)")
     parser.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES), help="instead of all")
     given = parser.parse_args()
     rows = []

@@ -38,7 +38,6 @@ from tests.bench.measure import (
     end_with_input,
     keep,
     percentiles,
-    program,
     progress,
     resident_mb,
 )
@@ -331,5 +330,3 @@ if __name__ == "__main__":
             threading.Thread(target=end_with_input, daemon=True).start()
             does: Any = ATTACKS[attack]
             does(int(port), int(page))
-        case _:
-            sys.exit(program(run, __doc__))

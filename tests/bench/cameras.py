@@ -29,7 +29,6 @@ from tests.bench.measure import (
     free_ports,
     judge,
     keep,
-    program,
     progress,
     resident_mb,
     spread,
@@ -125,7 +124,7 @@ def measure(kind: str, cameras: int, wanted: int, seconds: float) -> Measurement
     (port,) = free_ports(1)
     with Part("peers", "hub", kind, port, cameras, "keep", 0, FOOTAGE) as hub:
         hub.hear()
-        with Part("cameras", "play", kind, port, cameras, wanted):
+        with Part("cameras", kind, port, cameras, wanted):
             assert hub.hear() == "all"
             time.sleep(WARM_UP_S)
             before = cpu_s(hub.pid)
@@ -173,7 +172,4 @@ def run(options: Options) -> list[Row]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["play"]:
-        play(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
-    else:
-        sys.exit(program(run, __doc__))
+    play(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))

@@ -13,7 +13,7 @@ from statistics import median
 
 from tests.bench import pictures
 from tests.bench.load import FOOTAGE, record
-from tests.bench.measure import Options, Part, Row, free_ports, judge, keep, program, progress, spread
+from tests.bench.measure import Options, Part, Row, free_ports, judge, keep, progress, spread
 from tests.bench.peers import TITLES
 from tests.chaos.line import Line
 
@@ -51,7 +51,7 @@ def measure(round_trip_ms: int, wanted: int, seconds: float) -> list[Measurement
             kind: parts.enter_context(Part("peers", "hub", kind, port, 1, "take", 0, FOOTAGE))
             for kind, port in ports.items()
         }
-        lines = [parts.enter_context(Part("line", "relay", port, round_trip_ms)) for port in ports.values()]
+        lines = [parts.enter_context(Part("line", port, round_trip_ms)) for port in ports.values()]
         for kind, line in zip(KINDS, lines, strict=True):
             hubs[kind].hear()
             parts.enter_context(Part("peers", "send", kind, line.hear(), 1, wanted, FOOTAGE))
@@ -95,7 +95,4 @@ def run(options: Options) -> list[Row]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["relay"]:
-        relay(int(sys.argv[2]), float(sys.argv[3]))
-    else:
-        sys.exit(program(run, __doc__))
+    relay(int(sys.argv[1]), float(sys.argv[2]))

@@ -6,9 +6,7 @@ One sender and eight, flat out with real footage as JPEG of three sizes and as r
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import sys
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -26,7 +24,6 @@ from tests.bench.measure import (
     jain,
     judge,
     keep,
-    program,
     progress,
     spread,
 )
@@ -40,7 +37,6 @@ PEERS = ("imagezmq", "imagezmq-pub", "netgear", "netgear-pub")
 BARE = ("bare", "bare-replies")
 FOOTAGE = "640x480 q95"
 RAW = "640x480 raw"
-CURVE = ("streamer-curve",) if importlib.util.find_spec("streamer.keys") else ()
 # Format, cameras, frames a second (0: flat out), how the hub's frames are used, kinds.
 LOADS: list[tuple[str, int, int, str, tuple[str, ...]]] = [
     (FOOTAGE, 1, 0, "keep", ("streamer", *PEERS, *BARE)),
@@ -49,7 +45,7 @@ LOADS: list[tuple[str, int, int, str, tuple[str, ...]]] = [
     ("1280x720 q85", 8, 0, "keep", ("streamer", "imagezmq", *BARE)),
     (RAW, 1, 0, "keep", ("streamer", "imagezmq", *BARE)),
     (RAW, 8, 0, "keep", ("streamer", "imagezmq", *BARE)),
-    (FOOTAGE, 8, 30, "take", ("streamer", *CURVE, *PEERS, *BARE)),
+    (FOOTAGE, 8, 30, "take", ("streamer", "streamer-curve", *PEERS, *BARE)),
 ]
 
 
@@ -156,9 +152,8 @@ def rows_of(done: list[Measurement]) -> list[Row]:
                 rows.append(Row(load, f"{TITLES[kind]}: capture to program, ms p50 p95 p99", figure))
             p99 = {kind: [age[2] for age in ages[kind]] for kind in ("streamer", "imagezmq")}
             rows.append(compare(load, "hub CPU", ours["hub_us"], stock["hub_us"], "<= 1", "imagezmq's"))
-            if CURVE:
-                curve = values(load, CURVE[0], "hub_us")
-                rows.append(compare(load, "hub CPU with CURVE", curve, ours["hub_us"], "<= 1.6", "that without"))
+            curve = values(load, "streamer-curve", "hub_us")
+            rows.append(compare(load, "hub CPU with CURVE", curve, ours["hub_us"], "<= 1.6", "that without"))
             rows.append(compare(load, "latency p99", p99["streamer"], p99["imagezmq"], "<= 1", "imagezmq's"))
             continue
         if format_name == RAW:
@@ -181,8 +176,7 @@ def rows_of(done: list[Measurement]) -> list[Row]:
 def run(options: Options) -> list[Row]:
     """Measure all loads."""
     pictures.make()
-    if CURVE:
-        make_keys(max(cameras for _, cameras, *_ in LOADS))
+    make_keys(max(cameras for _, cameras, *_ in LOADS))
     done = []
     for number in range(options.rounds):
         for load in LOADS:
@@ -192,7 +186,3 @@ def run(options: Options) -> list[Row]:
     rows = rows_of(done)
     keep("load", options, done, rows)
     return rows
-
-
-if __name__ == "__main__":
-    sys.exit(program(run, __doc__))

@@ -6,7 +6,6 @@ kernel mode, of all their threads.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime as dt
 import json
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "build/bench"
@@ -249,20 +248,3 @@ def keep(name: str, options: Options, measurements: Sequence[Any], rows: Sequenc
         "rows": [asdict(row) for row in rows],
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(kept))
-
-
-def program(run: Callable[[Options], list[Row]], description: str | None) -> int:
-    """Be a benchmark's own program: `python -m tests.bench.NAME [--rounds N] [--seconds S]`."""
-    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    add_options(parser)
-    given = parser.parse_args()
-    rows = run(Options(given.rounds, given.seconds))
-    print(f"{dt.date.today()}, {machine()}, {given.rounds} rounds of {given.seconds:g} s")  # noqa: DTZ011
-    print(table(rows))
-    return 0
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what Options holds."""
-    parser.add_argument("--rounds", type=int, default=3, help="of all kinds, interleaved (3)")
-    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement (1.5)")

@@ -15,7 +15,6 @@ are JPEGs already. All libraries are used as PyPI has them.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
 import json
 import logging
@@ -27,6 +26,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from streamer import keys
 from tests.bench import pictures
 from tests.bench.measure import RESULTS, end_with_input, percentiles
 
@@ -61,7 +61,6 @@ def ports_of(kind: str, cameras: int) -> int:
 
 def make_keys(cameras: int) -> None:
     """Make what `streamer-curve` needs: key pairs of the hub and of so many cameras, and the list of who may send."""
-    keys = importlib.import_module("streamer.keys")  # which a release without CURVE lacks
     shutil.rmtree(KEYS, ignore_errors=True)
     KEYS.mkdir(parents=True)
     (KEYS / "hub.public").write_text(keys.make_pair(KEYS / "hub").public)

@@ -6,14 +6,13 @@ Eight senders stream at 30 frames a second; their hub is killed, and a second la
 from __future__ import annotations
 
 import math
-import sys
 import time
 from dataclasses import dataclass
 from statistics import median
 
 from tests.bench import pictures
 from tests.bench.load import FOOTAGE
-from tests.bench.measure import Options, Part, Row, free_ports, judge, keep, program, progress, spread
+from tests.bench.measure import Options, Part, Row, free_ports, judge, keep, progress, spread
 from tests.bench.peers import TITLES, ports_of
 
 KINDS = ("streamer", "imagezmq", "imagezmq-pub", "netgear", "netgear-pub")
@@ -73,7 +72,3 @@ def run(options: Options) -> list[Row]:
             rows.append(Row(work, what, f"{spread(times, 2)} s"))
     keep("restart", options, done, rows)
     return rows
-
-
-if __name__ == "__main__":
-    sys.exit(program(run, __doc__))

@@ -44,7 +44,6 @@ from tests.bench.measure import (
     judge,
     keep,
     percentiles,
-    program,
     progress,
     spread,
 )
@@ -441,5 +440,3 @@ if __name__ == "__main__":
             show_example(endpoint)
         case ["alone"]:
             show_alone()
-        case _:
-            sys.exit(program(run, __doc__))

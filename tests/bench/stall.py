@@ -10,21 +10,20 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import sys
 import time
 from dataclasses import dataclass, field
 from statistics import median
 
+from streamer.wire import IN_FLIGHT_LIMIT
 from tests.bench import pictures
 from tests.bench.load import PEERS, record, running
-from tests.bench.measure import Options, Part, Row, judge, keep, program, progress, spread
+from tests.bench.measure import Options, Part, Row, judge, keep, progress, spread
 from tests.bench.peers import TITLES
 
 KINDS = ("streamer", *PEERS)
 FPS = 30
 STALL_S = 5.0
 AFTER_S = 2.0
-IN_FLIGHT_LIMIT = 8  # the product's default
 OLD_MS = 200.0  # no frame in order is older than that, here
 WORK_S = 0.010
 
@@ -141,7 +140,3 @@ def grows(over_time: list[list[float]]) -> float:
         for part in (over_time[:quarter], over_time[-quarter:])
     )
     return (last_ms - first_ms) / 1000 / (last_s - first_s)
-
-
-if __name__ == "__main__":
-    sys.exit(program(run, __doc__))

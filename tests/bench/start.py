@@ -14,7 +14,7 @@ import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.bench.measure import ROOT, WAIT_S, Options, Row, free_ports, judge, keep, program, progress, resident_mb
+from tests.bench.measure import ROOT, WAIT_S, Options, Row, free_ports, judge, keep, progress, resident_mb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +91,3 @@ def run(options: Options) -> list[Row]:
     ]
     keep("start", options, done, rows)
     return rows
-
-
-if __name__ == "__main__":
-    sys.exit(program(run, __doc__))

@@ -31,7 +31,7 @@ from aiohttp import web
 import streamer
 from streamer.codec import encode_jpeg
 from streamer.wall import Wall
-from tests.bench.measure import Options, Part, Row, cpu_s, keep, percentiles, program, progress, resident_mb, spread
+from tests.bench.measure import Options, Part, Row, cpu_s, keep, percentiles, progress, resident_mb, spread
 
 CAMERAS = [f"pi{number}" for number in range(1, 9)]
 FPS = 30
@@ -305,5 +305,3 @@ if __name__ == "__main__":
                 else watch(kind, int(port), int(viewers), float(seconds))
             )
             print(json.dumps(asyncio.run(looking)), flush=True)
-        case _:
-            sys.exit(program(run, __doc__))
