@@ -99,6 +99,19 @@ def test_the_wanted_rate_is_reached_over_any_round_trip_with_no_more_under_way_t
     assert link.size <= max(SMALLEST, wanted * trip_ms / 1000 + 2)
 
 
+@pytest.mark.parametrize(("packet_ms", "size"), [(40, 3), (60, 2)])
+def test_on_a_way_that_is_long_for_packets_the_window_grows_only_while_little_queues(packet_ms: int, size: int) -> None:
+    window, now_ns = Window(8, lambda: (packet_ms * MS, packet_ms * MS)), S
+    for took_ms, frames in ((110, 1), (130, 2)):
+        for _ in range(frames):
+            window.sent(now_ns)
+        window.want()
+        now_ns += took_ms * MS
+        for _ in range(frames):
+            window.answered(now_ns)
+    assert window.size(now_ns) == size
+
+
 def test_lock_step_reaches_one_frame_a_round_trip() -> None:
     link = Link(60, 80 * MS, limit=1)
     assert link.size == 1
