@@ -49,7 +49,7 @@ def running(example: str, port: int) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("example", "line"), [*zip(HUBS, (r"door \d+ 640 480", r"door \d+", r"door \(480, 640, 3\)"), strict=True)]
+    ("example", "line"), [*zip(HUBS, (r"door \d+ 640 480", r"door \(480, 640, 3\)"), strict=True)]
 )
 def test_example_runs(example: str, line: str) -> None:
     with socket.socket() as probe:
