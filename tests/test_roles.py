@@ -1301,16 +1301,8 @@ def test_a_hub_that_goes_back_says_that_no_rules_are_kept(hub: Path) -> None:
     done = run_script(hub, "streamer/files/back.sh", "1", "streamer-hub")
     assert (done.returncode, file.read_text()) == (0, rules(5557))
     assert done.stdout.startswith("the firewall stays as it is, as no rules are kept with release 1")
-    reload = "systemctl try-reload-or-restart streamer-firewall.service"
-    assert reload in (hub / "called").read_text(), "a deploy that failed may have opened more"
-    (hub / "called").unlink()
     done = run_script(hub, "streamer/files/back.sh", "1", "streamer-hub")
     assert done.stdout == "", "it has not left that release: only a deploy that succeeds changes the rules"
-    assert reload in (hub / "called").read_text()
-    (hub / "called").unlink()
-    (hub / "etc/systemd/system/streamer-sender.service").write_text("[Service]\nUser=streamer\n")
-    run_script(hub, "streamer/files/back.sh", "1", "streamer-sender")
-    assert reload in (hub / "called").read_text(), "a camera that was to become a hub too has what a hub needs open"
     file.unlink()
     assert run_script(hub, "streamer/files/back.sh", "1", "streamer-hub").stdout == ""
     assert not file.exists(), "who has none gets none"

@@ -6,7 +6,6 @@ The tests go through one fleet's life in the order in which they stand here.
 from __future__ import annotations
 
 import base64
-import errno
 import json
 import os
 import re
@@ -32,7 +31,6 @@ from tests.lab.cgroups import NAME, Group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from concurrent.futures import ThreadPoolExecutor
 
 CHECKOUT = lab.CHECKOUT
 INVENTORY = CHECKOUT / "tests/lab/hosts.yml"
@@ -294,20 +292,6 @@ def python(host: str, code: str) -> str:
 
 def connect(host: str, port: int, *, source: str = "pi2") -> str:
     return python(source, f"create_connection(('{lab.HOSTS[host]}', {port}), 5).close()")
-
-
-def answers(host: str, port: int, *, source: str = "pi2") -> str:
-    """What connecting there leads to until it succeeds, each once: numbers of errors, and 0."""
-    code = """if 1:
-        import time
-        seen, end = [], time.monotonic() + 120
-        while 0 not in seen and time.monotonic() < end:
-            with socket() as knock:
-                knock.settimeout(5)
-                seen += {knock.connect_ex((%r, %d))} - set(seen)
-            time.sleep(0.01)
-        print(seen)"""
-    return python(source, code % (lab.HOSTS[host], port))
 
 
 def has_firewall(host: str) -> bool:
@@ -845,17 +829,15 @@ def test_new_release_and_the_way_back(tmp_path: Path) -> None:
     all_live()
 
 
-def test_hub_that_goes_to_other_ports_and_back_is_reached_there(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+def test_hub_that_goes_to_other_ports_and_back_is_reached_there(tmp_path: Path) -> None:
     source = later_source(tmp_path, "99.1")
     ports = {"streamer_port": 5557, "streamer_http": "0.0.0.0:8081"}
     moved = edited(tmp_path / "hosts.yml", hubs={"hub": ports})
     # When the inventory is looked at, this is a good number still.
     later = "{{ 'soon' if node_found is defined else 30 }}"
     broken = edited(tmp_path / "broken.yml", hubs={"hub": ports}, cameras={"pi1": {"sender_watchdog_s": later}})
-    answered = pool.submit(answers, "hub", 5557)
     done = play("--limit", "hub,pi1", source=source, inventory=broken)
     assert re.search(r"pi1: .*runs again what it ran before", " ".join(done.output.split())), done.output
-    assert answered.result() == f"{[errno.EHOSTUNREACH, errno.ECONNREFUSED, 0]}", "open before the hub goes there"
     on("hub", "systemctl restart streamer-firewall")  # as the next boot does
     assert [connect("hub", port) for port in (5557, 8081)] == ["done"] * 2, "although a camera has failed"
     deploy("--limit", "hub,pi1", source=source, inventory=moved)

@@ -41,12 +41,11 @@ if [ -e $rules ]; then
       ' pass=1 current/ran/${rules##*/} pass=2 $rules pass=3 $rules >$rules.new
       chmod 644 $rules.new
       mv $rules.new $rules
+      systemctl try-reload-or-restart streamer-firewall.service
     elif [ "$from" != "releases/$release" ]; then
       echo "the firewall stays as it is, as no rules are kept with release $release: if a port has changed, deploy instead"
     fi
   esac
-  # Even if they are as before: a deploy that failed may have opened more, also on a host that was to become a hub.
-  systemctl try-reload-or-restart streamer-firewall.service
 fi
 sync -f /opt/streamer /etc/streamer
 systemctl daemon-reload
