@@ -1012,7 +1012,8 @@ def include(tmp_path: Path, part: str, variables: dict[str, Any]) -> subprocess.
     return subprocess.run([PLAYBOOK, tmp_path / "play.yml"], cwd=tmp_path, capture_output=True, text=True, check=False)
 
 
-# What is found on a host that has all that it is to have.
+# What the role has of the plays and the inventory; and what is found on a host that has all that it is to have.
+NODE = {"node_name": "pi3", "node_journal_persistent": False, "node_has_firewall": False, "node_open_ports": []}
 DONE = {
     "overlay": "off",
     "name": "pi3",
@@ -1040,7 +1041,7 @@ DONE = {
     ],
 )
 def test_system_that_is_too_old_is_told_before_anything_is_done(tmp_path: Path, python: str, told: str) -> None:
-    node = load(ROOT / "roles/node/vars/main.yml") | {"node_name": "pi3", "node_journal_persistent": False}
+    node = load(ROOT / "roles/node/vars/main.yml") | NODE
     found = {"node_found": DONE | {"python": python, "name": "raspberrypi"}}
     (due,) = evaluated(tmp_path, "_node_due", [node | found])
     assert due == [*(["python"] if told else []), "name"]
@@ -1049,11 +1050,35 @@ def test_system_that_is_too_old_is_told_before_anything_is_done(tmp_path: Path, 
 
 
 def test_host_that_forgets_all_is_told_before_anything_is_done(tmp_path: Path) -> None:
-    node = load(ROOT / "roles/node/vars/main.yml") | {"node_name": "pi3", "node_journal_persistent": False}
+    node = load(ROOT / "roles/node/vars/main.yml") | NODE
     found = {"node_found": DONE | {"python": "py311", "overlay": "on", "name": "raspberrypi"}}
     assert evaluated(tmp_path, "_node_due", [node | found]) == [["overlay", "name"]]
     told = " ".join(include(tmp_path, "overlay", found).stdout.split())
     assert "localhost: its overlay file system is on, so all that is written would be gone with the next boot" in told
+
+
+def test_another_firewall_is_looked_for_before_anything_is_switched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = load(ROOT / "roles/node/vars/main.yml") | NODE
+    # The roles' templates, by a play elsewhere.
+    node["_node_firewall_wanted"] = "{{ 'wanted' if node_has_firewall else '' }}"
+    cases = [(True, "", ["packages", "firewall_check"]), (True, "wanted", ["packages"]), (False, "old", ["packages"])]
+    found = DONE | {"python": "py311", "packages_free": 9000, "missing": "nftables", "time": int(time.time())}
+    variables_of = [
+        node | {"node_has_firewall": wants, "node_found": found | {"firewall": has}} for wants, has, _ in cases
+    ]
+    assert evaluated(tmp_path, "_node_due", variables_of) == [due for _, _, due in cases]
+
+    (tmp_path / "files").symlink_to(ROOT / "roles/node/files")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    chain = "type filter hook input priority filter; policy %s;"
+    for policy, told in (("drop", "the table ip filter lets in what it knows and refuses the rest"), ("accept", "")):
+        write_program(tmp_path, "nft", f"printf 'table ip filter {{\\n{chain % policy}\\n}}\\n'")
+        done = include(tmp_path, "firewall_check", {"node_found": {}, "node_open_ports": [5555]})
+        assert (done.returncode == 0) == (not told), done.stdout
+        assert told in (said := " ".join(done.stdout.split()))
+        assert ("open 22, 5555 there" in said) == bool(told)
 
 
 def test_system_that_is_new_enough_is_the_package_s() -> None:
@@ -1062,7 +1087,7 @@ def test_system_that_is_new_enough_is_the_package_s() -> None:
 
 
 def test_clock_is_waited_for_where_apt_would_refuse_its_lists(tmp_path: Path) -> None:
-    node = load(ROOT / "roles/node/vars/main.yml") | {"node_name": "pi3", "node_journal_persistent": False}
+    node = load(ROOT / "roles/node/vars/main.yml") | NODE
     now = int(time.time())
     found = [
         DONE | {"python": "py311", "packages_free": 9000, "missing": missing, "time": now - behind_s}

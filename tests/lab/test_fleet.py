@@ -342,6 +342,29 @@ def test_firewall_leaves_a_host_alone_that_has_another(tmp_path: Path) -> None:
     assert "open 22, 9100 there" in " ".join(done.output.split()), done.output
 
 
+def test_another_firewall_of_the_hub_is_told_before_anything_is_switched(tmp_path: Path) -> None:
+    rules = """add table inet other
+    add chain inet other input { type filter hook input priority 0; policy drop; }
+    add rule inet other input ct state established accept
+    add rule inet other input tcp dport { 22, 5555, 8080 } accept"""
+    changed = edited(
+        tmp_path / "hosts.yml",
+        hubs={"hub": {"node_firewall_ports": [9100], "hub_options": {"gone_after_s": 60}}},
+        cameras={"pi2": {"streamer_quality": 70}},
+    )
+    before = processes()
+    on("hub", f"echo '{rules}' | nft -f -")
+    try:
+        done = play("--limit", "hub,pi2", inventory=changed)
+    finally:
+        on("hub", "nft delete table inet other")
+    assert done.status != 0
+    told = " ".join(done.output.split())
+    assert "hub: the table inet other lets in what it knows and refuses the rest" in told, done.output
+    assert "not prepared, see above: hub; nothing was switched on any host" in told, done.output
+    assert processes() == before
+
+
 def is_locked(host: str) -> bool:
     lease = f"/run/streamer-deploy/{host}"
     return on("hub", f"[ $(cut -d' ' -f1 {lease}) -gt $(cut -d. -f1 /proc/uptime) ] && echo yes || true") == "yes"
