@@ -1224,13 +1224,13 @@ def hub(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def set_up(hub: Path, *, release: str = "", start: bool = True, **files: str) -> None:
-    """Give a hub its files, or those that a deploy brings before the start fails."""
+def set_up(hub: Path, *, release: str = "", start: bool = True, settings: str = "", **files: str) -> None:
+    """Give a hub its files, or those that a deploy brings before the start fails; `settings` stand in hub.yml."""
     if release:
         assert run_script(hub, "streamer/files/switch.sh", release).returncode == 0
     names = {"password": "wall_password", "crt": "wall.crt", "key": "wall.key"}
     named = [f"{part}: /etc/streamer/{names[part]}\n" for part in files]
-    (hub / "etc/streamer/hub.yml").write_text("".join(named))
+    (hub / "etc/streamer/hub.yml").write_text("".join([settings, *named]))
     for part, text in files.items():
         (hub / "etc/streamer" / names[part]).write_text(text)
         (hub / "etc/streamer" / names[part]).chmod(0o640)
@@ -1301,14 +1301,15 @@ def opened(text: str) -> list[str]:
 
 def test_a_hub_that_goes_back_has_its_ports_open_again_and_closes_none(hub: Path) -> None:
     file = hub / "etc/streamer-firewall.nft"
-    set_up(hub)
-    file.write_text(rules(5555, 8080))  # after the start, as at the end of a deploy
-    set_up(hub, release="2")
+    reload = "systemctl try-reload-or-restart streamer-firewall.service\n"
+    set_up(hub, settings="bind: tcp://*:5555\nhttp: 0.0.0.0:8080\n")
+    set_up(hub, release="2", settings="bind: tcp://*:5557\n")
     for now, then in (
         (rules(5557, 9100, ssh=2222), ["5555, 8080", "5557, 9100"]),
         (rules(ssh=2222), ["5555, 8080"]),
         (rules(5555, 8080, ssh=2222), ["5555, 8080"]),
     ):
+        (hub / "called").unlink(missing_ok=True)
         file.write_text(now)
         file.chmod(0o644)
         went_back(hub, "1")
@@ -1316,21 +1317,37 @@ def test_a_hub_that_goes_back_has_its_ports_open_again_and_closes_none(hub: Path
         assert "tcp dport { 2222 } accept" in file.read_text(), "sshd has moved since"
         assert mode(file) == 0o644
         assert [line for line in file.read_text().splitlines() if line in now.splitlines()] == now.splitlines()
-
-
-def test_a_hub_that_goes_back_says_that_no_rules_are_kept(hub: Path) -> None:
-    set_up(hub)
-    set_up(hub, release="2")
-    file = hub / "etc/streamer-firewall.nft"
-    file.write_text(rules(5557))  # it has a firewall only since
-    done = run_script(hub, "streamer/files/back.sh", "1", "streamer-hub")
-    assert (done.returncode, file.read_text()) == (0, rules(5557))
-    assert done.stdout.startswith("the firewall stays as it is, as no rules are kept with release 1")
-    done = run_script(hub, "streamer/files/back.sh", "1", "streamer-hub")
-    assert done.stdout == "", "it has not left that release: only a deploy that succeeds changes the rules"
+        assert (reload in (hub / "called").read_text()) == (file.read_text() != now)
     file.unlink()
-    assert run_script(hub, "streamer/files/back.sh", "1", "streamer-hub").stdout == ""
+    went_back(hub, "1")
     assert not file.exists(), "who has none gets none"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"streamer_http": "0.0.0.0:8080", "hub_options": {"plain_bind": "tcp://127.0.0.1:5556"}},
+        {"streamer_http": "10.127.0.1:8080", "streamer_port": 11000},
+        {"streamer_http": "[::1]:8080", "hub_options": {"plain_bind": "tcp://*:5556"}},
+        {"streamer_http": "[::]:8443", "hub_options": {"plain_bind": "tcp://[::1]:5556"}},
+        {"streamer_http": "localhost:8080", "hub_options": {"plain_bind": "tcp://[2001:db8::1]:5000"}},
+    ],
+    ids=str,
+)
+def test_a_hub_that_goes_back_to_before_it_had_a_firewall_has_its_ports_open(
+    hub: Path, variables: dict[str, Any]
+) -> None:
+    made = plan(FLEET, hub={**variables, "node_firewall": True})["hosts"]["hub"]
+    settings = made["hub_config"] | variables.get("hub_options", {})
+    # As Ansible's to_nice_yaml writes it.
+    text = yaml.safe_dump({key: settings[key] for key in settings if key in ("bind", "http", "plain_bind")})
+    set_up(hub, settings=text)
+    set_up(hub, release="2", settings="bind: tcp://*:5557\n")
+    file = hub / "etc/streamer-firewall.nft"
+    file.write_text(rules(5557))
+    went_back(hub, "1")
+    assert opened(file.read_text()) == [", ".join(map(str, made["ports"])), "5557"]
 
 
 def test_a_hub_that_goes_back_to_another_user_can_read_its_key(hub: Path) -> None:

@@ -28,25 +28,17 @@ for unit; do
   key=/etc/streamer/${unit#streamer-}.key
   [ ! -e "$key" ] || chown "$(sed -n 's/^User=//p' "/etc/systemd/system/$unit.service")" "$key"
 done
+# A hub needs the ports open that it has there. None is closed: SSH, and other programs, may have moved since.
 rules=/etc/streamer-firewall.nft
-if [ -e $rules ]; then
-  # A hub needs the ports open that it had there. None is closed: SSH, and other programs, may have moved since.
-  case " $* " in *" streamer-hub "*)
-    if [ -e current/ran/${rules##*/} ]; then
-      awk '
-        pass == 1 && / th dport / { opened[++ports] = $0 }
-        pass == 2 { is[$0] = 1 }
-        pass == 3 { print }
-        pass == 3 && /^[[:space:]]*tcp dport / { for (i = 1; i <= ports; i++) if (!(opened[i] in is)) print opened[i] }
-      ' pass=1 current/ran/${rules##*/} pass=2 $rules pass=3 $rules >$rules.new
-      chmod 644 $rules.new
-      mv $rules.new $rules
-      systemctl try-reload-or-restart streamer-firewall.service
-    elif [ "$from" != "releases/$release" ]; then
-      echo "the firewall stays as it is, as no rules are kept with release $release: if a port has changed, deploy instead"
-    fi
-  esac
-fi
+case " $* " in *" streamer-hub "*)
+  ports=$(sed -nE "/: '?(tcp:\/\/)?(127\.|\[::1\]|localhost:)/d; s/^(bind|plain_bind|http): .*:([0-9]+)'?\$/\2/p" \
+    /etc/streamer/hub.yml | sort -n | xargs | sed 's/ /, /g')
+  if [ -e $rules ] && [ "$ports" ] && ! grep -qF "th dport { $ports } accept" $rules; then
+    sed -E "s/^(\s*)tcp dport .*/&\n\1meta l4proto { 6, 17 } th dport { $ports } accept/" $rules >$rules.new
+    mv $rules.new $rules
+    systemctl try-reload-or-restart streamer-firewall.service
+  fi
+esac
 sync -f /opt/streamer /etc/streamer
 systemctl daemon-reload
 # Each is Type=notify: this waits until all work, and fails when one does not.

@@ -1,6 +1,4 @@
 # Points current at a release, and removes those that are no longer kept. Arguments: the release, those to remove.
-# The firewall is set up once the services run: what it lets in until now is what the release before was reached by.
-[ ! -d current/ran ] || keep /etc/streamer-firewall.nft
 point_current_at "$1"
 shift
 for release; do
