@@ -242,6 +242,26 @@ def test_camera_goes_by_what_it_knew_of_a_hub_that_is_away(tmp_path: Path) -> No
     assert told == [[hubs, keys, "pi1"] for _, _, hubs, keys in cases]
 
 
+def test_a_hub_goes_to_another_port_only_with_all_cameras_that_send_there(tmp_path: Path) -> None:
+    groups = {"cameras": ["pi1", "pi2", "pi3"], "hubs": ["left", "right"]}
+    variables: dict[str, Any] = {"pi2": {"streamer_hub": ["right", "left"]}, "pi3": {"streamer_hub": "right"}}
+    assert survey(tmp_path)["hub_port"] == ""
+    (tmp_path / "etc/streamer").mkdir(parents=True)
+    for curve in (True, False):
+        left = {"streamer_port": 6000, "streamer_curve": curve}
+        made = plan(groups, left=left, right={"streamer_curve": curve}, **variables)
+        # As Ansible's to_nice_yaml writes it.
+        (tmp_path / "etc/streamer/hub.yml").write_text(yaml.safe_dump(made["hosts"]["right"]["hub_config"]))
+        found = [("left", survey(tmp_path)), ("right", survey(tmp_path))]
+        for names, told in (
+            (["left", "right"], ["left: its port changes from 5555 to 6000, and pi1, pi2 would not find it"]),
+            (["left", "pi2"], ["left: its port changes from 5555 to 6000, and pi1 would not find it"]),
+            (["left", "pi1", "pi2"], []),
+        ):
+            assert fleet.move_problems(found, made, names) == told
+    assert fleet.move_problems([("left", {"hub_port": ""})], made, ["left"]) == [], "nobody finds a new one yet"
+
+
 def test_list_of_who_may_send_follows_from_the_inventory_and_from_what_the_hub_knows() -> None:
     none = fleet.allowed_keys("", [], {})
     assert none == "# Written by Ansible from the inventory: who may send. Deploy to change it.\n"

@@ -366,7 +366,12 @@ class Fleet:
             "problems": [],
             "hosts": {name: self._host_plan(host) for name, host in self.hosts.items()},
             "hubs": {
-                name: {"url": f"unix:{SOCKET}", "cameras": self.cameras_of(hub), "asks": hub.asks}
+                name: {
+                    "url": f"unix:{SOCKET}",
+                    "cameras": self.cameras_of(hub),
+                    "senders": self.senders_of(hub),
+                    "asks": hub.asks,
+                }
                 for name, hub in self.hubs.items()
                 if hub.managed
             },
@@ -646,6 +651,23 @@ def password_problem(path: str) -> str:
     return ""
 
 
+def move_problems(found: list[tuple[str, Mapping[str, str]]], plan: Mapping[str, Any], names: list[str]) -> list[str]:
+    """Say which hubs would go to another port without cameras that send there.
+
+    Args:
+        found: the hubs of this run, each with what the survey has found on it.
+        plan: of the fleet.
+        names: the hosts of this run.
+    """
+    problems = []
+    for name, host in found:
+        had, port = host["hub_port"], plan["hosts"][name]["hub_config"]["bind"].rpartition(":")[2]
+        left = [camera for camera in plan["hubs"][name]["senders"] if camera not in names]
+        if left and had not in ("", port):
+            problems.append(f"{name}: its port changes from {had} to {port}, and {', '.join(left)} would not find it")
+    return problems
+
+
 def sender_keys(found: list[tuple[str, Mapping[str, str]]]) -> dict[str, str]:
     """Return each camera's public key, by its name.
 
@@ -722,6 +744,7 @@ class FilterModule:
             "fleet_plan": fleet_plan,
             "tag_problems": tag_problems,
             "password_problem": password_problem,
+            "move_problems": move_problems,
             "sender_keys": sender_keys,
             "hub_keys": hub_keys,
             "with_keys": with_keys,

@@ -94,6 +94,7 @@ for part in hub sender; do
     "$(systemctl is-enabled "streamer-$part.service")" "$(systemctl is-active "streamer-$part.service")"
 done
 echo "units=$(echo $units)"
+echo "hub_port=$(sed -nE "s/^bind: .*:([0-9]+)'?\$/\1/p" /etc/streamer/hub.yml 2>/dev/null)"
 # The hubs that the sender was told, then the key of each.
 echo "hub_keys=$(sed -nE 's/^- (tcp:|curve-public:)/\1/p' /etc/streamer/sender.yml 2>/dev/null | xargs)"
 
