@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -647,6 +649,15 @@ def test_the_survey_finds_a_secret_as_the_role_leaves_it(tmp_path: Path) -> None
     assert {f"/etc/streamer/{file}" for file in files} <= set(
         load(ROOT / "roles/streamer/vars/main.yml")["_streamer_files"]["streamer-hub"]
     )
+
+
+def test_a_digest_that_is_slow_is_made_once_in_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_placed = module(ROOT / "roles/hub/filter_plugins/secret.py").as_placed
+    monkeypatch.setattr(hashlib, "scrypt", scrypt := Mock(wraps=hashlib.scrypt))
+    (tmp_path / "wall_password").write_text("correct horse\n")
+    files = {"wall_password": str(tmp_path / "wall_password")}
+    assert as_placed(files) == as_placed(files)
+    assert scrypt.call_count == 1
 
 
 def test_a_secret_that_ansible_vault_has_encrypted_is_found_by_what_is_in_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def as_placed(files: dict[str, str]) -> dict[str, str]:
     }
 
 
+# Kept, since variables ask anew whenever they are used. No longer than a task, which has a process of its own.
+@functools.cache
 def _slow_digest(path: Path) -> str:
     if not path.is_file():
         return ""
