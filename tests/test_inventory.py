@@ -272,6 +272,8 @@ def test_the_limit_does_not_narrow_the_check(tmp_path: Path) -> None:
         (["--tags=restart,rolback", "--limit=pi1"], "no tag is called rolback: did you mean rollback? There are: "),
         (["--skip-tags=restart"], "--skip-tags=restart leaves out nothing: a deploy has no restart of its own, and "),
         (["--skip-tags=verfy"], "no tag is called verfy: did you mean verify? There are: restart, "),
+        (["--tags=untagged"], "no tag is called untagged: there are: restart, stop, start, status, verify, rollback"),
+        (["--tags=never,tagged"], "no tag is called never: there are: restart, stop, start, status, verify, rollback"),
         (["--tags=now", "--check"], "no tag is called now: there are: restart, stop, start, status, verify, rollback"),
     ],
 )
