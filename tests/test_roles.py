@@ -1159,7 +1159,7 @@ def test_time_that_clocks_are_measured_by_is_that_of_every_zone(
     ],
 )
 def test_status_tells_of_a_pi_s_power_and_heat(tmp_path: Path, seen: str, said: list[str]) -> None:
-    script = load(ROOT / "playbooks/status.yml")[1]["tasks"][0]["vars"]["script"]
+    script = load(ROOT / "playbooks/status.yml")[0]["tasks"][0]["vars"]["script"]
     write_program(tmp_path, "systemctl", "echo active")
     if seen:
         write_program(tmp_path, "vcgencmd", f'[ "$1" != get_throttled ] || echo "{seen}"')
@@ -1174,7 +1174,7 @@ def test_status_tells_of_a_pi_s_power_and_heat(tmp_path: Path, seen: str, said: 
 
 
 def test_status_says_which_hub_has_what_cameras_or_why_it_does_not_say(tmp_path: Path) -> None:
-    told = load(ROOT / "playbooks/status.yml")[1]["tasks"][2]["vars"]["told"]
+    told = load(ROOT / "playbooks/status.yml")[0]["tasks"][2]["vars"]["told"]
     table: dict[str, Any] = {"rc": 0, "stdout_lines": ["camera  state", "pi1      LIVE"], "stderr_lines": []}
     away: dict[str, Any] = {"rc": 1, "stdout_lines": [], "stderr_lines": ["streamer: no hub answers at unix:hub.sock"]}
     new: dict[str, Any] = {"rc": 2, "msg": "Error executing command.", "stdout_lines": [], "stderr_lines": []}
