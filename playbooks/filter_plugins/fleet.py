@@ -685,10 +685,30 @@ def hub_keys(results: list[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def with_keys(sender: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
-    """Return a sender's configuration with the public keys of its hubs instead of their names."""
-    hubs = sender.get("curve_hub_keys")
-    return {**sender, "curve_hub_keys": [keys[hub] for hub in hubs]} if hubs else dict(sender)
+def sender_with_keys(sender: Mapping[str, Any], known: Mapping[str, str], knew: str) -> dict[str, Any]:
+    """Return a sender's configuration with the public keys of its hubs instead of their names.
+
+    A hub whose key nobody knows is left out.
+
+    Args:
+        sender: its configuration.
+        known: the hubs' keys; in check mode one may be empty.
+        knew: the hubs that its host was told of before, then the key of each, as the survey finds them.
+    """
+    words = knew.split()
+    before = dict(
+        zip(
+            (word for word in words if word.startswith("tcp:")),
+            (word for word in words if word.startswith("curve-")),
+            strict=False,  # it may have sent without keys
+        )
+    )
+    pairs = [
+        (endpoint, known[hub] if hub in known else before[endpoint])
+        for endpoint, hub in zip(sender["hubs"], sender["curve_hub_keys"], strict=True)
+        if hub in known or endpoint in before
+    ]
+    return {**sender, "hubs": [at for at, _ in pairs], "curve_hub_keys": [key for _, key in pairs]}
 
 
 def allowed_keys(found: str, cameras: list[str] | None = None, fresh: Mapping[str, str] | None = None) -> str:
@@ -747,7 +767,7 @@ class FilterModule:
             "move_problems": move_problems,
             "sender_keys": sender_keys,
             "hub_keys": hub_keys,
-            "with_keys": with_keys,
+            "sender_with_keys": sender_with_keys,
             "allowed_keys": allowed_keys,
             "key_problems": key_problems,
         }
