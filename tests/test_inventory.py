@@ -79,9 +79,6 @@ CASES = {
     "one port twice": Case(
         HUB, hub('streamer_http: "127.0.0.1:5555"'), "streamer_port and streamer_http both take port 5555"
     ),
-    "open, or not": Case(
-        HUB, hub("streamer_http_open: maybe"), "hub: streamer_http_open is 'maybe': it must be true or false"
-    ),
     "a certificate without its key": Case(
         HUB,
         hub("hub_tls_certificate: /etc/hosts"),
@@ -153,9 +150,6 @@ CASES = {
     "a hub that is a number": Case(
         PI2, pi2("streamer_hub: 5"), "pi2: streamer_hub is 5: it must be the name of a hub, or a list of names"
     ),
-    "encrypted, or not": Case(
-        HUB, hub("streamer_curve: maybe"), "hub: streamer_curve is 'maybe': it must be true or false"
-    ),
     "an endpoint for an address": Case(
         HUB,
         hub('streamer_address: "tcp://192.0.2.9"'),
@@ -172,9 +166,6 @@ CASES = {
     ),
     "a hub at every camera's own address": Case(
         "192.0.2.9", "127.0.0.1", "hub: 127.0.0.1 leads every camera to itself"
-    ),
-    "a firewall, or not": Case(
-        PI2, pi2("node_firewall: maybe"), "pi2: node_firewall is 'maybe': it must be true or false"
     ),
     "a port that is none": Case(
         PI2,

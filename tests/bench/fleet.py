@@ -21,9 +21,7 @@ import datetime as dt
 import json
 import os
 import platform
-import re
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -36,6 +34,7 @@ import yaml
 
 from tests.lab import lab
 from tests.lab.cgroups import Group
+from tests.lab.test_fleet import later_source
 
 ROOT = Path(__file__).parents[2]
 INVENTORY = ROOT / "tests/lab/hosts.yml"
@@ -81,20 +80,6 @@ def inventory(count: int, place: Path) -> Path:
     return place
 
 
-def later_version(place: Path) -> Path:
-    """Copy what a deploy needs, with another version of the package; it has the same password."""
-    for part in ("streamer", "roles", "playbooks", "group_vars", "inventory", "secrets"):
-        shutil.copytree(ROOT / part, place / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for part in ("ansible.cfg", "deploy.yml", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / part, place)
-    module = place / "streamer/__init__.py"
-    text, count = re.subn(r'__version__ = "[^"]+"', '__version__ = "99.0"', module.read_text())
-    if count != 1:
-        raise SystemExit(f"{module}: has no line __version__ = …")
-    module.write_text(text)
-    return place
-
-
 def spent_s() -> tuple[float, float, float]:
     """CPU time so far: of this process's children, of the hosts, of the whole machine; in seconds."""
     ours = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -135,7 +120,7 @@ def measure(count: int) -> list[Result]:
                 play(count, "second deploy", hosts),
                 play(count, "restart", hosts, "--tags", "restart"),
             ]
-            later = later_version(Path(directory, "later"))
+            later = later_source(Path(directory), "99.0")
             return [
                 *results,
                 play(count, "upgrade", hosts, source=later),
