@@ -572,8 +572,8 @@ def _unreadable(path: str) -> str:
 
 
 def _hint(word: str, choices: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, choices := list(choices), 1, 0.5)
-    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(choices) or 'none'}"
+    near = config.nearest(word, choices := list(choices))
+    return f"did you mean {near}?" if near else f"there are: {', '.join(choices) or 'none'}"
 
 
 def _plain(value: Any) -> Any:
