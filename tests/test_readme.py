@@ -48,9 +48,7 @@ def running(example: str, port: int) -> Iterator[list[str]]:
         process.stdout.close()
 
 
-@pytest.mark.parametrize(
-    ("example", "line"), [*zip(HUBS, (r"door \d+ 640 480", r"door \(480, 640, 3\)"), strict=True)]
-)
+@pytest.mark.parametrize(("example", "line"), [*zip(HUBS, (r"door \d+ 640 480", r"door \(480, 640, 3\)"), strict=True)])
 def test_example_runs(example: str, line: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
