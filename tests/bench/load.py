@@ -35,17 +35,19 @@ if TYPE_CHECKING:
 WARM_UP_S = 0.5
 PEERS = ("imagezmq", "imagezmq-pub", "netgear", "netgear-pub")
 BARE = ("bare", "bare-replies")
+CHECKS = "bare-checks"
+PLAIN = ("bare-replies", CHECKS)  # what the rows of this package are held against, beside its peers
 FOOTAGE = "640x480 q95"
 RAW = "640x480 raw"
 # Format, cameras, frames a second (0: flat out), how the hub's frames are used, kinds.
 LOADS: list[tuple[str, int, int, str, tuple[str, ...]]] = [
     (FOOTAGE, 1, 0, "keep", ("streamer", *PEERS, *BARE)),
-    (FOOTAGE, 8, 0, "keep", ("streamer", *PEERS, *BARE)),
-    ("320x240 q80", 8, 0, "keep", ("streamer", "imagezmq", *BARE)),
-    ("1280x720 q85", 8, 0, "keep", ("streamer", "imagezmq", *BARE)),
+    (FOOTAGE, 8, 0, "keep", ("streamer", *PEERS, *BARE, CHECKS)),
+    ("320x240 q80", 8, 0, "keep", ("streamer", "imagezmq", *BARE, CHECKS)),
+    ("1280x720 q85", 8, 0, "keep", ("streamer", "imagezmq", *BARE, CHECKS)),
     (RAW, 1, 0, "keep", ("streamer", "imagezmq", *BARE)),
     (RAW, 8, 0, "keep", ("streamer", "imagezmq", *BARE)),
-    (FOOTAGE, 8, 30, "take", ("streamer", "streamer-curve", *PEERS, *BARE)),
+    (FOOTAGE, 8, 30, "take", ("streamer", "streamer-curve", *PEERS, *BARE, CHECKS)),
 ]
 
 
@@ -143,14 +145,20 @@ def rows_of(done: list[Measurement]) -> list[Row]:
             for kind in ("streamer", "imagezmq", "bare")
         )
         for field, what in (("fps", "frames/s"), ("hub_us", "hub CPU a frame")):
-            floor = values(load, "bare-replies", field)
-            rows.append(beside(load, f"{TITLES['bare-replies']}: {what}", floor, stock[field], "imagezmq's"))
+            rows += [
+                beside(load, f"{TITLES[kind]}: {what}", values(load, kind, field), stock[field], "imagezmq's")
+                for kind in PLAIN
+                if kind in kinds
+            ]
         if fps:
             ages = {kind: [each.age_ms for each in done if (each.load, each.kind) == (load, kind)] for kind in kinds}
             for kind in kinds:
                 figure = " ".join(f"{median(age[at] for age in ages[kind]):.2f}" for at in range(3))
                 rows.append(Row(load, f"{TITLES[kind]}: capture to program, ms p50 p95 p99", figure))
-            p99 = {kind: [age[2] for age in ages[kind]] for kind in ("streamer", "imagezmq")}
+            p99 = {kind: [age[2] for age in ages[kind]] for kind in kinds}
+            for kind in PLAIN:
+                what = f"{TITLES[kind]}: latency p99"
+                rows.append(beside(load, what, p99[kind], p99["imagezmq"], "imagezmq's"))
             rows.append(compare(load, "hub CPU", ours["hub_us"], stock["hub_us"], "<= 1", "imagezmq's"))
             curve = values(load, "streamer-curve", "hub_us")
             rows.append(compare(load, "hub CPU with CURVE", curve, ours["hub_us"], "<= 1.6", "that without"))

@@ -23,7 +23,7 @@ import shutil
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 from streamer import keys
@@ -42,6 +42,7 @@ TITLES = {
     "netgear-pub": "NetGear PUB/SUB",
     "bare": "bare ROUTER loop",
     "bare-replies": "bare ROUTER loop that replies",
+    "bare-checks": "bare ROUTER loop that replies, checks, counts and stamps",
 }
 PORT_EACH = ("imagezmq-pub", "netgear", "netgear-pub")
 BARE_HWM = 8
@@ -73,6 +74,8 @@ def make_keys(cameras: int) -> None:
 
 def take(kind: str, ports: list[int], *, raw: bool) -> Iterator[tuple[str, int, Any]]:
     """Receive as a program written for that library does: the camera's name, when it was captured, its picture."""
+    if kind == "bare-checks":
+        return _take_checked(ports[0])
     if kind.startswith("bare"):
         return _take_bare(ports[0], replies=kind == "bare-replies")
     if kind.startswith("netgear"):
@@ -127,6 +130,30 @@ def _take_bare(port: int, *, replies: bool) -> Iterator[tuple[str, int, Any]]:
                 router.send_multipart([route.bytes, b"", b"OK"])
             name, _, captured_ns = header.bytes.partition(b" ")
             yield name.decode(), int(captured_ns), payload
+
+
+def _take_checked(port: int) -> Iterator[tuple[str, int, Any]]:
+    """Do for each message what this package's hub does, in one thread and nothing besides."""
+    import zmq
+
+    from streamer import wire
+    from streamer.presence import Presence
+
+    bytes(KEPT_BYTES)
+    presence = Presence(stale_after_s=3, gone_after_s=30)
+    more = int(zmq.SNDMORE)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.setsockopt(zmq.RCVHWM, BARE_HWM)
+        router.bind(f"tcp://127.0.0.1:{port}")
+        while True:
+            route = router.recv()
+            _, header, payload = (router.recv(copy=False) for _ in range(3))
+            frame = wire.parse(header.bytes, payload.buffer, time.time_ns())
+            presence.add(frame, "127.0.0.1", time.monotonic(), route)
+            router.send(route, more)
+            router.send(b"", more)
+            router.send(wire.reply_to(frame))
+            yield frame.camera, frame.captured_ns or 0, frame
 
 
 class Record:
@@ -260,6 +287,8 @@ def sender(kind: str, port: int, name: str, source: Callable[[], Any] | None = N
         dealer.setsockopt(zmq.SNDHWM, BARE_HWM)
         dealer.connect(f"tcp://127.0.0.1:{port}")
 
+        if kind == "bare-checks":
+            return _send_checked(dealer, name)
         replies = kind == "bare-replies"
         delimiter = [b""] if replies else []
         under_way = 0
@@ -302,6 +331,37 @@ def sender(kind: str, port: int, name: str, source: Callable[[], Any] | None = N
         security = {"curve_key_file": KEYS / name, "curve_hub_keys": (KEYS / "hub.public").read_text()}
     own = streamer.Sender(f"tcp://127.0.0.1:{port}", name=name, source=source, **security)
     return lambda picture, captured_ns: own.send(picture, captured_ns=captured_ns)
+
+
+def _send_checked(dealer: Any, name: str) -> Callable[[Any, int], None]:
+    """Return what does for each picture what this package's sender does, in one thread and nothing besides."""
+    import zmq
+
+    from streamer import clock, codec, wire
+
+    common = wire.make_header(name, extras={"start": wire.make_start(), "clock": True})
+    sizes, hub_clock, more = codec.JpegSizes(), clock.Estimate(), int(zmq.SNDMORE)
+    sent: deque[int] = deque()
+    numbers = itertools.count()
+
+    def send_checked(picture: Any, captured_ns: int) -> None:
+        wall_ns, error_ns = clock.measure(time.monotonic_ns(), time.time_ns(), time.monotonic_ns())
+        jpeg = wire.jpeg_to_send(picture, sizes.read)
+        sent.append(time.monotonic_ns())
+        hub = hub_clock.read(sent[-1])
+        offset = (hub.ns - wall_ns, hub.error_ns + error_ns) if hub else None
+        dealer.send(b"", more)
+        dealer.send(wire.add_counts(common, next(numbers), captured_ns, 0, offset), more)
+        dealer.send(jpeg)
+        if len(sent) == BARE_WINDOW:
+            dealer.recv()
+            reply = dealer.recv()
+            stamp_ns = wire.read_stamp(reply)
+            if stamp_ns is not None:
+                hub_clock.add(sent.popleft(), stamp_ns, time.monotonic_ns())
+            assert wire.refusal_reason(reply) is None
+
+    return send_checked
 
 
 def play(kind: str, port: int, number: int, fps: float, shown: list[Any]) -> None:

@@ -50,7 +50,8 @@ def draw(folder: Path) -> None:
 def _load(figure: Figure, done: list[dict[str, Any]]) -> None:
     """Rate and cost of one sender and of eight, as bars with the range."""
     panels = figure.subplots(1, 2, sharey=True)
-    kinds = [kind for kind in TITLES if any((each["load"], each["kind"]) == (FOOTAGE_LOADS[1], kind) for each in done)]
+    measured = {(each["load"], each["kind"]) for each in done}
+    kinds = [kind for kind in TITLES if all((load, kind) in measured for load in FOOTAGE_LOADS)]
     for panel, field, title in zip(
         panels, ("fps", "hub_us"), ("frames/s, flat out", "hub's CPU time a frame, µs"), strict=True
     ):
