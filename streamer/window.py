@@ -33,7 +33,7 @@ SMALLEST = 2
 _QUEUED_LOW, _QUEUED_HIGH = 0.75, 1.5
 # On a quick link the programs take longer than the network. One frame for each thread on the way, two in the sender and
 # two in the hub, keeps them busy; more would only fall out of the processor caches.
-_QUICK_NS = 2_000_000
+_QUICK_NS = 5_000_000
 _QUICK_SIZE = 4
 # Of a round trip: on a full line packets wait for at least the first part of it, and travel for at most the second. Not
 # asked of shorter ones, where TCP's own delay of an acknowledgement, 40 ms, would look like a queue.
