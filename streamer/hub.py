@@ -16,16 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamer import keys, wire
-from streamer.errors import (
-    ConfigError,
-    TransportError,
-    WireError,
-    half_set,
-    listed,
-    log_failure,
-    reason,
-    seconds,
-)
+from streamer.errors import ConfigError, TransportError, WireError, half_set, listed, log_failure, reason, seconds
 from streamer.mailbox import Mailbox
 from streamer.presence import Change, NameTakenError, OvertakenError, Presence, State
 from streamer.refusals import REMIND_S, Refusals
@@ -113,9 +104,8 @@ class Hub:
         self._first = self._last = 0.0
         self._replier = Replier(bind, pair, self._allowed, plain_bind, guarded=True) if bind else None
         self._ends: list[Replier | Subscriber] = [self._replier] if self._replier else []
-        self._silent: dict[
-            Replier | Subscriber, tuple[str, float]
-        ] = {}  # no frame yet: the endpoint, and when to log that
+        # Those of which no frame has come yet: the endpoint, and when to log that.
+        self._silent: dict[Replier | Subscriber, tuple[str, float]] = {}
         try:
             for endpoint in listed(subscribe):
                 # A context each: libzmq resolves host names of one context in turn, and one may take long.

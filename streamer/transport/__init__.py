@@ -1,6 +1,6 @@
 """The only place that touches ZMQ sockets: a class for each end of request/reply and publish/subscribe, and a poller.
 
-Nothing here but `Waker` is thread-safe: a socket belongs to the thread that uses it.
+Nothing here but `Waker` and `Requester.stop` is thread-safe: a socket belongs to the thread that uses it.
 """
 
 from streamer.transport.poller import Poller, Waker
