@@ -18,7 +18,7 @@ import zmq
 
 from streamer import wire
 from tests.bench import pictures
-from tests.bench.load import BARE, FOOTAGE, record
+from tests.bench.load import BARE, CHECKS, FOOTAGE, PLAIN, record
 from tests.bench.measure import (
     Options,
     Part,
@@ -36,7 +36,7 @@ from tests.bench.measure import (
 )
 from tests.bench.peers import BARE_HWM, COPY_MAX_BYTES, TITLES
 
-KINDS = ("streamer", *BARE)
+KINDS = ("streamer", *BARE, CHECKS)
 # Cameras, and frames a second of each. The last is what two cores cannot do.
 FLEETS = ((1, 30), (8, 30), (60, 30), (200, 30), (600, 10), (600, 30))
 IN_FLIGHT = 2
@@ -93,7 +93,7 @@ def play(kind: str, port: int, cameras: int, fps: float) -> None:
         number = at % cameras
         dealer = sockets[number]
         picture = shown[at % len(shown)]
-        if kind == "streamer":
+        if kind in ("streamer", CHECKS):
             header = wire.add_counts(headers[number], at // cameras, time.time_ns(), 0, None)
         else:
             header = f"cam{number} {time.time_ns()}".encode()
@@ -160,8 +160,10 @@ def run(options: Options) -> list[Row]:
             held = f"{memory:.0f} MB | {max(each.threads for each in those)} | {p99:.1f} ms"
             rows.append(Row(work, f"{TITLES[kind]}: memory | threads | age p99", held))
         ours[cameras, wanted] = costs["streamer"]
-        what = f"{TITLES['bare-replies']}: hub CPU a frame"
-        rows.append(beside(work, what, costs["bare-replies"], costs["bare"], "the bare loop's"))
+        rows += [
+            beside(work, f"{TITLES[kind]}: hub CPU a frame", costs[kind], costs["bare"], "the bare loop's")
+            for kind in PLAIN
+        ]
         rows.append(compare(work, "hub CPU a frame", costs["streamer"], costs["bare"], "<= 1.3", "the bare loop's"))
     flat = "600 cameras x 10 frames/s beside 60 x 30"
     rows.append(compare(flat, "hub CPU a frame", ours[600, 10], ours[60, 30], "<= 1.3", "that of 60"))

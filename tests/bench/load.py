@@ -41,7 +41,7 @@ FOOTAGE = "640x480 q95"
 RAW = "640x480 raw"
 # Format, cameras, frames a second (0: flat out), how the hub's frames are used, kinds.
 LOADS: list[tuple[str, int, int, str, tuple[str, ...]]] = [
-    (FOOTAGE, 1, 0, "keep", ("streamer", *PEERS, *BARE)),
+    (FOOTAGE, 1, 0, "keep", ("streamer", *PEERS, *BARE, CHECKS)),
     (FOOTAGE, 8, 0, "keep", ("streamer", *PEERS, *BARE, CHECKS)),
     ("320x240 q80", 8, 0, "keep", ("streamer", "imagezmq", *BARE, CHECKS)),
     ("1280x720 q85", 8, 0, "keep", ("streamer", "imagezmq", *BARE, CHECKS)),

@@ -42,7 +42,7 @@ TITLES = {
     "netgear-pub": "NetGear PUB/SUB",
     "bare": "bare ROUTER loop",
     "bare-replies": "bare ROUTER loop that replies",
-    "bare-checks": "bare ROUTER loop that replies, checks, counts and stamps",
+    "bare-checks": "bare ROUTER loop that checks too",
 }
 PORT_EACH = ("imagezmq-pub", "netgear", "netgear-pub")
 BARE_HWM = 8

@@ -25,6 +25,7 @@ COLOURS = {
     "netgear-pub": "#CC79A7",
     "bare": "#777777",
     "bare-replies": "#BBBBBB",
+    "bare-checks": "#333333",
 }
 SIZE_IN = (8.2, 3.4)
 DPI = 110
@@ -154,7 +155,7 @@ def _cameras(figure: Figure, done: list[dict[str, Any]]) -> None:
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("cameras, and frames/s of each")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8, frameon=False)
+    panel.legend(fontsize=8, frameon=False, loc="upper left")  # where little memory is needed
     figure.suptitle("Many cameras on one hub, 640x480 JPEG received and kept", fontsize=10)
 
 
