@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import itertools
 import json
 import logging
@@ -492,6 +493,7 @@ def test_command_leaves_nothing_behind(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, notify: NotifySocket
 ) -> None:
     def left() -> tuple[object, ...]:
+        gc.collect()  # else what other tests have left may go in between
         wakeup = signal.set_wakeup_fd(-1)
         signal.set_wakeup_fd(wakeup)
         handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
