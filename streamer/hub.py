@@ -98,30 +98,30 @@ class Hub:
         self._refusals = Refusals(_log)
         self._closing = False
         self._failure: Exception | None = None
-        share_interpreter()
         self._process = os.getpid()
         self.turned = time.monotonic()  # last turn of the thread's loop, for a watchdog
         self._first = self._last = 0.0
-        self._replier = Replier(bind, pair, self._allowed, plain_bind, guarded=True) if bind else None
-        self._ends: list[Replier | Subscriber] = [self._replier] if self._replier else []
+        self._waker = Waker()
+        self._replier: Replier | None = None
+        self._ends: list[Replier | Subscriber] = []
         # Those of which no frame has come yet: the endpoint, and when to log that.
         self._silent: dict[Replier | Subscriber, tuple[str, float]] = {}
         try:
+            if bind:
+                self._replier = Replier(bind, pair, self._allowed, plain_bind, guarded=True)
+                self._ends.append(self._replier)
             for endpoint in listed(subscribe):
                 # A context each: libzmq resolves host names of one context in turn, and one may take long.
                 self._ends.append(subscriber := Subscriber(guarded=True))
                 subscriber.connect(endpoint)
                 self._silent[subscriber] = endpoint, time.monotonic() + _SILENT_S
-            self._waker = Waker()
-            try:
-                self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
-                self._thread.start()
-            except BaseException:
-                self._waker.close()
-                raise
+            self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
+            self._thread.start()
         except BaseException:
             self._close_ends()
+            self._waker.close()
             raise
+        share_interpreter()
 
     @property
     def endpoint(self) -> str | None:

@@ -158,7 +158,7 @@ class ImageSender:
                 if why is not None:  # most programs do not look at the reply
                     self._complaints.tell("%s refuses the frames: %s", self._end.endpoint, why)
                 return reply
-            if seq:  # the label of a camera, not of a single picture
+            if seq == 1:  # one more label is a camera's, and not of a single picture
                 self._end.widen(2 * sum(count > 1 for count in self._counts.values()))
             self._end.send(header, payload)
             return None

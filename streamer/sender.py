@@ -302,7 +302,6 @@ class Sender:
         self.turned = time.monotonic()  # last turn of the thread's loop, for a watchdog
         self._links: list[_Link] = []
         self._publisher: Publisher | None = None
-        share_interpreter()
         self._process = os.getpid()
         try:
             start = wire.make_start()
@@ -319,6 +318,7 @@ class Sender:
             self._close_ends()
             self._waker.close()
             raise
+        share_interpreter()
         atexit.register(self._leave)
 
     def send(self, picture: Buffer | npt.NDArray[Any], *, captured_ns: int | None = None) -> None:
