@@ -26,12 +26,13 @@ import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
-from streamer import keys
 from tests.bench import pictures
 from tests.bench.measure import RESULTS, end_with_input, percentiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import zmq
 
 TITLES = {
     "streamer": "streamer",
@@ -62,6 +63,8 @@ def ports_of(kind: str, cameras: int) -> int:
 
 def make_keys(cameras: int) -> None:
     """Make what `streamer-curve` needs: key pairs of the hub and of so many cameras, and the list of who may send."""
+    from streamer import keys
+
     shutil.rmtree(KEYS, ignore_errors=True)
     KEYS.mkdir(parents=True)
     (KEYS / "hub.public").write_text(keys.make_pair(KEYS / "hub").public)
@@ -117,13 +120,19 @@ def _netgear(kind: str, port: Any, *, receive_mode: bool) -> Any:
     return NetGear("127.0.0.1", port, "tcp", pattern, receive_mode=receive_mode, **options)
 
 
-def _take_bare(port: int, *, replies: bool) -> Iterator[tuple[str, int, Any]]:
+@contextlib.contextmanager
+def _router(port: int) -> Iterator[zmq.Socket[bytes]]:
     import zmq
 
     bytes(KEPT_BYTES)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.setsockopt(zmq.RCVHWM, BARE_HWM)
         router.bind(f"tcp://127.0.0.1:{port}")
+        yield router
+
+
+def _take_bare(port: int, *, replies: bool) -> Iterator[tuple[str, int, Any]]:
+    with _router(port) as router:
         while True:
             route, *_, header, payload = router.recv_multipart(copy=False)
             if replies:
@@ -139,12 +148,9 @@ def _take_checked(port: int) -> Iterator[tuple[str, int, Any]]:
     from streamer import wire
     from streamer.presence import Presence
 
-    bytes(KEPT_BYTES)
     presence = Presence(stale_after_s=3, gone_after_s=30)
     more = int(zmq.SNDMORE)
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
-        router.setsockopt(zmq.RCVHWM, BARE_HWM)
-        router.bind(f"tcp://127.0.0.1:{port}")
+    with _router(port) as router:
         while True:
             route = router.recv()
             _, header, payload = (router.recv(copy=False) for _ in range(3))
