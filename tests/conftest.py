@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import pytest
 
-from streamer import hub, keys
+from streamer import codec, hub, keys
 from streamer.transport import sending
 
 if TYPE_CHECKING:
@@ -57,18 +57,46 @@ def at_each_line(module: ModuleType, look: Callable[[], object]) -> Iterator[Non
         sys.settrace(before)
 
 
+def until_all_is_told() -> None:
+    """Wait until nobody looks up names any more, to log that there is no peer."""
+    until(lambda: not any(thread.name == "telling" for thread in threading.enumerate()))
+
+
+class SlowNames:
+    """A name server that takes its time."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.may_answer = threading.Event()
+
+    def look_up(self, *_: object) -> None:
+        self.asked.set()
+        self.may_answer.wait()
+
+    def answer(self) -> None:
+        """Answer; wait until what comes of it has been logged."""
+        self.may_answer.set()
+        until_all_is_told()
+
+
 @pytest.fixture
-def slow_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """A name server that has been asked once the first is set, and answers once the second is."""
-    asked, go_on = threading.Event(), threading.Event()
+def slow_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowNames]:
+    names = SlowNames()
+    monkeypatch.setattr(sending, "getaddrinfo", names.look_up)
+    yield names
+    names.may_answer.set()
 
-    def look_up(*_: object) -> None:
-        asked.set()
-        go_on.wait()
 
-    monkeypatch.setattr(sending, "getaddrinfo", look_up)
-    yield asked, go_on
-    go_on.set()
+JPEG_LIBRARIES = ("simplejpeg", "cv2", "PIL")
+
+
+@pytest.fixture
+def no_jpeg_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in JPEG_LIBRARIES:
+        monkeypatch.setitem(sys.modules, name, None)
+    codec.library.cache_clear()
+    yield
+    codec.library.cache_clear()
 
 
 @pytest.fixture

@@ -1647,11 +1647,8 @@ def test_a_camera_needs_no_other_ones_library(source: str, blocked: list[str], m
     assert callable(cameras.opener(source, name="pi1", size=(640, 480), fps=30, quality=85))
 
 
-@pytest.mark.usefixtures("forgotten")
-def test_a_video_for_which_there_is_no_jpeg_library_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for library in ("simplejpeg", "cv2", "PIL"):
-        monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.setattr(codec, "library", codec.library.__wrapped__)
+@pytest.mark.usefixtures("forgotten", "no_jpeg_library")
+def test_a_video_for_which_there_is_no_jpeg_library_is_refused_at_once() -> None:
     with pytest.raises(MissingExtraError, match=r"^decoding or encoding JPEG needs the extra 'opencv'"):
         cameras.opener("file:none", name="pi1", size=(640, 480), fps=30, quality=85)
 

@@ -11,6 +11,7 @@ import pytest
 
 from streamer import codec
 from streamer.errors import CodecError, MissingExtraError
+from tests.conftest import JPEG_LIBRARIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,26 +19,16 @@ if TYPE_CHECKING:
     from streamer.codec import Image
 
 DATA = Path(__file__).parent / "data"
-LIBRARIES = ("simplejpeg", "cv2", "PIL")
 
 
-@pytest.fixture(params=LIBRARIES)
+@pytest.fixture(params=JPEG_LIBRARIES)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Only one JPEG library is installed."""
-    for name in LIBRARIES:
+    for name in JPEG_LIBRARIES:
         if name != request.param:
             monkeypatch.setitem(sys.modules, name, None)
     codec.library.cache_clear()
     yield request.param
-    codec.library.cache_clear()
-
-
-@pytest.fixture
-def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in LIBRARIES:
-        monkeypatch.setitem(sys.modules, name, None)
-    codec.library.cache_clear()
-    yield
     codec.library.cache_clear()
 
 
@@ -318,7 +309,7 @@ def test_a_library_that_does_not_load_is_told_and_the_next_taken(
     ]
 
 
-@pytest.mark.usefixtures("no_library")
+@pytest.mark.usefixtures("no_jpeg_library")
 def test_without_a_library() -> None:
     with pytest.raises(MissingExtraError, match="'opencv'"):
         codec.decode_jpeg((DATA / "colour.jpg").read_bytes())
@@ -326,6 +317,6 @@ def test_without_a_library() -> None:
         codec.encode_jpeg(gradient(16, 16), 85)
 
 
-@pytest.mark.usefixtures("no_library")
+@pytest.mark.usefixtures("no_jpeg_library")
 def test_sizes_need_no_library() -> None:
     assert codec.jpeg_size((DATA / "colour.jpg").read_bytes()) == (24, 16)

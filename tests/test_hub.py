@@ -28,7 +28,7 @@ from streamer.presence import CAMERAS_MAX, ONCE_MAX
 from streamer.refusals import Refusals
 from streamer.sender import Sender
 from streamer.transport import Received, Replier
-from tests.conftest import HubClock, Keys, at_each_line, until
+from tests.conftest import HubClock, Keys, SlowNames, at_each_line, until
 from tests.peers import (
     JPEG,
     LOCAL,
@@ -687,24 +687,21 @@ def test_publishers_of_whom_nothing_comes_are_told_again_and_again(
 @pytest.mark.parametrize("happens", ["a frame comes", "closed"])
 def test_a_publisher_that_is_no_longer_silent_is_not_told(
     happens: str,
-    slow_names: tuple[threading.Event, threading.Event],
+    slow_names: SlowNames,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(module, "_SILENT_S", 0.1)
-    asked, go_on = slow_names
     with raw(zmq.XPUB) as publisher:
         publisher.bind(LOCAL)
         with Hub(None, subscribe=[publisher.getsockopt_string(zmq.LAST_ENDPOINT)]) as hub:
-            assert asked.wait(WAIT_S)
+            assert slow_names.asked.wait(WAIT_S)
             if happens == "a frame comes":
                 publisher.recv()
                 publisher.send_multipart([header("pi1"), JPEG])
                 until(lambda: states(hub))
-                go_on.set()
-                until(lambda: not any(thread.name == "telling" for thread in threading.enumerate()))
-        go_on.set()
-        until(lambda: not any(thread.name == "telling" for thread in threading.enumerate()))
+                slow_names.answer()
+        slow_names.answer()
     assert "nothing comes" not in caplog.text
 
 

@@ -24,7 +24,7 @@ from streamer.errors import MissingExtraError, TransportError, WireError
 from streamer.imagezmq import ImageHub, ImageSender
 from streamer.sender import Sender
 from streamer.transport import sending
-from tests.conftest import until
+from tests.conftest import SlowNames, until, until_all_is_told
 from tests.peers import (
     JPEG,
     LOCAL,
@@ -460,7 +460,7 @@ def test_the_want_of_a_hub_is_told_once_it_has_lasted(
         with ImageHub(address) as hub:
             hub.recv_jpg()
             until(lambda: sender._end._met)  # type: ignore[union-attr]
-            until(lambda: not any(thread.name == "telling" for thread in threading.enumerate()))
+            until_all_is_told()
             told = caplog.messages.count(want)
             assert not wait([reply], 0.3).done, "it may take its time to reply"
             hub.send_reply()
@@ -471,18 +471,16 @@ def test_the_want_of_a_hub_is_told_once_it_has_lasted(
 def test_the_want_of_a_hub_is_not_told_once_closed(
     address: str,
     pool: ThreadPoolExecutor,
-    slow_names: tuple[threading.Event, threading.Event],
+    slow_names: SlowNames,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(sending, "_SILENT_S", 0.1)
-    asked, go_on = slow_names
     with ImageSender(address) as sender:
         reply = pool.submit(sender.send_jpg, "pi1", JPEG)
-        assert asked.wait(WAIT_S)
+        assert slow_names.asked.wait(WAIT_S)
     assert isinstance(reply.exception(WAIT_S), zmq.ZMQError)
-    go_on.set()
-    until(lambda: not any(thread.name == "telling" for thread in threading.enumerate()))
+    slow_names.answer()
     assert "no hub" not in caplog.text
 
 

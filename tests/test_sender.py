@@ -33,7 +33,7 @@ from streamer.sender import Feed, Sender
 from streamer.transport import Poller, Requester
 from streamer.wall import Wall
 from tests.chaos.line import Line
-from tests.conftest import Keys, at_each_line, until
+from tests.conftest import Keys, SlowNames, at_each_line, until
 from tests.peers import (
     JPEG,
     LOCAL,
@@ -560,18 +560,15 @@ def test_want_of_a_hub_is_not_told_if_it_ends_while_a_name_is_looked_up(
     happens: str,
     quick: None,
     hub: RawHub,
-    slow_names: tuple[threading.Event, threading.Event],
+    slow_names: SlowNames,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    asked, go_on = slow_names
     with Sender(hub.endpoint, "pi1", reply_timeout_s=0.1) as sender:
-        send_until(sender, asked.is_set)
+        send_until(sender, slow_names.asked.is_set)
         if happens == "a hub answers":
             send_until(sender, lambda: answer_all(hub) or sender.statistics.hub)
-            go_on.set()
-            until(lambda: not any(thread.name == "telling" for thread in threading.enumerate()))
-    go_on.set()
-    until(lambda: not any(thread.name == "telling" for thread in threading.enumerate()))
+            slow_names.answer()
+    slow_names.answer()
     assert "no hub" not in caplog.text
 
 
